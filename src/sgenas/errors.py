@@ -1,0 +1,29 @@
+"""Errors that sgenas raises on purpose. All are one line and name the field, the limit and the value."""
+
+
+class SgenasError(Exception):
+    """Base of every error that the library raises on purpose; catch it to catch them all."""
+
+
+class InvalidValueError(SgenasError, ValueError):
+    """An argument of a library function or class is outside what it accepts."""
+
+
+class ConfigError(SgenasError):
+    """A setting of a run is outside what it accepts, or two settings contradict each other."""
+
+
+class DataError(SgenasError):
+    """A data set is missing, unreadable or not what a classifier can be trained on."""
+
+
+class GenotypeError(SgenasError):
+    """A genotype is malformed: unknown operation, edge against the order of the nodes, broken JSON."""
+
+
+class RunFolderError(SgenasError):
+    """A run folder cannot be used: it exists already, is missing, or holds no run."""
+
+
+class CheckpointError(RunFolderError):
+    """A checkpoint is missing, damaged, or belongs to another configuration."""

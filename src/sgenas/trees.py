@@ -1,0 +1,117 @@
+"""Maths on trees: dicts from names to tensors, the form in which weights, alphas and gradients travel.
+
+Every function returns new tensors and changes nothing. Two trees given together must have the same names
+in the same order and the same shapes. The arithmetic goes through torch's foreach kernels: a supernet has
+over a thousand weight tensors, and one call per tensor from Python costs as much as the arithmetic.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from sgenas.errors import InvalidValueError
+
+Tree = dict[str, Tensor]
+
+
+def _lists(*trees: Tree) -> list[list[Tensor]]:
+    first = trees[0]
+    for other in trees[1:]:
+        if list(first) != list(other):
+            raise InvalidValueError(f"trees must have the same names, got {_difference(first, other)}")
+    return [list(tree.values()) for tree in trees]
+
+
+def _difference(first: Tree, other: Tree) -> str:
+    missing, extra = sorted(set(first) - set(other)), sorted(set(other) - set(first))
+    if not missing and not extra:
+        return "the same names in another order"
+    return f"names only in the first: {missing[:3]}, only in the second: {extra[:3]}"
+
+
+def _tree(names: Tree, values: Sequence[Tensor]) -> Tree:
+    return dict(zip(names, values, strict=True))
+
+
+def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """{name: function(tensor)}."""
+    return {name: function(tensor) for name, tensor in tree.items()}
+
+
+def detach(tree: Tree) -> Tree:
+    """The same values, cut off from the graph; storage is shared."""
+    return map_tree(Tensor.detach, tree)
+
+
+def clone(tree: Tree) -> Tree:
+    """A detached copy with its own storage."""
+    return map_tree(lambda tensor: tensor.detach().clone(), tree)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Zeros in the shapes, types and places of `tree`."""
+    return map_tree(torch.zeros_like, tree)
+
+
+def leaves(tree: Tree) -> Tree:
+    """Detached tensors that record gradients, to differentiate with respect to; storage is shared."""
+    return map_tree(lambda tensor: tensor.detach().requires_grad_(), tree)
+
+
+def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
+    """first + scale * second; `scale` is a number or a 0-d tensor (which is not read back to the host)."""
+    left, right = _lists(first, second)
+    if isinstance(scale, Tensor):
+        return _tree(first, torch._foreach_add(left, torch._foreach_mul(right, scale)))
+    return _tree(first, torch._foreach_add(left, right, alpha=scale))
+
+
+def subtract(first: Tree, second: Tree) -> Tree:
+    """first - second."""
+    left, right = _lists(first, second)
+    return _tree(first, torch._foreach_sub(left, right))
+
+
+def scale(tree: Tree, factor: float | Tensor) -> Tree:
+    """factor * tree; `factor` is a number or a 0-d tensor."""
+    (values,) = _lists(tree)
+    return _tree(tree, torch._foreach_mul(values, factor))
+
+
+def dot(first: Tree, second: Tree) -> Tensor:
+    """Inner product over all entries of all tensors, a 0-d tensor; an empty tree is an error."""
+    left, right = _lists(first, second)
+    if not left:
+        raise InvalidValueError("trees.dot needs at least one tensor, got an empty tree")
+    products = torch._foreach_mul(left, right)
+    return torch.stack([product.sum() for product in products]).sum()
+
+
+def norm(tree: Tree) -> Tensor:
+    """Euclidean norm over all entries of all tensors, a 0-d tensor."""
+    (values,) = _lists(tree)
+    if not values:
+        raise InvalidValueError("trees.norm needs at least one tensor, got an empty tree")
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+
+
+def size(tree: Tree) -> int:
+    """Number of entries in all tensors together."""
+    return sum(tensor.numel() for tensor in tree.values())
+
+
+def flatten(tree: Tree) -> Tensor:
+    """All entries in one vector of `size(tree)`, tensors in the order of the tree."""
+    return torch.cat([tensor.reshape(-1) for tensor in tree.values()])
+
+
+def unflatten(vector: Tensor, like: Tree) -> Tree:
+    """Inverse of `flatten`: cuts `vector` into the shapes of `like`, in its types and places."""
+    if vector.shape != (size(like),):
+        raise InvalidValueError(f"vector must have shape ({size(like)},), got {tuple(vector.shape)}")
+    parts = vector.split([tensor.numel() for tensor in like.values()])
+    return {
+        name: part.reshape(tensor.shape).to(tensor.device, tensor.dtype)
+        for part, (name, tensor) in zip(parts, like.items(), strict=True)
+    }
