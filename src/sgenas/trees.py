@@ -63,7 +63,7 @@ def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
     """first + scale * second; `scale` is a number or a 0-d tensor (which is not read back to the host)."""
     left, right = _lists(first, second)
     if isinstance(scale, Tensor):
-        return _tree(first, torch._foreach_add(left, torch._foreach_mul(right, scale)))
+        return _tree(first, torch._foreach_addcmul(left, right, [scale] * len(right)))
     return _tree(first, torch._foreach_add(left, right, alpha=scale))
 
 
@@ -76,7 +76,9 @@ def subtract(first: Tree, second: Tree) -> Tree:
 def scale(tree: Tree, factor: float | Tensor) -> Tree:
     """factor * tree; `factor` is a number or a 0-d tensor."""
     (values,) = _lists(tree)
-    return _tree(tree, torch._foreach_mul(values, factor))
+    # One 0-d tensor for the whole list has a broken backward in torch 2.14; a list of it is right.
+    factors = [factor] * len(values) if isinstance(factor, Tensor) else factor
+    return _tree(tree, torch._foreach_mul(values, factors))
 
 
 def dot(first: Tree, second: Tree) -> Tensor:

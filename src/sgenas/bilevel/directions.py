@@ -1,0 +1,17 @@
+"""Random directions in the space of the alphas."""
+
+import torch
+
+from sgenas import trees
+from sgenas.trees import Tree
+
+
+def gaussian(count: int, alphas: Tree, generator: torch.Generator) -> list[Tree]:
+    """`count` independent draws u_j ~ N(0, I) over all alphas jointly, each shaped as `alphas`.
+
+    All numbers are drawn at once on the generator's device and then moved, so that the same seed gives the
+    same directions on every device, on one process or many. E[u u^T] = I.
+    """
+    dtype = next(iter(alphas.values())).dtype
+    draws = torch.randn(count, trees.size(alphas), generator=generator, device=generator.device, dtype=dtype)
+    return [trees.unflatten(draw, alphas) for draw in draws]

@@ -1,0 +1,38 @@
+"""First order: the direct gradient alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sgenas.bilevel.inner import InnerState
+from sgenas.bilevel.problem import BilevelProblem
+from sgenas.bilevel.result import Cost, HypergradientResult
+from sgenas.trees import Tree
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Eq. 3 without its second term: grad = d L_val(Y^N, alpha) / d alpha, the weights taken as constants.
+
+    With N = 1 and the trajectory's end as the next weights this is the first-order DARTS alternation
+    (arXiv:1806.09055, section 2.3 with xi = 0): a step of the weights, a step of the alphas, and so on.
+    Cost: N + 1 forward and backward passes. `generator` is not used.
+    """
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        alphas: Tree,
+        inner_batches: Sequence[Any],
+        outer_batch: Any,
+        *,
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> HypergradientResult:
+        steps = len(inner_batches)
+        trajectory = problem.run(state, alphas, inner_batches)
+        outer_loss, direct = problem.outer_alpha_gradient(trajectory.end.weights, alphas, outer_batch)
+        cost = Cost(forward=steps + 1, backward=steps + 1, inner_steps=steps)
+        return HypergradientResult(direct, direct, trajectory.end, trajectory.losses, outer_loss, cost)

@@ -1,0 +1,103 @@
+"""A bilevel problem: min over alphas of outer_loss(w*(alphas), alphas), w* = argmin over w of inner_loss.
+
+Losses are pure: they take every tensor that they depend on, change nothing, and return a 0-d tensor. A batch
+may be anything, since only the losses look into it; randomness that a loss needs belongs into its batch.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgenas import trees
+from sgenas.bilevel.inner import SGD, InnerState
+from sgenas.errors import InvalidValueError
+from sgenas.trees import Tree
+
+Loss = Callable[[Tree, Tree, Any], Tensor]
+"""loss(weights, alphas, batch) -> 0-d tensor."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """N inner steps: the state before the last, the gradient that it used, the state after it, N losses."""
+
+    before_last: InnerState
+    last_grad: Tree
+    end: InnerState
+    losses: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class BilevelProblem:
+    """Eq. 2 of the paper with the optimiser that solves its inner part; see the module's docstring.
+
+    inner_loss is L_train(w, alpha; batch), outer_loss is L_val(w, alpha; batch).
+    """
+
+    inner_loss: Loss
+    outer_loss: Loss
+    inner_optimizer: SGD
+
+    def init(self, weights: Tree) -> InnerState:
+        """The first state of the inner optimisation, from copies of `weights`."""
+        return self.inner_optimizer.init(weights)
+
+    def inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
+        """(L_train, d L_train / d weights), both detached. One forward and one backward pass."""
+        leaves = trees.leaves(weights)
+        loss = _scalar(self.inner_loss(leaves, trees.detach(alphas), batch), "inner_loss")
+        return loss.detach(), _gradient(loss, leaves)
+
+    def inner_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
+        """(L_train, d L_train / d alphas), both detached. One forward and one backward pass."""
+        leaves = trees.leaves(alphas)
+        loss = _scalar(self.inner_loss(trees.detach(weights), leaves, batch), "inner_loss")
+        return loss.detach(), _gradient(loss, leaves)
+
+    def outer_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
+        """(L_val, d L_val / d alphas at fixed weights), both detached. One forward and one backward pass."""
+        leaves = trees.leaves(alphas)
+        loss = _scalar(self.outer_loss(trees.detach(weights), leaves, batch), "outer_loss")
+        return loss.detach(), _gradient(loss, leaves)
+
+    def outer_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
+        """(L_val, d L_val / d weights, d L_val / d alphas), detached. One forward and one backward pass."""
+        weight_leaves, alpha_leaves = trees.leaves(weights), trees.leaves(alphas)
+        loss = _scalar(self.outer_loss(weight_leaves, alpha_leaves, batch), "outer_loss")
+        gradients = _gradients(loss, [*weight_leaves.values(), *alpha_leaves.values()])
+        weight_gradients = dict(zip(weight_leaves, gradients, strict=False))
+        alpha_gradients = dict(zip(alpha_leaves, gradients[len(weight_leaves) :], strict=True))
+        return loss.detach(), weight_gradients, alpha_gradients
+
+    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Trajectory:
+        """Takes one inner step per batch. Raises InvalidValueError when there is no batch."""
+        if len(batches) < 1:
+            raise InvalidValueError("inner_batches must hold at least 1 batch (N >= 1), got 0")
+        losses = []
+        for batch in batches:
+            before = state
+            loss, grad = self.inner_gradient(before.weights, alphas, batch)
+            state = self.inner_optimizer.step(before, grad)
+            losses.append(loss)
+        return Trajectory(before, grad, state, tuple(losses))
+
+
+def _scalar(loss: Tensor, name: str) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InvalidValueError(f"{name} must return a 0-d tensor, got {got}")
+    return loss
+
+
+def _gradient(loss: Tensor, leaves: Tree) -> Tree:
+    return dict(zip(leaves, _gradients(loss, list(leaves.values())), strict=True))
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    # A loss that uses none of the leaves has no graph at all, which autograd.grad refuses.
+    if not loss.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
