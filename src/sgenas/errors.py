@@ -27,3 +27,7 @@ class RunFolderError(SgenasError):
 
 class CheckpointError(RunFolderError):
     """A checkpoint is missing, damaged, or belongs to another configuration."""
+
+
+class DivergenceError(SgenasError):
+    """A loss or hypergradient stopped being finite; the last checkpoint is from before that."""

@@ -112,7 +112,7 @@ def unflatten(vector: Tensor, like: Tree) -> Tree:
     """Inverse of `flatten`: cuts `vector` into the shapes of `like`, in its types and places."""
     if vector.shape != (size(like),):
         raise InvalidValueError(f"vector must have shape ({size(like)},), got {tuple(vector.shape)}")
-    parts = vector.split([tensor.numel() for tensor in like.values()])
+    parts = torch.split(vector, [tensor.numel() for tensor in like.values()])
     return {
         name: part.reshape(tensor.shape).to(tensor.device, tensor.dtype)
         for part, (name, tensor) in zip(parts, like.items(), strict=True)

@@ -1,0 +1,231 @@
+"""The command `sgenas`: search, resume, show. Flags and help are generated from the settings' dataclasses.
+
+Exit codes: 0 done; 1 the search diverged; 2 bad input, one line on stderr says which; 130 stopped by Ctrl-C
+or SIGTERM after a checkpoint was written.
+"""
+
+import contextlib
+import io
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+import sgenas
+from sgenas.display import cell_text, display_for
+from sgenas.engine import SearchConfig, SearchResult, resume_search, run_search
+from sgenas.engine.run_folder import read_config
+from sgenas.errors import ConfigError, DivergenceError, RunFolderError, SgenasError
+from sgenas.spaces import Genotype
+
+STOPPED = 130
+BAD_INPUT = 2
+DIVERGED = 1
+
+
+@dataclass(frozen=True)
+class SearchCommand(SearchConfig):
+    """Search a cell and write a run folder.
+
+    Example: sgenas search --data cifar10 --method darts --estimator sge --directions 10 --out runs/first
+    """
+
+    out: Path | None = None
+    """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
+    overwrite: bool = False
+    """replace the run that the folder holds"""
+    config: Path | None = None
+    """start from the settings of this config.json (or run folder); other flags change them"""
+
+    @property
+    def settings(self) -> SearchConfig:
+        """The settings alone, as a run folder keeps them."""
+        return SearchConfig(**{item.name: getattr(self, item.name) for item in fields(SearchConfig)})
+
+
+@dataclass(frozen=True)
+class ResumeCommand:
+    """Go on with a search that was stopped or killed, exactly where its checkpoint stands.
+
+    Example: sgenas resume runs/first
+    """
+
+    run: tyro.conf.Positional[Path]
+    """run folder"""
+
+
+@dataclass(frozen=True)
+class ShowCommand:
+    """Print the cell of a run and draw it, with the curves of the search and a report.
+
+    Example: sgenas show runs/first
+    """
+
+    run: tyro.conf.Positional[Path]
+    """run folder, or a genotype file (JSON)"""
+    out: Path | None = None
+    """draw only the cell, into this .png or .svg file"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (by default that of the process) and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        sys.stdout.write(f"sgenas {sgenas.__version__}\n")
+        return 0
+    try:
+        command = _parse(arguments or ["--help"])
+        if isinstance(command, ShowCommand):
+            return _show(command)
+        return _run(command)
+    except DivergenceError as error:
+        sys.stderr.write(f"sgenas: {error}\n")
+        return DIVERGED
+    except SgenasError as error:
+        sys.stderr.write(f"sgenas: {error}\n")
+        return BAD_INPUT
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command as an object; a fault is a ConfigError of one line instead of tyro's drawn box."""
+    defaults = _search_defaults(arguments)
+    kinds: Any = (
+        Annotated[SearchCommand, tyro.conf.subcommand("search", default=defaults)]
+        | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
+        | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+    )
+    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    drawn = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(drawn):
+            return tyro.cli(
+                kinds,
+                prog="sgenas",
+                description=sgenas.__doc__,
+                args=arguments,
+                config=style,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ConfigError(_undrawn(drawn.getvalue())) from None
+
+
+def _search_defaults(arguments: list[str]) -> SearchCommand:
+    """Defaults of `search`: those of the file that `--config` names, if it does."""
+    for index, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == "--config":
+            if not separator:
+                if index + 1 == len(arguments):
+                    raise ConfigError("--config must be followed by a file, got nothing")
+                value = arguments[index + 1]
+            return SearchCommand(**vars(read_config(value)))
+    return SearchCommand()
+
+
+def _undrawn(box: str) -> str:
+    """The first paragraph of an error that tyro drew in a box, as one line."""
+    words = []
+    for line in box.splitlines()[1:]:
+        content = line.strip("│╭╮╰╯ ")
+        if content.strip("─ ") == "":
+            break
+        words.append(content)
+    return " ".join(words) or "bad command line; see sgenas --help"
+
+
+def _run(command: SearchCommand | ResumeCommand) -> int:
+    console = Console()
+    with _stop_signals() as stopped, display_for(console) as display:
+        if isinstance(command, SearchCommand):
+            result = run_search(
+                command.settings,
+                command.out or _default_folder(command.settings),
+                overwrite=command.overwrite,
+                observer=display,
+                stop=lambda: bool(stopped),
+            )
+        else:
+            result = resume_search(command.run, observer=display, stop=lambda: bool(stopped))
+    if not result.finished:
+        console.print(f"Stopped. Go on with:  sgenas resume {result.path}", soft_wrap=True)
+        return STOPPED
+    _close(console, result)
+    return 0
+
+
+def _default_folder(settings: SearchConfig) -> Path:
+    source = settings.data.data.split(":")[0]
+    return Path("runs") / f"{settings.method}-{settings.estimator.estimator}-{source}-{settings.seed}"
+
+
+def _close(console: Console, result: SearchResult) -> None:
+    """Draws the pictures and says what came out."""
+    from sgenas.report import read_run, save_all
+
+    written = save_all(result.path)
+    record = read_run(result.path)
+    last = record.epochs[-1]
+    console.print(cell_text(result.genotype))
+    console.print(
+        f"validation accuracy of the supernet: {100 * last['val_accuracy']:.2f} %"
+        f" after {last['epoch'] + 1} epochs and {last['seconds']:.0f} s",
+        soft_wrap=True,
+    )
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def _show(command: ShowCommand) -> int:
+    from sgenas.report import draw_genotype, save_all
+
+    path = command.run
+    if not path.exists():
+        raise RunFolderError(f"{path} does not exist: show needs a run folder or a genotype file")
+    genotype_path = path / "genotype.json" if path.is_dir() else path
+    if path.is_dir():
+        read_config(path)
+        if not genotype_path.exists():
+            raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
+    genotype = Genotype.load(genotype_path)
+    console = Console()
+    console.print(cell_text(genotype))
+    if command.out is not None or not path.is_dir():
+        written = [draw_genotype(genotype, command.out or path.with_suffix(".png"))]
+    else:
+        written = save_all(path)
+    for drawn in written:
+        console.print(f"  {drawn}", soft_wrap=True, highlight=False)
+    return 0
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that holds the first Ctrl-C or SIGTERM; a second one ends the process at once, as usual."""
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        sys.stderr.write("\nstopping after this step, once a checkpoint is written; again to stop at once\n")
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

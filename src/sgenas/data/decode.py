@@ -1,0 +1,95 @@
+"""Encoded images (files or bytes) to uint8 tensors, through PIL.
+
+Two passes: the headers of all images first, which settles size and channels before a pixel is decoded and
+lets the pixels go straight to where they stay. In one thread: on CIFAR-sized images the interpreter lock
+makes two threads slower than one (1.4 s against 0.7 s for 10,000 images on two cores).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sgenas.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+"""What is decoded. PIL knows many more formats, some with decoders that run other programs."""
+LARGEST_SIDE = 4096
+"""Pixels; a larger image is refused before its pixels are decoded."""
+
+
+class Encoded(NamedTuple):
+    """One encoded image: `name` stands for it in messages, `content` is its bytes or its file."""
+
+    name: str
+    content: bytes | Path
+
+
+class Layout(NamedTuple):
+    """What all images of a data set share: channels (1 or 3), height and width in pixels."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def layout_of(images: Iterable[Encoded]) -> Layout:
+    """The layout to decode `images` with, from their headers: 1 channel if all are grey (L, 1), else RGB.
+
+    Raises DataError for an image that is no image, has over 4096 pixels on a side, more than 8 bits a
+    channel, or another size than the first; and for no image at all.
+    """
+    first: tuple[str, int, int] | None = None
+    grey = True
+    for image in images:
+        with _opened(image) as opened:
+            width, height, mode = opened.width, opened.height, opened.mode
+        if max(width, height) > LARGEST_SIDE:
+            raise DataError(
+                f"{image.name} must have at most {LARGEST_SIDE} pixels on a side, got {width} x {height}"
+            )
+        if mode.startswith(("I", "F")):
+            raise DataError(f"{image.name} must have 8 bits a channel, got PIL mode {mode}")
+        if first is None:
+            first = image.name, width, height
+        elif (width, height) != first[1:]:
+            raise DataError(
+                f"{image.name} must have the size of {first[0]}, {first[1]} x {first[2]},"
+                f" got {width} x {height}"
+            )
+        grey = grey and mode in ("L", "1")
+    if first is None:
+        raise DataError("at least one image is needed, got none")
+    return Layout(1 if grey else 3, height=first[2], width=first[1])
+
+
+def decode(images: Sequence[Encoded], layout: Layout) -> Tensor:
+    """The pixels, uint8 (N, C, H, W), of images that `layout_of` has accepted; DataError for a broken one."""
+    pixels = np.empty((len(images), *layout), dtype=np.uint8)
+    mode = "L" if layout.channels == 1 else "RGB"
+    for index, image in enumerate(images):
+        with _opened(image) as opened:
+            array = np.asarray(opened if opened.mode == mode else opened.convert(mode))
+            pixels[index] = array if layout.channels == 1 else array.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
+@contextmanager
+def _opened(image: Encoded) -> Iterator[Image.Image]:
+    content = BytesIO(image.content) if isinstance(image.content, bytes) else image.content
+    try:
+        with Image.open(content, formats=FORMATS) as opened:
+            yield opened
+    except UnidentifiedImageError:
+        raise DataError(f"{image.name} cannot be decoded: not a {', '.join(FORMATS)} image") from None
+    except DataError:
+        raise
+    except Exception as error:
+        # PIL's decoders raise a dozen types on broken files, OSError and SyntaxError among them
+        raise DataError(f"{image.name} cannot be decoded: {' '.join(str(error).split())}") from None

@@ -1,0 +1,176 @@
+"""Parquet files of encoded images with integer labels, in the layout of Hugging Face data sets or plainer."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sgenas.data.decode import Encoded, decode, layout_of
+from sgenas.data.images import ImageData, ImageSet, Pick
+from sgenas.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+TEST_WORDS = {"test", "val", "valid", "validation"}
+
+
+class _File(NamedTuple):
+    path: Path
+    image: str
+    labels: Tensor
+    names: tuple[str, ...] | None
+
+
+def read_parquet(name: str, paths: str, pick: Pick) -> ImageData:
+    """The images in `paths`, comma-separated files and folders of `*.parquet`, in the order given.
+
+    Files with `test`, `val`, `valid` or `validation` as a word of their name are the test set. `pick` chooses
+    the training images to decode. Raises DataError for what is missing, ambiguous or broken.
+    """
+    files = [_open(path) for path in _find(paths)]
+    train = [file for file in files if not _is_test(file.path)]
+    test = [file for file in files if _is_test(file.path)]
+    if not train:
+        raise DataError(f"{name} has no training file: each file name says test or validation")
+    classes = _class_names(files)
+    labels = torch.cat([file.labels for file in train])
+    chosen = pick(labels, classes)
+
+    train_images = _encoded(train, chosen)
+    test_labels = torch.cat([file.labels for file in test]) if test else torch.empty(0)
+    test_images = _encoded(test, torch.arange(len(test_labels)))
+    layout = layout_of(train_images + test_images)
+    return ImageData(
+        name,
+        ImageSet(decode(train_images, layout), labels[chosen]),
+        ImageSet(decode(test_images, layout), test_labels) if test_images else None,
+        classes,
+        mirror=True,
+    )
+
+
+def _find(paths: str) -> list[Path]:
+    found: list[Path] = []
+    for part in paths.split(","):
+        if not part.strip():
+            raise DataError(f"parquet paths must not be empty, got {paths!r}")
+        path = Path(part.strip()).expanduser()
+        if path.is_dir():
+            inside = sorted(path.glob("*.parquet"))
+            if not inside:
+                raise DataError(f"folder {path} holds no .parquet file")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"parquet file or folder {path} does not exist")
+    return found
+
+
+def _is_test(path: Path) -> bool:
+    return not TEST_WORDS.isdisjoint(re.split(r"[^a-z]+", path.stem.lower()))
+
+
+def _open(path: Path) -> _File:
+    """Schema and labels of a file; the images stay on disk."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            image = _column(path, "image", schema, IMAGE_COLUMNS, _holds_bytes)
+            label = _column(path, "label", schema, LABEL_COLUMNS, pa.types.is_integer)
+            column = file.read(columns=[label]).column(label)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
+    if column.null_count:
+        raise DataError(f"column {label!r} of {path} must have no null label, got {column.null_count}")
+    labels = torch.tensor(column.to_numpy().astype("int64"))
+    return _File(path, image, labels, _feature_names(schema, label))
+
+
+def _holds_bytes(kind: "pa.DataType") -> bool:
+    """Whether a column of this type can hold encoded images: binary, or a struct with binary `bytes`."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and _holds_bytes(kind.field(index).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _column(path: Path, role: str, schema: "pa.Schema", known: tuple[str, ...], fits: Any) -> str:
+    """The column for `role`: the first of the `known` names, else the only one whose type `fits`."""
+    fitting = [field.name for field in schema if fits(field.type)]
+    for name in known:
+        if name in fitting:
+            return name
+    if len(fitting) != 1:
+        raise DataError(
+            f"parquet file {path} must have one {role} column (named {', '.join(known)}, or the only one of"
+            f" its type), got {fitting} among {schema.names}"
+        )
+    return fitting[0]
+
+
+def _feature_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
+    """Class names from the metadata that Hugging Face's `datasets` writes; None where there are none."""
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None
+
+
+def _class_names(files: list[_File]) -> tuple[str, ...]:
+    named = [file for file in files if file.names is not None]
+    for file in named:
+        if file.names != named[0].names:
+            raise DataError(f"class names in {file.path} must be those in {named[0].path}, got others")
+    if named and named[0].names is not None:
+        return named[0].names
+    largest = max((int(file.labels.max()) for file in files if len(file.labels)), default=-1)
+    return tuple(str(index) for index in range(largest + 1))
+
+
+def _encoded(files: list[_File], chosen: Tensor) -> list[Encoded]:
+    """The encoded images at the ascending indices `chosen`, counted through all `files`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images: list[Encoded] = []
+    start = 0
+    for path, column, labels, _ in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                first = 0
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    offset = start + first
+                    rows = chosen[(chosen >= offset) & (chosen < offset + count)] - offset
+                    if len(rows):
+                        table = file.read_row_group(group, columns=[column])
+                        values = table.column(column).take(pa.array(rows.numpy())).to_pylist()
+                        for row, value in zip(rows.tolist(), values, strict=True):
+                            images.append(_image(f"{path} row {first + row}", value))
+                    first += count
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
+        start += len(labels)
+    return images
+
+
+def _image(name: str, value: Any) -> Encoded:
+    content = value["bytes"] if isinstance(value, dict) else value
+    if content is None:
+        raise DataError(f"{name} holds no image bytes")
+    return Encoded(name, content)

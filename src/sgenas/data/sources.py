@@ -1,0 +1,74 @@
+"""Data sets by name: `load` turns a specification such as `cifar10` or `parquet:FILES` into images."""
+
+import random
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sgenas.data.downloads import DOWNLOADS, read_download
+from sgenas.data.folder import read_folder
+from sgenas.data.images import ImageData, ImageSet, Pick, check_labels
+from sgenas.data.parquet import read_parquet
+from sgenas.data.splits import sample_stratified, split_stratified
+from sgenas.errors import DataError
+
+KNOWN_SOURCES = ("digits", *DOWNLOADS, "parquet:PATHS", "folder:DIR")
+"""What `load` accepts, for help texts; PATHS are comma-separated files or folders."""
+
+
+def load(spec: str, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0) -> ImageData:
+    """Loads a data set into memory, as uint8 on the CPU.
+
+    `spec`: one of `KNOWN_SOURCES`. `digits` comes with scikit-learn; `cifar10`, `cifar100`, `svhn` and
+    `fashion_mnist` are read from `data_dir` (~/.cache/sgenas if None) and downloaded into it when not there;
+    `parquet:` and `folder:` are described in `read_parquet` and `read_folder`.
+
+    `limit`: keep that many training images, drawn by class with a generator seeded by `seed`, at least one
+    of each class; a limit above the number of images keeps all. Test images are never left out.
+
+    Raises DataError, in one line that names the file and the fault, where the data set cannot be had.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit must be at least 1, got {limit}")
+
+    def pick(labels: Tensor, classes: tuple[str, ...]) -> Tensor:
+        check_labels(spec, labels, classes)
+        if limit is None or limit >= len(labels):
+            return torch.arange(len(labels))
+        if limit < len(classes):
+            raise DataError(f"limit must be at least {len(classes)}, the classes of {spec}, got {limit}")
+        return sample_stratified(labels, limit, torch.Generator().manual_seed(seed))
+
+    kind, separator, place = spec.partition(":")
+    if spec == "digits":
+        return _read_digits(pick)
+    if spec in DOWNLOADS:
+        return read_download(spec, data_dir, pick)
+    if separator and kind in ("parquet", "folder") and not place.strip():
+        raise DataError(f"data set {spec!r} must name a path after the colon")
+    if kind == "parquet" and separator:
+        return read_parquet(spec, place, pick)
+    if kind == "folder" and separator:
+        return read_folder(spec, Path(place).expanduser(), pick)
+    raise DataError(f"data set must be one of {', '.join(KNOWN_SOURCES)}, got {spec!r}")
+
+
+def _read_digits(pick: Pick) -> ImageData:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, grey levels 0..16 stretched to 0..255, cut 80 to 20.
+
+    The cut is part of the data set: the same whatever the seed of `load`.
+    """
+    # this import brings in rich, which draws from Python's global generator when it is imported
+    state = random.getstate()
+    from sklearn.datasets import load_digits
+
+    random.setstate(state)
+
+    bunch = load_digits()
+    levels = torch.as_tensor(bunch.images).unsqueeze(1)
+    every = ImageSet((levels * (255 / 16)).round().to(torch.uint8), torch.as_tensor(bunch.target).long())
+    classes = tuple(str(name) for name in bunch.target_names)
+    first, second = split_stratified(every.labels, 0.8, torch.Generator().manual_seed(0))
+    train, test = every.subset(first), every.subset(second)
+    return ImageData("digits", train.subset(pick(train.labels, classes)), test, classes, mirror=False)

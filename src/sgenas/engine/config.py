@@ -1,0 +1,268 @@
+"""Settings of a search: typed, checked when made, JSON both ways. The field docs are the command's help."""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sgenas.errors import ConfigError, InvalidValueError
+from sgenas.methods import METHODS
+from sgenas.spaces.darts import OPERATION_SETS
+
+ESTIMATOR_NAMES = ("first-order", "second-order", "sge")
+WEIGHT_MODES = ("trajectory", "separate")
+ALPHA_OPTIMIZERS = ("adam", "sgd")
+AUGMENTATIONS = ("auto", "none")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _require(good: bool, name: str, limit: str, value: Any) -> None:
+    if not good:
+        raise ConfigError(f"{_flag(name)} must be {limit}, got {value!r}")
+
+
+class _Checked:
+    """Helpers for the checks of a settings group; comparisons are written so that nan fails them."""
+
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        _require(value in known, name, f"one of {', '.join(known)}", value)
+
+    def _at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        _require(value is None or value >= least, name, f">= {least}", value)
+
+    def _positive(self, name: str) -> None:
+        value = getattr(self, name)
+        _require(value is None or 0 < value < math.inf, name, "> 0 and finite", value)
+
+    def _not_negative(self, name: str) -> None:
+        value = getattr(self, name)
+        _require(0 <= value < math.inf, name, ">= 0 and finite", value)
+
+    def _fraction(self, name: str) -> None:
+        value = getattr(self, name)
+        _require(0 <= value < 1, name, "in [0, 1)", value)
+
+    def _default_unless(self, name: str, applies: bool, where: str) -> None:
+        """An option that would be ignored is an error: it must stand at its default."""
+        default = next(f.default for f in dataclasses.fields(self) if f.name == name)  # type: ignore[arg-type]
+        value = getattr(self, name)
+        if not applies and value != default:
+            raise ConfigError(f"{_flag(name)} only applies with {where}, got {value!r} without it")
+
+
+@dataclass(frozen=True)
+class DataSettings(_Checked):
+    """Images: half of the training images trains the weights, the other half the alphas."""
+
+    data: str = "cifar10"
+    """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES or folder:DIR"""
+    data_dir: str | None = None
+    """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
+    train_images: int | None = None
+    """use only so many training images, drawn evenly over the classes; all if not set"""
+    train_fraction: float = 0.5
+    """share of the images that trains the weights; the rest trains the alphas"""
+    batch_size: int = 64
+    """images in a batch, inner and outer"""
+    augment: str = "auto"
+    """auto: random crops, and mirroring where it keeps the class; none: images as they are"""
+    cutout: int = 0
+    """side in pixels of a square that is blanked in each training image"""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.data), "data", "the name of a data set", self.data)
+        self._at_least("train_images", 2)
+        _require(0 < self.train_fraction < 1, "train_fraction", "in (0, 1)", self.train_fraction)
+        # a batch of one image has no batch statistics
+        self._at_least("batch_size", 2)
+        self._one_of("augment", AUGMENTATIONS)
+        self._at_least("cutout", 0)
+
+
+@dataclass(frozen=True)
+class SpaceSettings(_Checked):
+    """Search space: the size of the supernet and what may stand on an edge."""
+
+    channels: int = 16
+    """channels of the first cell"""
+    layers: int = 8
+    """number of cells"""
+    nodes: int = 4
+    """computed nodes of a cell"""
+    operations: str | None = None
+    """operation set: darts (8 of them, with `none`) or paper (7, without); the method's own if not set"""
+
+    def __post_init__(self) -> None:
+        self._at_least("channels", 2)
+        self._at_least("layers", 3)
+        self._at_least("nodes", 1)
+        if self.operations is not None:
+            self._one_of("operations", tuple(OPERATION_SETS))
+
+
+@dataclass(frozen=True)
+class EstimatorSettings(_Checked):
+    """Hypergradient: how the derivative of the outer loss with respect to the alphas is found."""
+
+    estimator: str = "sge"
+    """first-order (direct part only), second-order (DARTS' finite difference) or sge (Algorithm 1)"""
+    inner_steps: int = 1
+    """N: steps of the weights for one step of the alphas"""
+    directions: int = 10
+    """Q: random directions of sge"""
+    smoothing: float = 0.01
+    """mu: step along a direction of sge, in units of alpha"""
+
+    def __post_init__(self) -> None:
+        self._one_of("estimator", ESTIMATOR_NAMES)
+        self._at_least("inner_steps", 1)
+        self._at_least("directions", 1)
+        self._positive("smoothing")
+        for name in ("directions", "smoothing"):
+            self._default_unless(name, self.estimator == "sge", "--estimator sge")
+
+
+@dataclass(frozen=True)
+class WeightSettings(_Checked):
+    """Weights: stochastic gradient descent with a learning rate that falls by a cosine, epoch by epoch."""
+
+    weights: str = "trajectory"
+    """trajectory: the estimator's own steps train the weights; separate: its steps are thrown away and the
+    weights are trained beside it, on the same batches"""
+    lr: float = 0.025
+    """learning rate of the first epoch"""
+    lr_min: float = 0.001
+    """learning rate that the cosine falls to"""
+    momentum: float = 0.9
+    """momentum"""
+    weight_decay: float = 3e-4
+    """weight decay"""
+    grad_clip: float | None = 5.0
+    """largest norm of the gradient ("None": no clipping)"""
+    trajectory_lr: float | None = 0.01
+    """p: with --weights separate, step size of the estimator's plain gradient steps ("None": its steps
+    are those of the weights, momentum and decay included)"""
+
+    def __post_init__(self) -> None:
+        self._one_of("weights", WEIGHT_MODES)
+        self._positive("lr")
+        self._not_negative("lr_min")
+        _require(self.lr_min <= self.lr, "lr_min", f"at most --lr {self.lr}", self.lr_min)
+        self._fraction("momentum")
+        self._not_negative("weight_decay")
+        self._positive("grad_clip")
+        self._positive("trajectory_lr")
+        self._default_unless("trajectory_lr", self.weights == "separate", "--weights separate")
+
+
+@dataclass(frozen=True)
+class AlphaSettings(_Checked):
+    """Alphas: the optimiser that follows the hypergradient."""
+
+    alpha_optimizer: str = "adam"
+    """adam (DARTS) or sgd (the paper's Algorithm 1, there with --alpha-lr 0.01)"""
+    alpha_lr: float = 3e-4
+    """learning rate of the alphas; the paper's q"""
+    alpha_weight_decay: float = 1e-3
+    """weight decay of the alphas"""
+    alpha_beta1: float = 0.5
+    """first moment of adam"""
+    alpha_beta2: float = 0.999
+    """second moment of adam"""
+    warmup_epochs: int = 0
+    """epochs at the start in which only the weights are trained"""
+
+    def __post_init__(self) -> None:
+        self._one_of("alpha_optimizer", ALPHA_OPTIMIZERS)
+        self._positive("alpha_lr")
+        self._not_negative("alpha_weight_decay")
+        for name in ("alpha_beta1", "alpha_beta2"):
+            self._fraction(name)
+            self._default_unless(name, self.alpha_optimizer == "adam", "--alpha-optimizer adam")
+        self._at_least("warmup_epochs", 0)
+
+
+@dataclass(frozen=True)
+class SearchConfig(_Checked):
+    """Search a cell: differentiable architecture search with the stochastic gradient estimator.
+
+    Raises ConfigError for a setting outside what it accepts or without effect.
+    """
+
+    method: str = "darts"
+    """search method: darts"""
+    epochs: int = 50
+    """passes through the images that train the weights"""
+    seed: int = 0
+    """the same seed gives the same run on the same machine"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1"""
+    log_every: int = 10
+    """steps between two rows of metrics.jsonl"""
+    checkpoint_every: int = 100
+    """steps between two checkpoints; there is one at the end of each epoch too"""
+    data: DataSettings = field(default_factory=DataSettings)
+    space: SpaceSettings = field(default_factory=SpaceSettings)
+    estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
+    weights: WeightSettings = field(default_factory=WeightSettings)
+    alphas: AlphaSettings = field(default_factory=AlphaSettings)
+
+    def __post_init__(self) -> None:
+        self._one_of("method", tuple(METHODS))
+        self._at_least("epochs", 1)
+        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        self._at_least("log_every", 1)
+        self._at_least("checkpoint_every", 1)
+        warmup = self.alphas.warmup_epochs
+        _require(
+            warmup < self.epochs,
+            "warmup_epochs",
+            f"below --epochs {self.epochs} (else no alpha moves)",
+            warmup,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain data, ready for JSON; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Reads what `to_dict` writes, all of it; raises ConfigError naming the first fault."""
+        return _read(cls, data, "config")
+
+
+def _read(cls: type[Any], data: Any, place: str) -> Any:
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{place} must be an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    names = [item.name for item in dataclasses.fields(cls)]
+    unknown = [str(key) for key in data if key not in names]
+    missing = [name for name in names if name not in data]
+    if unknown or missing:
+        fault = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+        raise ConfigError(f"{place} must have the settings of this version, got {fault}")
+    values: dict[str, Any] = {}
+    for name in names:
+        value, hint = data[name], hints[name]
+        if dataclasses.is_dataclass(hint):
+            values[name] = _read(typing.cast(type[Any], hint), value, f"{place}.{name}")
+            continue
+        accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        if type(value) is int and float in accepted:
+            value = float(value)
+        if type(value) not in accepted:
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in accepted)
+            raise ConfigError(f"{place}.{name} must be {wanted}, got {value!r}")
+        values[name] = value
+    try:
+        return cls(**values)
+    except InvalidValueError as error:
+        raise ConfigError(str(error)) from None

@@ -1,0 +1,119 @@
+"""The parts of a search, made from its settings: device, images, space, estimator, random generators."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sgenas import data
+from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
+from sgenas.engine.config import EstimatorSettings, SearchConfig
+from sgenas.errors import ConfigError, DataError
+from sgenas.methods import method
+from sgenas.spaces import DartsSpace, space
+
+
+def make_estimator(settings: EstimatorSettings) -> Estimator:
+    """The estimator that the settings name. A new estimator gets its row here."""
+    estimators: dict[str, Callable[[], Estimator]] = {
+        "first-order": FirstOrder,
+        "second-order": FiniteDifference,
+        "sge": lambda: SGE(settings.directions, settings.smoothing),
+    }
+    return estimators[settings.estimator]()
+
+
+def load_images(config: SearchConfig) -> data.ImageData:
+    """The data set of `--data`; raises DataError where it cannot be had."""
+    settings = config.data
+    folder = None if settings.data_dir is None else Path(settings.data_dir)
+    try:
+        return data.load(
+            settings.data, data_dir=folder, limit=settings.train_images, seed=seed_of(config.seed, "sample")
+        )
+    except DataError as error:
+        field, space, fault = str(error).partition(" ")
+        # what the loader calls its limit is the flag --train-images here
+        text = (
+            f"--train-images {fault}"
+            if field == "limit"
+            else f"--data {settings.data}: {field}{space}{fault}"
+        )
+        raise DataError(text) from None
+
+
+def make_space(config: SearchConfig, images: data.ImageData) -> DartsSpace:
+    """The search space of `--method` for these images, its first weights drawn from the run's seed."""
+    row, sizes = method(config.method), config.space
+    return space(
+        row.space,
+        channels=sizes.channels,
+        layers=sizes.layers,
+        nodes=sizes.nodes,
+        operations=sizes.operations or row.operations,
+        classes=len(images.classes),
+        input_channels=images.channels,
+        generator=generator(config.seed, "weights"),
+    )
+
+
+def make_augmentation(
+    config: SearchConfig, images: data.ImageData, training: data.ImageSet
+) -> data.Augmentation:
+    """Crop, mirroring and cutout as set, normalisation by the statistics of the images that train."""
+    settings = config.data
+    side = min(images.height, images.width)
+    if settings.cutout > side:
+        raise ConfigError(f"--cutout must be at most the image's side {side}, got {settings.cutout}")
+    mean, std = data.statistics(training.images)
+    augment = settings.augment == "auto"
+    return data.Augmentation(
+        # an eighth of the side: DARTS' 4 pixels for 32
+        pad=side // 8 if augment else 0,
+        mirror=augment and images.mirror,
+        cutout=settings.cutout,
+        mean=mean,
+        std=std,
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of `--device`; raises ConfigError when this machine has none such."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ConfigError(f"--device must be auto or a device of this machine, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device must be auto, cpu or cuda, got {name!r}")
+    return device
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """A generator on the CPU for one use, named; the uses do not share numbers."""
+    return torch.Generator().manual_seed(seed_of(seed, name))
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed for the generator `name`: a new one never shifts the numbers of the others."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def digest_of(images: data.ImageSet) -> str:
+    """A fingerprint of images and labels, to notice when a data set changed between stop and resume."""
+    total = hashlib.blake2b(digest_size=16)
+    total.update(images.images.numpy().data)
+    total.update(images.labels.numpy().data)
+    return total.hexdigest()
+
+
+def exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU: the same kernels each time, and no TF32, whose rounding drowns differences of size mu."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

@@ -1,0 +1,194 @@
+"""The run folder: what a search writes, where, and in what form. `sgenas.report` reads nothing else."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import sgenas
+from sgenas.engine.config import SearchConfig
+from sgenas.errors import ConfigError, RunFolderError
+from sgenas.spaces.genotype import Genotype
+
+FORMAT = "sgenas-run"
+VERSION = 1
+RUN_FILES = (
+    *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "checkpoint.pt.tmp", "alphas.npz"),
+    *("genotype.json", "cell.png", "cell.svg", "curves.png", "report.html"),
+)
+"""What a search and its report write; `--overwrite` removes these and the folder tensorboard/."""
+
+
+class RunFolder:
+    """Paths and files of one run: config.json, split.npz, metrics.jsonl, tensorboard/, checkpoint.pt,
+    alphas.npz, genotype.json."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.json"
+        self.checkpoint_path = self.path / "checkpoint.pt"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.tensorboard_path = self.path / "tensorboard"
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raises RunFolderError when a run stands here already (unless `overwrite`), or other files do."""
+        if self.config_path.exists():
+            if not overwrite:
+                raise RunFolderError(
+                    f"--out {self.path} already holds a run: go on with `sgenas resume {self.path}`, choose"
+                    " another folder, or pass --overwrite"
+                )
+        elif self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"--out {self.path} must be a folder, got a file")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise RunFolderError(
+                f"--out {self.path} must be new or empty, got a folder that holds other files"
+            )
+
+    def create(self, config: SearchConfig, environment: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Makes the folder and writes config.json; an old run is removed only with `overwrite`.
+
+        Raises RunFolderError as `check` does, and when the folder cannot be made.
+        """
+        self.check(overwrite=overwrite)
+        if self.config_path.exists():
+            self._remove_run()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(f"--out {self.path} cannot be made: {error.strerror}") from None
+        data = {"format": FORMAT, "version": VERSION, "config": config.to_dict(), "environment": environment}
+        self.write_text("config.json", json.dumps(data, indent=2) + "\n")
+
+    def _remove_run(self) -> None:
+        """Removes the files that a run writes, and no others that someone put beside them."""
+        for name in RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard_path, ignore_errors=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file to a temporary name, then renames it, so that no reader sees half of it."""
+        temporary = self.path / f"{name}.tmp"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            raise RunFolderError(f"{self.path / name} cannot be written: {error.strerror}") from None
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Writes an npz file, in the same way as `write_text`."""
+        temporary = self.path / f"{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, self.path / name)
+        except OSError as error:
+            raise RunFolderError(f"{self.path / name} cannot be written: {error.strerror}") from None
+
+    def write_genotype(self, genotype: Genotype) -> None:
+        """Writes genotype.json."""
+        self.write_text("genotype.json", genotype.to_json())
+
+
+def read_config(path: str | Path) -> SearchConfig:
+    """The settings in a config.json, or in the one of a run folder.
+
+    Raises RunFolderError when there is none, ConfigError when it is damaged or of another version.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise RunFolderError(f"folder {path} holds no run: it has no config.json")
+        path = path / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(f"config file {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ConfigError(f"config file {path} must be JSON, got text that is not") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
+        raise ConfigError(f"config file {path} must be of format {FORMAT!r}, version {VERSION}")
+    try:
+        return SearchConfig.from_dict(data.get("config"))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where a run happens: versions, device, threads, git commit of the library if it is a checkout."""
+    return {
+        "sgenas": sgenas.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+class Recorder:
+    """Appends rows to metrics.jsonl and TensorBoard.
+
+    On resume, `keep_bytes` is the length that metrics.jsonl had at the checkpoint: what came after is cut
+    off, since those steps are taken again. Raises RunFolderError when the file is shorter than that.
+    """
+
+    def __init__(self, folder: RunFolder, *, keep_bytes: int = 0, step: int = 0) -> None:
+        # slow to import, and needed only by whoever really runs a search
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = folder.metrics_path
+        size = path.stat().st_size if path.exists() else 0
+        if size < keep_bytes:
+            raise RunFolderError(
+                f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
+            )
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+        self._file.seek(keep_bytes)
+        self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step if keep_bytes else None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Appends one row; its numbers also go to TensorBoard under `kind/name`."""
+        self._file.write(json.dumps(row).encode() + b"\n")
+        for name, value in row.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+
+    def flush(self) -> int:
+        """Brings all rows to the disk; the length of metrics.jsonl in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+        return self._file.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._board.close()

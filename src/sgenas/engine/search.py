@@ -1,0 +1,433 @@
+"""The search loop: weights and alphas in turn, from the first batch to the derived cell."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgenas import data, trees
+from sgenas.bilevel import SGD, BilevelProblem, Cost
+from sgenas.bilevel.inner import InnerState
+from sgenas.engine import checkpoint, parts
+from sgenas.engine.config import SearchConfig
+from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
+from sgenas.errors import CheckpointError, ConfigError, DataError, DivergenceError, RunFolderError
+from sgenas.spaces import Genotype
+from sgenas.trees import Tree
+
+
+class Observer(Protocol):
+    """Whoever watches a search, a display for example. Called from the search's own thread."""
+
+    def begin(self, search: "Search") -> None:
+        """Once, before the first step of this process."""
+
+    def advance(self) -> None:
+        """After every step."""
+
+    def row(self, row: dict[str, Any], genotype: Genotype) -> None:
+        """For every row of metrics.jsonl, with the cell of the moment."""
+
+
+class Silent:
+    """The observer that shows nothing."""
+
+    def begin(self, search: "Search") -> None: ...
+
+    def advance(self) -> None: ...
+
+    def row(self, row: dict[str, Any], genotype: Genotype) -> None: ...
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search came to. `finished` is False where it was stopped and can be resumed from `path`.
+
+    `epochs` holds the epoch rows written by this process, the last one with `val_accuracy`, a fraction.
+    """
+
+    path: Path
+    genotype: Genotype
+    finished: bool
+    epochs: tuple[dict[str, Any], ...]
+
+
+def run_search(
+    config: SearchConfig,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> SearchResult:
+    """Runs a search into the new run folder `out`.
+
+    `stop` is asked after every step; once it answers True, a checkpoint is written and the search returns
+    unfinished. Raises ConfigError, DataError or RunFolderError before anything is written, DivergenceError
+    when a loss stops being finite.
+    """
+    folder = RunFolder(out)
+    folder.check(overwrite=overwrite)
+    search = Search(config, folder)
+    folder.create(config, environment(search.device), overwrite=overwrite)
+    folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
+    return search.run(observer or Silent(), stop)
+
+
+def resume_search(
+    path: str | Path, *, observer: Observer | None = None, stop: Callable[[], bool] = lambda: False
+) -> SearchResult:
+    """Goes on with the search in the run folder `path`, exactly where its checkpoint stands.
+
+    A search that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
+    when its checkpoint is missing, damaged, or belongs to other settings or other images.
+    """
+    folder = RunFolder(path)
+    if not folder.path.is_dir():
+        raise RunFolderError(f"run folder {folder.path} does not exist")
+    config = read_config(folder.path)
+    state = checkpoint.load(folder.checkpoint_path)
+    difference = _first_difference(config.to_dict(), state.get("config"))
+    if difference:
+        raise CheckpointError(
+            f"checkpoint {folder.checkpoint_path} is from another configuration: {difference}"
+        )
+    search = Search(config, folder)
+    search.load_state_dict(state)
+    return search.run(observer or Silent(), stop)
+
+
+class Search:
+    """A search in the middle of its work. Made from its settings; nothing is written before `run`."""
+
+    def __init__(self, config: SearchConfig, folder: RunFolder) -> None:
+        self.config, self.folder = config, folder
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.device = parts.find_device(config.device)
+        self.images = parts.load_images(config)
+        self.split = self._split()
+        training, validation = (self.images.train.subset(part) for part in self.split.values())
+        augmentation = parts.make_augmentation(config, self.images, training)
+        self.space = parts.make_space(config, self.images)
+        training, validation = training.to(self.device), validation.to(self.device)
+        batch_size = config.data.batch_size
+        for part, name in ((training, "train"), (validation, "validate")):
+            if len(part) < batch_size:
+                raise ConfigError(
+                    f"--batch-size must be at most the {len(part)} images that {name}, got {batch_size}"
+                )
+        self.inner_stream = data.BatchStream(
+            training, batch_size, augmentation, parts.generator(config.seed, "inner")
+        )
+        self.outer_stream = data.BatchStream(
+            validation, batch_size, augmentation, parts.generator(config.seed, "outer")
+        )
+        self._validation, self._augment = validation, augmentation
+        self.steps_per_epoch = self.inner_stream.batches_per_pass // config.estimator.inner_steps
+        if self.steps_per_epoch < 1:
+            raise ConfigError(
+                f"--inner-steps must be at most the {self.inner_stream.batches_per_pass} batches of an epoch,"
+                f" got {config.estimator.inner_steps}"
+            )
+
+        self.estimator = parts.make_estimator(config.estimator)
+        self.directions = parts.generator(config.seed, "directions")
+        self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
+        self.alpha_optimizer = self._alpha_optimizer()
+        self.state = self._weight_optimizer().init(
+            self._to_device(dict(self.space.supernet.named_parameters()))
+        )
+
+        self.cost = Cost()
+        self.seconds = 0.0
+        self._history = [trees.clone(self.alphas)]
+        self._zero_sums()
+        self._metrics_bytes = 0
+
+    # -- making the parts ---------------------------------------------------------------------------------
+
+    def _split(self) -> dict[str, Tensor]:
+        fraction, labels = self.config.data.train_fraction, self.images.train.labels
+        draw = parts.generator(self.config.seed, "split")
+        first, second = data.split_stratified(labels, fraction, draw)
+        return {"training": first, "validation": second}
+
+    def _to_device(self, tree: Tree) -> Tree:
+        return trees.map_tree(lambda tensor: tensor.detach().to(self.device), tree)
+
+    def _alpha_optimizer(self) -> torch.optim.Optimizer:
+        settings = self.config.alphas
+        tensors = list(self.alphas.values())
+        if settings.alpha_optimizer == "sgd":
+            return torch.optim.SGD(tensors, lr=settings.alpha_lr, weight_decay=settings.alpha_weight_decay)
+        return torch.optim.Adam(
+            tensors,
+            lr=settings.alpha_lr,
+            betas=(settings.alpha_beta1, settings.alpha_beta2),
+            weight_decay=settings.alpha_weight_decay,
+        )
+
+    def _weight_optimizer(self) -> SGD:
+        settings = self.config.weights
+        return SGD(self.learning_rate(), settings.momentum, settings.weight_decay, settings.grad_clip)
+
+    def learning_rate(self) -> float:
+        """Of the weights in the present epoch: a cosine from lr to lr_min, constant within an epoch."""
+        settings = self.config.weights
+        cosine = (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
+        return settings.lr_min + (settings.lr - settings.lr_min) * cosine
+
+    # -- the mathematics of one step ----------------------------------------------------------------------
+
+    def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
+        images, labels = batch
+        return F.cross_entropy(self.space.logits(weights, alphas, images), labels)
+
+    def _problem(self, optimizer: SGD) -> BilevelProblem:
+        return BilevelProblem(self._loss, self._loss, optimizer)
+
+    def _take_step(self) -> dict[str, Tensor]:
+        """N inner steps and, after the warm-up, one step of the alphas; what there is to log, as tensors."""
+        problem = self._problem(self._weight_optimizer())
+        inner = [next(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
+        if self.epoch < self.config.alphas.warmup_epochs:
+            return {"inner_loss": self._train_weights(problem, inner)}
+
+        outer = next(self.outer_stream)
+        separate = self.config.weights.weights == "separate"
+        own = problem
+        start = self.state
+        if separate and self.config.weights.trajectory_lr is not None:
+            own = self._problem(SGD(self.config.weights.trajectory_lr))
+            start = InnerState(self.state.weights, {}, self.state.step)
+        result = self.estimator(own, start, self.alphas, inner, outer, generator=self.directions)
+        self.cost += result.cost
+        for name, alpha in self.alphas.items():
+            alpha.grad = result.grad[name]
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+        if separate:
+            inner_loss = self._train_weights(problem, inner)
+        else:
+            self.state = result.state
+            inner_loss = torch.stack(result.inner_losses).mean()
+        return {
+            "inner_loss": inner_loss,
+            "outer_loss": result.outer_loss,
+            "direct_norm": trees.norm(result.direct),
+            "indirect_norm": trees.norm(result.indirect),
+        }
+
+    def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+        trajectory = problem.run(self.state, self.alphas, batches)
+        self.state = trajectory.end
+        self.cost += Cost(len(batches), len(batches), len(batches))
+        return torch.stack(trajectory.losses).mean()
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """(mean loss, accuracy) of the supernet on the validation images, not augmented, batch statistics."""
+        loss = torch.zeros((), device=self.device)
+        correct = torch.zeros((), dtype=torch.long, device=self.device)
+        batches = data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
+        for images, labels in batches:
+            logits = self.space.logits(self.state.weights, self.alphas, images)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(dim=1) == labels).sum()
+        count = len(self._validation)
+        return loss.item() / count, correct.item() / count
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.epoch >= self.config.epochs
+
+    @property
+    def genotype(self) -> Genotype:
+        """The cell of the moment."""
+        return self.space.derive(self.alphas)
+
+    def run(self, observer: Observer, stop: Callable[[], bool]) -> SearchResult:
+        """Steps until the last epoch is done or `stop` says so; writes the run folder on the way."""
+        rows: list[dict[str, Any]] = []
+        if self.finished:
+            return SearchResult(self.folder.path, self.genotype, True, ())
+        self._started = time.perf_counter() - self.seconds
+        with (
+            Recorder(self.folder, keep_bytes=self._metrics_bytes, step=self.step) as recorder,
+            parts.exact_convolutions(self.device),
+        ):
+            if self.step == 0:
+                self._save(recorder)
+            observer.begin(self)
+            while not self.finished:
+                self._step_and_record(recorder, observer)
+                if self.step_in_epoch == self.steps_per_epoch:
+                    rows.append(self._end_epoch(recorder, observer))
+                    self._save(recorder)
+                elif self.step % self.config.checkpoint_every == 0:
+                    self._save(recorder)
+                if stop() and not self.finished:
+                    self._save(recorder)
+                    break
+        return SearchResult(self.folder.path, self.genotype, self.finished, tuple(rows))
+
+    def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
+        values = self._take_step()
+        self.step += 1
+        self.step_in_epoch += 1
+        for name in self._sums:
+            if name in values:
+                self._sums[name] = self._sums[name] + values[name]
+        observer.advance()
+        # reading a value waits for the device, so it is done only for the rows that are kept
+        if self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+            row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": self.learning_rate()}
+            row |= {name: value.item() for name, value in values.items()} | {"seconds": self._clock()}
+            self._require_finite(row)
+            recorder.write(row)
+            observer.row(row, self.genotype)
+
+    def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
+        val_loss, val_accuracy = self.evaluate()
+        steps = self.steps_per_epoch
+        warm = self.epoch < self.config.alphas.warmup_epochs
+        genotype = self.genotype
+        row = {
+            "kind": "epoch",
+            "epoch": self.epoch,
+            "step": self.step,
+            "inner_loss": self._sums["inner_loss"].item() / steps,
+            "outer_loss": None if warm else self._sums["outer_loss"].item() / steps,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "seconds": self._clock(),
+            "forward": self.cost.forward,
+            "backward": self.cost.backward,
+            "inner_steps": self.cost.inner_steps,
+            "images": self.cost.forward * self.config.data.batch_size,
+            "cell": {name: str(cell) for name, cell in genotype.cells},
+        }
+        self._require_finite(row)
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self._zero_sums()
+        self._history.append(trees.clone(self.alphas))
+        self.folder.write_arrays("alphas.npz", self._alpha_arrays())
+        self.folder.write_genotype(genotype)
+        recorder.write(row)
+        observer.row(row, genotype)
+        return row
+
+    def _require_finite(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DivergenceError(
+                    f"{name} is {value} at step {self.step} (epoch {self.epoch + 1}): the search diverged;"
+                    f" try a lower --lr or --alpha-lr; {self.folder.checkpoint_path} is from before that"
+                )
+
+    def _alpha_arrays(self) -> dict[str, Any]:
+        arrays: dict[str, Any] = {
+            "epoch": np.arange(len(self._history)),
+            "operations": np.array(self.space.operations),
+            "edges": np.array(self.space.edges),
+        }
+        mixing = [self.space.mixing(alphas) for alphas in self._history]
+        for name in self.alphas:
+            arrays[name] = np.stack([alphas[name].cpu().numpy() for alphas in self._history])
+            arrays[f"{name}_mixing"] = np.stack([weights[name].cpu().numpy() for weights in mixing])
+        return arrays
+
+    def _zero_sums(self) -> None:
+        zero = torch.zeros((), device=self.device)
+        self._sums = {"inner_loss": zero, "outer_loss": zero}
+
+    def _clock(self) -> float:
+        return round(time.perf_counter() - self._started, 3)
+
+    # -- checkpoints --------------------------------------------------------------------------------------
+
+    def _save(self, recorder: Recorder) -> None:
+        self.seconds = self._clock()
+        self._metrics_bytes = recorder.flush()
+        checkpoint.save(self.folder.checkpoint_path, self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, as plain data and tensors."""
+        return {
+            "config": self.config.to_dict(),
+            "images_digest": parts.digest_of(self.images.train),
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics_bytes": self._metrics_bytes,
+            "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
+            "weights": self.state.weights,
+            "buffers": self.state.buffers,
+            "inner_step": self.state.step,
+            "alphas": self.alphas,
+            "alpha_optimizer": self.alpha_optimizer.state_dict(),
+            "inner_stream": self.inner_stream.state_dict(),
+            "outer_stream": self.outer_stream.state_dict(),
+            "directions": self.directions.get_state(),
+            "sums": self._sums,
+            "history": self._history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken. Raises CheckpointError when it does not fit."""
+        try:
+            if state["images_digest"] != parts.digest_of(self.images.train):
+                raise CheckpointError(
+                    f"checkpoint {self.folder.checkpoint_path} was made with other images than"
+                    f" --data {self.config.data.data} holds now"
+                )
+            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+            self.seconds, self._metrics_bytes = state["seconds"], state["metrics_bytes"]
+            self.cost = Cost(*state["cost"])
+            weights = _like(self.state.weights, self._to_device(state["weights"]))
+            buffers = _like(self.state.buffers, self._to_device(state["buffers"]))
+            self.state = InnerState(weights, buffers, state["inner_step"])
+            alphas = _like(self.alphas, self._to_device(state["alphas"]))
+            for name, alpha in self.alphas.items():
+                alpha.copy_(alphas[name])
+            self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+            self.inner_stream.load_state_dict(state["inner_stream"])
+            self.outer_stream.load_state_dict(state["outer_stream"])
+            self.directions.set_state(state["directions"])
+            self._sums = _like(self._sums, self._to_device(state["sums"]))
+            self._history = [_like(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.folder.checkpoint_path} does not fit this search: {error!r}"
+            ) from None
+
+
+def _like(expected: Tree, tree: Tree) -> Tree:
+    """`tree`, once its names and shapes are those of `expected`."""
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    if {name: tensor.shape for name, tensor in tree.items()} != shapes:
+        raise ValueError("tensors of other names or shapes")
+    return {name: tree[name] for name in expected}
+
+
+def _first_difference(ours: Any, theirs: Any, place: str = "") -> str:
+    """Where two nested settings differ first, in words; empty when they do not."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in [*ours, *(key for key in theirs if key not in ours)]:
+            found = _first_difference(ours.get(name), theirs.get(name), f"{place}.{name}" if place else name)
+            if found:
+                return found
+        return ""
+    return "" if ours == theirs else f"{place or 'config'} is {ours!r} in config.json, {theirs!r} there"

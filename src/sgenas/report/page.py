@@ -1,0 +1,181 @@
+"""Writes report.html: one self-contained page about a run, without scripts and without network."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from sgenas.errors import RunFolderError
+from sgenas.report.cell_plot import genotype_figure
+from sgenas.report.curves import draw_curves
+from sgenas.report.figures import inline_svg
+from sgenas.report.run_folder import RunRecord, read_run
+
+COLUMNS = (
+    # key of an epoch row, heading, digits after the point
+    ("inner_loss", "inner loss", 4),
+    ("outer_loss", "outer loss", 4),
+    ("val_loss", "validation loss", 4),
+    ("val_accuracy", "validation accuracy", None),
+    ("seconds", "seconds", 1),
+    ("forward", "forward passes", 0),
+    ("backward", "backward passes", 0),
+    ("images", "images", 0),
+)
+NOTHING = "\u2013"
+LONG = 15
+"""From this many epochs on, their table starts folded."""
+
+
+def write_report(run_path: str | Path) -> Path:
+    """Writes report.html into the run folder and returns its path; an old one is replaced at once.
+
+    Raises what `read_run` raises, and RunFolderError when the page cannot be written.
+    """
+    record = read_run(run_path)
+    path = record.path / "report.html"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = render(record)
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be written: {error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render(record: RunRecord) -> str:
+    """The page as text; equal records give equal text."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    cells = ""
+    if record.genotype is not None:
+        cells = inline_svg(genotype_figure(record.genotype), "cells", f"The cells\n{record.genotype}")
+    curves = inline_svg(
+        draw_curves(record), "curves", "Curves of the search; the table of epochs has the numbers"
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("sgenas.report").joinpath("page.html.jinja").read_text("utf-8"))
+    return template.render(
+        title=record.path.resolve().name,
+        result=result(record),
+        cells=Markup(cells),
+        curves=Markup(curves),
+        genotype=record.genotype,
+        headings=[heading for _, heading, _ in COLUMNS],
+        epochs=[[str(row["epoch"] + 1), *_numbers(row)] for row in record.epochs],
+        folded=len(record.epochs) > LONG,
+        changed=last_change(record.epochs),
+        settings=_groups(record.config),
+        environment=[(key, _text(value)) for key, value in _flat(record.environment)],
+    )
+
+
+def result(record: RunRecord) -> str:
+    """What came out, in one sentence: method, data, estimator, epochs, accuracy and time."""
+    method, data, estimator = (_name(record.config, key) for key in ("method", "data", "estimator"))
+    parts = [
+        f"Search with {method}" if method else "Search",
+        f" on {data}" if data else "",
+        f", estimator {estimator}" if estimator else "",
+    ]
+    what = "".join(parts)
+    if not record.epochs:
+        return f"{what}: no epoch has finished yet."
+    last = record.epochs[-1]
+    count = last["epoch"] + 1
+    text = f"{what}: {count} epoch{'s' if count > 1 else ''}"
+    seconds = last.get("seconds")
+    if _is_number(seconds):
+        text += f" in {_duration(seconds)}"
+    accuracy = last.get("val_accuracy")
+    if _is_number(accuracy):
+        return f"{text}, final validation accuracy {100 * accuracy:.2f}\u00a0%."
+    return f"{text}, validation accuracy not measured."
+
+
+def last_change(epochs: Iterable[Mapping[str, Any]]) -> int | None:
+    """The epoch, counted from 1, at whose end the cells became what they are; None if none are recorded."""
+    changed, before = None, None
+    for row in epochs:
+        cell = row.get("cell")
+        if cell is not None and cell != before:
+            changed, before = row["epoch"] + 1, cell
+    return changed
+
+
+def _name(config: Mapping[str, Any], key: str) -> str | None:
+    """The name set for `key`: the value itself or the `name` (`kind`) in its group, at any depth."""
+    value = config.get(key)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        for inner in ("name", "kind", key):
+            if isinstance(value.get(inner), str):
+                return str(value[inner])
+    for group in config.values():
+        if isinstance(group, Mapping) and (found := _name(group, key)) is not None:
+            return found
+    return None
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    texts = []
+    for key, _, digits in COLUMNS:
+        value = row.get(key)
+        if not _is_number(value):
+            texts.append(NOTHING)
+        elif digits is None:
+            texts.append(f"{100 * value:.2f}\u00a0%")
+        else:
+            texts.append(f"{value:,.{digits}f}".replace(",", "\u202f"))
+    return texts
+
+
+def _groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The settings by group, those without a group first; deeper levels become dotted names."""
+    alone = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
+    groups = [
+        (name, [(key, _text(value)) for key, value in _flat(group)])
+        for name, group in config.items()
+        if isinstance(group, Mapping)
+    ]
+    return [("run", alone), *groups] if alone else groups
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in group.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {}:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(_text(item) for item in value) or NOTHING
+    return str(value)

@@ -1,0 +1,156 @@
+"""Reads a run folder: settings, metrics, the history of the alphas and the genotype, as plain data."""
+
+import json
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgenas.errors import RunFolderError
+from sgenas.spaces.genotype import Genotype
+
+FORMAT = "sgenas-run"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class AlphaTable:
+    """One alpha table over time: `raw` alphas and relaxed `mixing` weights, both (T, E, O)."""
+
+    raw: NDArray[np.float64]
+    mixing: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AlphaHistory:
+    """Alphas before the first epoch and after each finished one.
+
+    `tables` by name; `epoch` (T,) finished epochs, 0 for the initial alphas; `operations` names the O
+    columns; `edges` (E, 2) source and target node of each row.
+    """
+
+    tables: dict[str, AlphaTable]
+    epoch: NDArray[np.int64]
+    operations: tuple[str, ...]
+    edges: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run folder holds.
+
+    `config` is the nested settings, `environment` the versions and the machine; `steps` and `epochs` are the
+    rows of metrics.jsonl in order, a row written again after a resume replacing the first. `alphas` and
+    `genotype` are None while the run has not written them.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    steps: tuple[dict[str, Any], ...]
+    epochs: tuple[dict[str, Any], ...]
+    alphas: AlphaHistory | None
+    genotype: Genotype | None
+
+
+def read_run(path: str | Path) -> RunRecord:
+    """Reads the run folder `path`.
+
+    Raises RunFolderError when it is missing, holds no run or one of its files is damaged, GenotypeError when
+    its genotype.json is. A half-written last line of metrics.jsonl, left by a kill, is skipped.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise RunFolderError(f"run folder {path} does not exist or is not a folder")
+    if not (path / "config.json").is_file():
+        raise RunFolderError(f"folder {path} holds no run: it has no config.json")
+    config, environment = _read_config(path / "config.json")
+    steps, epochs = _read_metrics(path / "metrics.jsonl")
+    alphas = _read_alphas(path / "alphas.npz")
+    genotype_path = path / "genotype.json"
+    genotype = Genotype.load(genotype_path) if genotype_path.exists() else None
+    return RunRecord(path, config, environment, steps, epochs, alphas, genotype)
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path} must be readable JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        got = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise RunFolderError(f"{path}: format must be {FORMAT!r}, got {got!r}")
+    if data.get("version") != VERSION:
+        raise RunFolderError(f"{path}: version must be {VERSION}, got {data.get('version')!r}")
+    for field in ("config", "environment"):
+        if not isinstance(data.get(field), dict):
+            raise RunFolderError(f"{path}: {field} must be an object, got {type(data.get(field)).__name__}")
+    return data["config"], data["environment"]
+
+
+def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    if not path.exists():
+        return (), ()
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from None
+    rows: dict[str, dict[tuple[int, int], dict[str, Any]]] = {"step": {}, "epoch": {}}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            if number == len(lines):
+                break
+            raise RunFolderError(f"{path} line {number} must be JSON: {error}") from None
+        if not isinstance(row, dict) or row.get("kind") not in rows:
+            raise RunFolderError(f"{path} line {number}: kind must be 'step' or 'epoch', got {line[:40]!r}")
+        for field in ("epoch", "step"):
+            if type(row.get(field)) is not int:
+                raise RunFolderError(
+                    f"{path} line {number}: {field} must be an integer, got {row.get(field)!r}"
+                )
+        rows[row["kind"]][row["epoch"], row["step"]] = row
+    return tuple(rows["step"].values()), tuple(rows["epoch"].values())
+
+
+def _read_alphas(path: Path) -> AlphaHistory | None:
+    if not path.exists():
+        return None
+    try:
+        # opened here: on a broken archive np.load would leave the file that it opened itself to the collector
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    # TypeError: a single array, as np.save writes it, is no context manager
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunFolderError(f"{path} cannot be read: {error}") from None
+    for field, ndim in (("epoch", 1), ("operations", 1), ("edges", 2)):
+        if field not in arrays:
+            raise RunFolderError(f"{path} must hold an array {field!r}, got {sorted(arrays)}")
+        if arrays[field].ndim != ndim:
+            raise RunFolderError(f"{path}: {field} must have {ndim} dimensions, got {arrays[field].ndim}")
+    if arrays["edges"].shape[1] != 2:
+        raise RunFolderError(f"{path}: edges must have shape (E, 2), got {arrays['edges'].shape}")
+    shape = (len(arrays["epoch"]), len(arrays["edges"]), len(arrays["operations"]))
+    if 0 in shape:
+        raise RunFolderError(f"{path} must hold at least one epoch, edge and operation, got {shape}")
+    tables = {}
+    for name in arrays:
+        if f"{name}_mixing" not in arrays:
+            continue
+        for part in (name, f"{name}_mixing"):
+            if arrays[part].shape != shape:
+                raise RunFolderError(f"{path}: {part} must have shape {shape}, got {arrays[part].shape}")
+            if arrays[part].dtype.kind not in "fiu":
+                raise RunFolderError(f"{path}: {part} must hold real numbers, got {arrays[part].dtype}")
+        tables[name] = AlphaTable(arrays[name].astype(float), arrays[f"{name}_mixing"].astype(float))
+    operations = tuple(str(operation) for operation in arrays["operations"])
+    return AlphaHistory(
+        tables, arrays["epoch"].astype(np.int64), operations, arrays["edges"].astype(np.int64)
+    )

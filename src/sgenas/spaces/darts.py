@@ -1,0 +1,119 @@
+"""The DARTS search space (arXiv:1806.09055): a normal and a reduction cell, stacked."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sgenas import trees
+from sgenas.errors import InvalidValueError
+from sgenas.spaces import relaxation
+from sgenas.spaces.cells import SearchNetwork
+from sgenas.spaces.derivation import edges_of, strongest_edges
+from sgenas.spaces.genotype import OPERATIONS, Genotype
+from sgenas.trees import Tree
+
+OPERATION_SETS: dict[str, tuple[str, ...]] = {
+    "darts": OPERATIONS,
+    "paper": tuple(name for name in OPERATIONS if name != "none"),
+}
+"""`darts`: the 8 of the DARTS code with `none`; `paper`: the 7 of the paper's section 3."""
+
+CELL_KINDS = ("normal", "reduce")
+
+
+class DartsSpace:
+    """What can be searched: a supernet, its alphas, and how to read a cell out of them.
+
+    channels: of the first cell (C); layers: number of cells, at least 3 so that both kinds occur; classes;
+    input_channels: of the images; nodes: computed nodes of a cell; stem_multiplier: stem channels / C;
+    operations: a name in OPERATION_SETS or a sequence of names; generator: draws the first weights (by
+    default a fresh one with seed 0). Alphas are a tree {"normal": (E, O), "reduce": (E, O)} with
+    E = nodes (nodes + 3) / 2 edges and O operations; weights are the tree of the supernet's parameters.
+
+    Raises InvalidValueError for a size below its minimum and for an unknown operation.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 16,
+        layers: int = 8,
+        classes: int = 10,
+        input_channels: int = 3,
+        nodes: int = 4,
+        stem_multiplier: int = 3,
+        operations: str | Sequence[str] = "darts",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        minima = {"channels": (channels, 2), "layers": (layers, 3), "classes": (classes, 2)}
+        minima |= {"input_channels": (input_channels, 1), "nodes": (nodes, 1)}
+        minima |= {"stem_multiplier": (stem_multiplier, 1)}
+        for field, (value, least) in minima.items():
+            if value < least:
+                raise InvalidValueError(f"{field} must be >= {least}, got {value}")
+        self.operations = operation_set(operations)
+        self.nodes = nodes
+        self.edges = edges_of(nodes)
+        # made without storage, then filled from our own generator: torch's global one stays untouched
+        with torch.device("meta"):
+            network = SearchNetwork(
+                self.operations, nodes, channels, layers, classes, input_channels, stem_multiplier
+            )
+        self.supernet: nn.Module = network.to_empty(device="cpu")
+        self.supernet.load_state_dict(self.initial_weights(generator or torch.Generator().manual_seed(0)))
+
+    def initial_weights(self, generator: torch.Generator) -> Tree:
+        """Fresh weights on the CPU, drawn as PyTorch draws them by default.
+
+        Convolutions and linear layers: uniform in +-1 / sqrt(fan_in); normalisation: scale 1, shift 0.
+        """
+        weights: Tree = {}
+        for name, module in self.supernet.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                tensor = torch.empty(parameter.shape, dtype=torch.get_default_dtype())
+                if isinstance(module, nn.BatchNorm2d):
+                    tensor.fill_(1.0 if key == "weight" else 0.0)
+                else:
+                    bound = 1 / math.sqrt(module.weight[0].numel())
+                    tensor.uniform_(-bound, bound, generator=generator)
+                weights[f"{name}.{key}"] = tensor
+        return weights
+
+    def initial_alphas(self, generator: torch.Generator) -> Tree:
+        """1e-3 N(0, 1) for every entry, as in the DARTS code; on the CPU."""
+        shape = (len(self.edges), len(self.operations))
+        return {kind: 1e-3 * torch.randn(shape, generator=generator) for kind in CELL_KINDS}
+
+    def mixing(self, alphas: Tree) -> Tree:
+        """Mixing weights of raw alphas: softmax over the operations of each edge (Eq. 1)."""
+        return relaxation.softmax(alphas)
+
+    def logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
+        """(B, classes) for images (B, input_channels, H, W) in floats: pure, differentiable in all three."""
+        return torch.func.functional_call(self.supernet, weights, (images, self.mixing(alphas)))
+
+    def derive(self, alphas: Tree) -> Genotype:
+        """The cell of the moment by the DARTS rule, see `derivation.strongest_edges`."""
+        mixing = trees.detach(self.mixing(alphas))
+        cells = [(kind, strongest_edges(mixing[kind], self.operations, self.nodes)) for kind in CELL_KINDS]
+        return Genotype("darts", tuple(cells))
+
+
+def operation_set(operations: str | Sequence[str]) -> tuple[str, ...]:
+    """The operations of a named set, or the given ones checked; raises InvalidValueError."""
+    if isinstance(operations, str):
+        if operations not in OPERATION_SETS:
+            known = ", ".join(OPERATION_SETS)
+            raise InvalidValueError(f"operations must be one of {known}, got {operations!r}")
+        return OPERATION_SETS[operations]
+    for name in operations:
+        if name not in OPERATIONS:
+            raise InvalidValueError(f"operations must be among {', '.join(OPERATIONS)}, got {name!r}")
+    names = tuple(operations)
+    if len(set(names)) < len(names):
+        raise InvalidValueError(f"operations must not repeat, got {', '.join(names)}")
+    if not set(names) - {"none"}:
+        raise InvalidValueError("operations must hold at least one besides none")
+    return names

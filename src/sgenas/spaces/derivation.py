@@ -1,0 +1,45 @@
+"""Reading a discrete cell out of mixing weights."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from sgenas.errors import InvalidValueError
+from sgenas.spaces.genotype import Cell, Edge
+
+
+def edges_of(nodes: int, inputs: int = 2) -> tuple[tuple[int, int], ...]:
+    """All edges (source, target) of a fully connected cell, ordered by target, then source.
+
+    This is the row order of every alpha table: 4 nodes and 2 inputs give 14 rows, in groups of 2, 3, 4, 5.
+    """
+    return tuple((source, target) for target in range(inputs, inputs + nodes) for source in range(target))
+
+
+def strongest_edges(
+    mixing: Tensor, operations: Sequence[str], nodes: int, *, inputs: int = 2, keep: int = 2
+) -> Cell:
+    """The DARTS rule (arXiv:1806.09055, section 2.4; genotype() of its code).
+
+    mixing: (E, O) mixing weights, rows as `edges_of`. Every edge scores with its largest weight among the
+    operations that are not `none`; a node keeps its `keep` best edges, each with that best operation. `none`
+    counts in the softmax but is never chosen. Between equals the lower index wins. The cell's output joins
+    all its nodes.
+    """
+    edges = edges_of(nodes, inputs)
+    if mixing.shape != (len(edges), len(operations)):
+        expected = (len(edges), len(operations))
+        raise InvalidValueError(f"mixing must have shape {expected}, got {tuple(mixing.shape)}")
+    choosable = [index for index, operation in enumerate(operations) if operation != "none"]
+    rows = mixing.detach().tolist()
+    kept = []
+    for target in range(inputs, inputs + nodes):
+        candidates = []
+        for (source, end), row in zip(edges, rows, strict=True):
+            if end == target:
+                best = max(choosable, key=lambda index, row=row: row[index])  # type: ignore[misc]
+                candidates.append((row[best], Edge(source, target, operations[best])))
+        # sorted() is stable, so that of two equal edges the one from the earlier node is kept
+        strongest = sorted(candidates, key=lambda candidate: -candidate[0])[:keep]
+        kept += sorted((edge for _, edge in strongest), key=lambda edge: edge.source)
+    return Cell(tuple(kept), concat=tuple(range(inputs, inputs + nodes)), nodes=nodes, inputs=inputs)

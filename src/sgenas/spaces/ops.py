@@ -1,0 +1,157 @@
+"""The operations of the DARTS cells in their search form: batch statistics, no affine, no running buffers.
+
+Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to the same shape, or to
+(B, C, ceil(H / 2), ceil(W / 2)) with stride 2. Definitions: methods.md section 2 and the DARTS code.
+
+An operation does not read a plain tensor but a `NodeState`: what all edges that leave a node need from it
+(its rectified values, its pooled values) is computed once for the node instead of once for each edge.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NodeState:
+    """The value of one node and, made on demand and once, what the operations take from it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self._cache: dict[str, Tensor] = {}
+
+    def relu(self) -> Tensor:
+        """max(value, 0)."""
+        return self._once("relu", lambda: F.relu(self.value))
+
+    def max_pool(self, stride: int) -> Tensor:
+        """3x3 max pooling, then normalisation."""
+        return self._once(f"max{stride}", lambda: normalise(F.max_pool2d(self.value, 3, stride, padding=1)))
+
+    def avg_pool(self, stride: int) -> Tensor:
+        """3x3 mean over the pixels inside the image, then normalisation."""
+        return self._once(
+            f"avg{stride}",
+            lambda: normalise(F.avg_pool2d(self.value, 3, stride, padding=1, count_include_pad=False)),
+        )
+
+    def _once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Batch normalisation with the statistics of the batch itself, epsilon 1e-5, without scale and shift."""
+    return F.batch_norm(x, None, None, training=True, eps=1e-5)
+
+
+class MaxPool(nn.Module):
+    """3x3 max pooling with normalisation (the published cell has no normalisation there)."""
+
+    def __init__(self, channels: int, stride: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, node: NodeState) -> Tensor:
+        return node.max_pool(self.stride)
+
+
+class AvgPool(nn.Module):
+    """3x3 average pooling with normalisation."""
+
+    def __init__(self, channels: int, stride: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, node: NodeState) -> Tensor:
+        return node.avg_pool(self.stride)
+
+
+class Skip(nn.Module):
+    """The identity."""
+
+    def forward(self, node: NodeState) -> Tensor:
+        return node.value
+
+
+class FactorizedReduce(nn.Module):
+    """ReLU, then two 1x1 convolutions of stride 2 side by side, the second one pixel further, normalised."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        half = channels_out // 2
+        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+
+    def forward(self, node: NodeState) -> Tensor:
+        x = node.relu()
+        # with an odd number of rows or columns the shifted half lacks its last one: zeros stand for it
+        shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return normalise(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+class PointwiseConv(nn.Module):
+    """ReLU, 1x1 convolution, normalisation: how a cell brings its inputs to its own number of channels."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.pointwise = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+
+    def forward(self, node: NodeState) -> Tensor:
+        return normalise(self.pointwise(node.relu()))
+
+
+class DepthwiseSeparable(nn.Module):
+    """Depthwise k x k convolution, 1x1 convolution, normalisation, of a value that is rectified already."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 1) -> None:
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        self.depthwise = nn.Conv2d(
+            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
+        )
+        self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, rectified: Tensor) -> Tensor:
+        return normalise(self.pointwise(self.depthwise(rectified)))
+
+
+class SeparableConv(nn.Module):
+    """(ReLU, depthwise, pointwise, normalisation) twice, the stride in the first."""
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.first = DepthwiseSeparable(channels, kernel, stride)
+        self.second = DepthwiseSeparable(channels, kernel, 1)
+
+    def forward(self, node: NodeState) -> Tensor:
+        return self.second(F.relu(self.first(node.relu())))
+
+
+class DilatedConv(nn.Module):
+    """ReLU, depthwise with dilation 2, pointwise, normalisation."""
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.conv = DepthwiseSeparable(channels, kernel, stride, dilation=2)
+
+    def forward(self, node: NodeState) -> Tensor:
+        return self.conv(node.relu())
+
+
+def _skip(channels: int, stride: int) -> nn.Module:
+    return Skip() if stride == 1 else FactorizedReduce(channels, channels)
+
+
+BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "max_pool_3x3": MaxPool,
+    "avg_pool_3x3": AvgPool,
+    "skip_connect": _skip,
+    "sep_conv_3x3": lambda channels, stride: SeparableConv(channels, 3, stride),
+    "sep_conv_5x5": lambda channels, stride: SeparableConv(channels, 5, stride),
+    "dil_conv_3x3": lambda channels, stride: DilatedConv(channels, 3, stride),
+    "dil_conv_5x5": lambda channels, stride: DilatedConv(channels, 5, stride),
+}
+"""name -> (channels, stride) -> module. `none` is not here: its output is zero, so no one computes it."""

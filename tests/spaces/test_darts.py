@@ -1,0 +1,220 @@
+"""The supernet against a plain, slow definition written straight from methods.md, section 2."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sgenas
+from sgenas import trees
+from sgenas.errors import InvalidValueError
+from sgenas.spaces.darts import OPERATION_SETS, DartsSpace
+from sgenas.trees import Tree
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def norm(x: Tensor) -> Tensor:
+    mean = x.mean(dim=(0, 2, 3), keepdim=True)
+    variance = (x - mean).square().mean(dim=(0, 2, 3), keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt()
+
+
+def average_pool(x: Tensor, stride: int) -> Tensor:
+    total = F.avg_pool2d(x, 3, stride, padding=1, divisor_override=1)
+    count = F.avg_pool2d(torch.ones_like(x), 3, stride, padding=1, divisor_override=1)
+    return total / count
+
+
+def factorized_reduce(x: Tensor, weights: Tree, prefix: str) -> Tensor:
+    x = F.relu(x)
+    rows, columns = -(-x.shape[2] // 2) * 2, -(-x.shape[3] // 2) * 2
+    padded = x.new_zeros(*x.shape[:2], rows, columns)
+    padded[:, :, : x.shape[2], : x.shape[3]] = x
+    even = torch.einsum("bchw,oc->bohw", padded[:, :, ::2, ::2], weights[f"{prefix}.even.weight"][..., 0, 0])
+    odd = torch.einsum("bchw,oc->bohw", padded[:, :, 1::2, 1::2], weights[f"{prefix}.odd.weight"][..., 0, 0])
+    return norm(torch.cat([even, odd], dim=1))
+
+
+def separable(x: Tensor, weights: Tree, prefix: str, stride: int, dilation: int = 1) -> Tensor:
+    depthwise = weights[f"{prefix}.depthwise.weight"]
+    padding = dilation * (depthwise.shape[-1] - 1) // 2
+    x = F.conv2d(F.relu(x), depthwise, None, stride, padding, dilation, groups=x.shape[1])
+    return norm(F.conv2d(x, weights[f"{prefix}.pointwise.weight"]))
+
+
+def operation(name: str, x: Tensor, weights: Tree, prefix: str, stride: int) -> Tensor:
+    prefix = f"{prefix}.operations.{name}"
+    if name == "none":
+        return x[:, :, ::stride, ::stride] * 0
+    if name == "max_pool_3x3":
+        return norm(F.max_pool2d(x, 3, stride, padding=1))
+    if name == "avg_pool_3x3":
+        return norm(average_pool(x, stride))
+    if name == "skip_connect":
+        return x if stride == 1 else factorized_reduce(x, weights, prefix)
+    if name.startswith("sep_conv"):
+        return separable(
+            separable(x, weights, f"{prefix}.first", stride), weights, f"{prefix}.second", stride=1
+        )
+    return separable(x, weights, f"{prefix}.conv", stride, dilation=2)
+
+
+def plain_logits(space: DartsSpace, weights: Tree, alphas: Tree, images: Tensor, layers: int) -> Tensor:
+    mixing = {kind: table.exp() / table.exp().sum(1, keepdim=True) for kind, table in alphas.items()}
+    stem = norm(F.conv2d(images, weights["stem.0.weight"], padding=1))
+    stem = stem * weights["stem.1.weight"].view(1, -1, 1, 1) + weights["stem.1.bias"].view(1, -1, 1, 1)
+    before_last = last = stem
+    reduced = False
+    for layer in range(layers):
+        reduce = layer in (layers // 3, 2 * layers // 3)
+        prefix = f"cells.{layer}"
+
+        def bring(x: Tensor, name: str, prefix: str = prefix) -> Tensor:
+            return norm(F.conv2d(F.relu(x), weights[f"{prefix}.{name}.pointwise.weight"]))
+
+        if reduced:
+            first = factorized_reduce(before_last, weights, f"{prefix}.input_before_last")
+        else:
+            first = bring(before_last, "input_before_last")
+        states = [first, bring(last, "input_last")]
+        edge = 0
+        for _ in range(space.nodes):
+            node = 0
+            for source, x in enumerate(states):
+                stride = 2 if reduce and source < 2 else 1
+                for column, name in enumerate(space.operations):
+                    weight = mixing["reduce" if reduce else "normal"][edge, column]
+                    node = node + weight * operation(name, x, weights, f"{prefix}.edges.{edge}", stride)
+                edge += 1
+            states.append(node)
+        before_last, last, reduced = last, torch.cat(states[2:], dim=1), reduce
+    pooled = last.flatten(2).mean(2)
+    return pooled @ weights["classifier.weight"].T + weights["classifier.bias"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "layers", "nodes", "size", "operations", "input_channels"),
+    [
+        (4, 5, 4, 16, "darts", 3),
+        (3, 3, 4, 9, "paper", 1),
+        (2, 6, 3, 13, "darts", 2),
+        (4, 4, 2, 8, ("skip_connect", "none", "sep_conv_3x3"), 3),
+    ],
+)
+def test_supernet_equals_the_plain_definition(
+    channels: int, layers: int, nodes: int, size: int, operations: str, input_channels: int
+) -> None:
+    space = sgenas.space(
+        "darts",
+        channels=channels,
+        layers=layers,
+        classes=7,
+        nodes=nodes,
+        operations=operations,
+        input_channels=input_channels,
+    )
+    weights = trees.map_tree(Tensor.double, space.initial_weights(generator(1)))
+    alphas = {kind: 500 * table.double() for kind, table in space.initial_alphas(generator(2)).items()}
+    images = torch.randn(5, input_channels, size, size, generator=generator(3), dtype=torch.float64)
+    cotangent = torch.randn(5, 7, generator=generator(4), dtype=torch.float64)
+
+    results = []
+    for logits in (
+        lambda w, a: space.logits(w, a, images),
+        lambda w, a: plain_logits(space, w, a, images, layers),
+    ):
+        w, a = trees.leaves(weights), trees.leaves(alphas)
+        out = logits(w, a)
+        leaves = [*w.values(), *a.values()]
+        results.append([out, *torch.autograd.grad((out * cotangent).sum(), leaves, allow_unused=True)])
+    for name, ours, plain in zip(["logits", *weights, *alphas], *results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10, msg=f"{name} differs")
+
+
+def test_published_size_of_the_supernet() -> None:
+    space = sgenas.space("darts")
+    assert trees.size(space.initial_weights(generator())) == 1_930_618
+    assert sum(p.numel() for p in space.supernet.parameters()) == 1_930_618
+    assert trees.size(space.initial_alphas(generator())) == 224
+    assert not list(space.supernet.buffers())
+    fair = sgenas.space("darts", operations="paper")
+    assert sum(p.numel() for p in fair.supernet.parameters()) == 1_930_618
+    assert trees.size(fair.initial_alphas(generator())) == 196
+
+
+def test_weights_are_drawn_as_pytorch_does_by_default() -> None:
+    space = sgenas.space("darts", channels=8, layers=3)
+    weights = space.initial_weights(generator())
+    conv = torch.nn.Conv2d(32, 16, 1, bias=False)
+    drawn = weights["cells.1.input_last.pointwise.weight"]
+    assert drawn.shape == conv.weight.shape
+    assert 0.9 / 32**0.5 < drawn.abs().max() <= 1 / 32**0.5
+    assert torch.equal(weights["stem.1.weight"], torch.ones(24))
+    assert set(weights) == {name for name, _ in space.supernet.named_parameters()}
+
+
+def test_making_a_space_leaves_the_global_generator_alone_and_repeats() -> None:
+    state = torch.get_rng_state()
+    first, second = (sgenas.space("darts", channels=4, layers=3).supernet.state_dict() for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = sgenas.space("darts", channels=4, layers=3, generator=generator(5)).supernet.state_dict()
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_logits_change_nothing() -> None:
+    space = sgenas.space("darts", channels=2, layers=3)
+    weights, alphas = space.initial_weights(generator()), space.initial_alphas(generator())
+    before = trees.clone(weights)
+    own = trees.clone(dict(space.supernet.named_parameters()))
+    images = torch.randn(4, 3, 8, 8, generator=generator())
+    first, second = (space.logits(weights, alphas, images) for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+    assert all(torch.equal(p, own[name]) for name, p in space.supernet.named_parameters())
+
+
+def test_supernet_works_under_torch_func() -> None:
+    space = sgenas.space("darts", channels=2, layers=3, classes=3)
+    weights = trees.map_tree(Tensor.double, space.initial_weights(generator()))
+    alphas = trees.map_tree(Tensor.double, space.initial_alphas(generator()))
+    images = torch.randn(4, 3, 8, 8, generator=generator(), dtype=torch.float64)
+
+    def loss(alphas: Tree) -> Tensor:
+        return space.logits(weights, alphas, images).square().sum()
+
+    grad = torch.func.grad(loss)(alphas)
+    direction = space.initial_alphas(generator(1))
+    direction = {kind: 1e3 * table.double() for kind, table in direction.items()}
+    _, tangent = torch.func.jvp(loss, (alphas,), (direction,))
+    torch.testing.assert_close(tangent, trees.dot(grad, direction))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": 2}, "layers must be >= 3, got 2"),
+        ({"channels": 0}, "channels must be >= 2, got 0"),
+        ({"classes": 1}, "classes must be >= 2, got 1"),
+        ({"operations": "all"}, "operations must be one of darts, paper, got 'all'"),
+        ({"operations": ["conv_7x7"]}, "operations must be among .* got 'conv_7x7'"),
+        ({"operations": ["none"]}, "at least one besides none"),
+        ({"operations": ["none", "none"]}, "must not repeat"),
+    ],
+)
+def test_bad_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        sgenas.space("darts", **settings)
+
+
+def test_unknown_space() -> None:
+    with pytest.raises(InvalidValueError, match="space must be one of darts, got 'resnet'"):
+        sgenas.space("resnet")
+
+
+def test_operation_sets_are_those_of_the_sources() -> None:
+    assert len(OPERATION_SETS["darts"]) == 8
+    assert set(OPERATION_SETS["darts"]) - set(OPERATION_SETS["paper"]) == {"none"}
