@@ -18,9 +18,9 @@ Encode = Callable[..., bytes]
 @pytest.fixture(autouse=True)
 def _global_random_state_untouched() -> Iterator[None]:
     """Every test here also checks that nothing it calls draws from or seeds a global generator."""
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     yield
-    after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert before[2][2:] == after[2][2:]

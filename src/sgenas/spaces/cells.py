@@ -120,8 +120,12 @@ class SearchNetwork(nn.Module):
 
     def forward(self, images: Tensor, mixing: Tree) -> Tensor:
         """Logits (B, classes) of images (B, input_channels, H, W), mixing {kind: (E, O)}."""
-        # oneDNN's channels-last kernels run this network 1.5 times as fast as the others on CPU (perf.md)
-        before_last = last = NodeState(self.stem(images.contiguous(memory_format=torch.channels_last)))
+        # oneDNN's channels-last kernels run this network 1.5 times as fast as the others on CPU (perf.md).
+        # Asked for after the stem too: images of one channel are in both layouts at once, and the stem's
+        # convolution then chooses the slow one.
+        layout = torch.channels_last
+        stem = self.stem(images.contiguous(memory_format=layout)).contiguous(memory_format=layout)
+        before_last = last = NodeState(stem)
         for kind, cell in zip(self.kinds, self.cells, strict=True):
             before_last, last = last, NodeState(cell(before_last, last, mixing[kind]))
         return self.classifier(last.value.mean(dim=(2, 3)))

@@ -1,0 +1,331 @@
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sgenas import trees
+from sgenas.bilevel import SGD, SGE, BilevelProblem, FiniteDifference
+from sgenas.bilevel.inner import InnerState
+from sgenas.engine import Search, SearchConfig, resume_search, run_search
+from sgenas.engine.run_folder import RunFolder, read_config
+from sgenas.errors import CheckpointError, ConfigError, DivergenceError, RunFolderError
+from sgenas.spaces import Genotype
+
+Make = Callable[..., SearchConfig]
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = iter(range(1, steps + 1))
+    return lambda: next(asked) == steps
+
+
+def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:
+    config = small()
+    result = run_search(config, tmp_path / "run")
+    assert result.finished
+    assert result.path == tmp_path / "run"
+    names = {path.name for path in result.path.iterdir()}
+    assert names == {
+        *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz", "genotype.json"),
+        "tensorboard",
+    }
+    assert read_config(result.path) == config
+    environment = json.loads((result.path / "config.json").read_text())["environment"]
+    assert environment["torch"] == torch.__version__
+    assert environment["device"] == "cpu"
+    assert Genotype.load(result.path / "genotype.json") == result.genotype
+
+    rows = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["epoch"], row["step"]) for row in rows] == [
+        *(("step", 0, 2), ("step", 0, 3), ("epoch", 0, 3)),
+        *(("step", 1, 4), ("step", 1, 6), ("epoch", 1, 6)),
+        *(("step", 2, 8), ("step", 2, 9), ("epoch", 2, 9)),
+    ]
+    last = rows[-1]
+    assert last == result.epochs[-1]
+    # Q = 2, N = 1: three inner passes and one outer pass a step
+    assert (last["forward"], last["backward"], last["inner_steps"]) == (36, 36, 27)
+    assert last["images"] == 36 * 16
+    assert 0 <= last["val_accuracy"] <= 1
+
+    alphas = np.load(result.path / "alphas.npz")
+    assert alphas["normal"].shape == (4, 2, 8)
+    np.testing.assert_allclose(alphas["normal_mixing"].sum(axis=-1), 1, rtol=1e-6)
+    assert alphas["edges"].tolist() == [[0, 2], [1, 2]]
+    split = np.load(result.path / "split.npz")
+    assert sorted([*split["training"], *split["validation"]]) == list(range(120))
+    assert list((result.path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(
+    small: Make, tmp_path: Path, assert_same_runs: Any
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run_search(small(seed=seed), tmp_path / name)
+    assert_same_runs(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_runs(tmp_path / "a", tmp_path / "c")
+
+
+MODES = {
+    "sge": {},
+    "first-order": {"estimator": {"estimator": "first-order", "directions": 10}},
+    "second-order": {"estimator": {"estimator": "second-order", "directions": 10}},
+    "separate": {"weights": {"weights": "separate"}, "alphas": {"alpha_optimizer": "sgd", "alpha_lr": 0.01}},
+    "warm-up": {"alphas": {"warmup_epochs": 1}, "estimator": {"inner_steps": 2}, "data": {"batch_size": 8}},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_resumed_search_equals_an_uninterrupted_one(
+    mode: str, small: Make, tmp_path: Path, assert_same_runs: Any
+) -> None:
+    config = small(**MODES[mode])
+    whole = run_search(config, tmp_path / "whole")
+    for steps in (1, 3, 5):
+        path = tmp_path / f"stopped-{steps}"
+        result = run_search(config, path, stop=stop_after(steps))
+        assert not result.finished
+        result = resume_search(path, stop=stop_after(2))
+        assert not result.finished
+        result = resume_search(path)
+        assert result.finished
+        assert result.genotype == whole.genotype
+        assert_same_runs(tmp_path / "whole", path)
+
+
+def test_steps_after_the_last_checkpoint_are_taken_again(
+    small: Make, tmp_path: Path, assert_same_runs: Any
+) -> None:
+    """As after a kill: the log is ahead of the checkpoint, its last line half written."""
+    config = small()
+    run_search(config, tmp_path / "whole")
+    run_search(config, tmp_path / "killed", stop=stop_after(4))
+    log = tmp_path / "killed" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"kind": "step", "epoch": 1, "step": 6}\n{"kind": "st')
+    resume_search(tmp_path / "killed")
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def by_hand(search: Search, steps: int, separate: bool, estimator: Any) -> tuple[Any, Any]:
+    """The first `steps` steps of an epoch, written out from Algorithm 1 and the design."""
+    config = search.config
+
+    def loss(weights: trees.Tree, alphas: trees.Tree, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(search.space.logits(weights, alphas, batch[0]), batch[1])
+
+    sgd = SGD(0.025, 0.9, 3e-4, 5.0)
+    training = BilevelProblem(loss, loss, sgd)
+    own = BilevelProblem(loss, loss, SGD(0.01)) if separate else training
+    state = sgd.init(search.state.weights)
+    alphas = trees.clone(search.alphas)
+    parameters = [alpha.requires_grad_() for alpha in alphas.values()]
+    adam = torch.optim.Adam(parameters, config.alphas.alpha_lr, (0.5, 0.999), weight_decay=1e-3)
+    for _ in range(steps):
+        inner, outer = [next(search.inner_stream)], next(search.outer_stream)
+        start = InnerState(state.weights, {}) if separate else state
+        result = estimator(own, start, alphas, inner, outer, generator=search.directions)
+        for name, alpha in alphas.items():
+            alpha.grad = result.grad[name].clone()
+        adam.step()
+        state = training.run(state, alphas, inner).end if separate else result.state
+    return state, trees.detach(alphas)
+
+
+@pytest.mark.parametrize(
+    ("changes", "estimator"),
+    [
+        ({}, SGE(2)),
+        ({"weights": {"weights": "separate"}}, SGE(2)),
+        ({"estimator": {"estimator": "second-order", "directions": 10}}, FiniteDifference()),
+    ],
+)
+def test_the_loop_is_algorithm_1(changes: Any, estimator: Any, small: Make, tmp_path: Path) -> None:
+    config = small(**changes)
+    search = Search(config, RunFolder(tmp_path))
+    separate = config.weights.weights == "separate"
+    state, alphas = by_hand(Search(config, RunFolder(tmp_path)), 3, separate, estimator)
+    for _ in range(3):
+        search._take_step()
+    for name, tensor in alphas.items():
+        assert torch.equal(search.alphas[name], tensor)
+    for name, tensor in state.weights.items():
+        assert torch.equal(search.state.weights[name], tensor)
+
+
+def test_alphas_stand_still_in_the_warm_up_and_move_after_it(small: Make, tmp_path: Path) -> None:
+    result = run_search(small(alphas={"warmup_epochs": 2}), tmp_path / "run")
+    alphas = np.load(result.path / "alphas.npz")["normal"]
+    assert (alphas[0] == alphas[2]).all()
+    assert (alphas[2] != alphas[3]).any()
+    assert [row["outer_loss"] is None for row in result.epochs] == [True, True, False]
+
+
+def test_learning_rate_falls_by_a_cosine(small: Make, tmp_path: Path) -> None:
+    search = Search(small(epochs=10, weights={"lr": 0.1, "lr_min": 0.02}), RunFolder(tmp_path))
+    rates = []
+    for search.epoch in range(10):
+        rates.append(search.learning_rate())
+    assert rates[0] == 0.1
+    assert rates[5] == pytest.approx(0.06)
+    assert rates[9] == pytest.approx(0.02 + 0.04 * (1 + math.cos(0.9 * math.pi)))
+
+
+def test_a_search_learns(small: Make, tmp_path: Path) -> None:
+    config = small(
+        epochs=6,
+        data={"train_images": 600, "batch_size": 32},
+        space={"channels": 4, "nodes": 2},
+        estimator={"estimator": "first-order", "directions": 10},
+        weights={"lr": 0.1},
+    )
+    result = run_search(config, tmp_path / "run")
+    accuracies = [row["val_accuracy"] for row in result.epochs]
+    assert accuracies[-1] > 0.5, "chance is 0.1"
+    assert result.epochs[-1]["val_loss"] < result.epochs[0]["val_loss"]
+
+
+def test_no_global_generator_is_used(small: Make, tmp_path: Path) -> None:
+    import rich.style  # noqa: F401  its import alone draws a number
+
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run_search(small(epochs=1), tmp_path / "run")
+    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_a_run_is_never_overwritten_unasked(small: Make, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    run_search(small(epochs=1), path)
+    (path / "notes.txt").write_text("mine")
+    before = (path / "metrics.jsonl").read_bytes()
+    with pytest.raises(RunFolderError, match="already holds a run.*--overwrite"):
+        run_search(small(epochs=1), path)
+    assert (path / "metrics.jsonl").read_bytes() == before
+    run_search(small(epochs=1, seed=3), path, overwrite=True)
+    assert read_config(path).seed == 3
+    assert (path / "metrics.jsonl").read_bytes() != before
+    assert (path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_with_other_files_is_refused(small: Make, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match="must be new or empty"):
+        run_search(small(), tmp_path, overwrite=True)
+    with pytest.raises(RunFolderError, match="must be a folder, got a file"):
+        run_search(small(), tmp_path / "thesis.tex")
+
+
+def test_bad_input_leaves_nothing_behind(small: Make, tmp_path: Path) -> None:
+    for config, message in (
+        (small(data={"batch_size": 64}), "--batch-size must be at most the 60 images that train, got 64"),
+        (small(estimator={"inner_steps": 4}), "--inner-steps must be at most the 3 batches of an epoch"),
+        (small(data={"cutout": 9}), "--cutout must be at most the image's side 8, got 9"),
+        (small(device="abacus"), "--device must be auto or a device of this machine, got 'abacus'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_search(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+class TestBadCheckpoints:
+    @pytest.fixture
+    def path(self, small: Make, tmp_path: Path) -> Path:
+        run_search(small(), tmp_path / "run", stop=stop_after(2))
+        return tmp_path / "run"
+
+    def test_truncated(self, path: Path) -> None:
+        checkpoint = path / "checkpoint.pt"
+        whole = checkpoint.read_bytes()
+        for size in (0, 10, len(whole) // 2, len(whole) - 10):
+            checkpoint.write_bytes(whole[:size])
+            with pytest.raises(CheckpointError, match=rf"checkpoint.pt is damaged \({size} bytes\)"):
+                resume_search(path)
+        assert (path / "metrics.jsonl").exists()
+
+    def test_missing(self, path: Path) -> None:
+        (path / "checkpoint.pt").unlink()
+        with pytest.raises(CheckpointError, match="checkpoint.pt does not exist"):
+            resume_search(path)
+
+    def test_from_another_configuration(self, path: Path) -> None:
+        data = json.loads((path / "config.json").read_text())
+        data["config"]["data"]["batch_size"] = 8
+        (path / "config.json").write_text(json.dumps(data))
+        with pytest.raises(CheckpointError, match=r"data.batch_size is 8 in config.json, 16 there"):
+            resume_search(path)
+
+    def test_of_other_images(self, path: Path) -> None:
+        state = torch.load(path / "checkpoint.pt", weights_only=True)
+        torch.save(state | {"images_digest": "0"}, path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="made with other images than --data digits holds now"):
+            resume_search(path)
+
+    def test_of_something_else(self, path: Path) -> None:
+        torch.save({"weights": torch.zeros(3)}, path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="is no checkpoint of sgenas"):
+            resume_search(path)
+
+    def test_of_another_version(self, path: Path) -> None:
+        state = torch.load(path / "checkpoint.pt", weights_only=True)
+        torch.save(state | {"version": 99}, path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="version must be 1, got 99"):
+            resume_search(path)
+
+    @pytest.mark.parametrize("field", ["weights", "alpha_optimizer", "inner_stream", "history", "sums"])
+    def test_with_parts_that_do_not_fit(self, path: Path, field: str) -> None:
+        state = torch.load(path / "checkpoint.pt", weights_only=True)
+        state[field] = {"other": torch.zeros(2)} if field != "history" else [{"other": torch.zeros(2)}]
+        torch.save(state, path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="does not fit this search"):
+            resume_search(path)
+
+    def test_that_would_run_code(self, path: Path) -> None:
+        class Evil:
+            def __reduce__(self) -> Any:
+                return (Path.touch, (path / "executed",))
+
+        torch.save({"weights": Evil()}, path / "checkpoint.pt")
+        with pytest.raises(CheckpointError, match="damaged"):
+            resume_search(path)
+        assert not (path / "executed").exists()
+
+    def test_with_a_log_that_lost_lines(self, path: Path) -> None:
+        (path / "metrics.jsonl").write_bytes(b"")
+        with pytest.raises(RunFolderError, match="must have at least .* bytes as at the checkpoint, got 0"):
+            resume_search(path)
+
+
+def test_resume_of_a_finished_search_returns_it(small: Make, tmp_path: Path) -> None:
+    first = run_search(small(epochs=1), tmp_path / "run")
+    again = resume_search(tmp_path / "run")
+    assert again.finished
+    assert again.genotype == first.genotype
+    assert again.epochs == ()
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="does not exist"):
+        resume_search(tmp_path / "none")
+    with pytest.raises(RunFolderError, match="holds no run"):
+        resume_search(tmp_path)
+
+
+def test_a_diverging_search_says_so_and_keeps_its_checkpoint(small: Make, tmp_path: Path) -> None:
+    config = small(weights={"lr": 1e30, "grad_clip": None})
+    with pytest.raises(DivergenceError, match=r"loss is nan at step 2 .*lower --lr"):
+        run_search(config, tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_search_on_the_gpu(small: Make, tmp_path: Path, assert_same_runs: Any) -> None:
+    for name in "ab":
+        run_search(small(device="cuda"), tmp_path / name)
+    assert_same_runs(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,269 @@
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sgenas
+from sgenas.cli import main
+
+SMALL = [
+    *("--data", "digits", "--train-images", "120", "--batch-size", "16", "--channels", "2", "--layers", "3"),
+    *("--nodes", "1", "--directions", "2", "--epochs", "3", "--log-every", "1", "--device", "cpu"),
+]
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    return ["search", *SMALL, *more, "--out", str(out)]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    def run(*command: str) -> str:
+        """The one line that the command fails with."""
+        assert main(command) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert captured.err.startswith("sgenas: ")
+        return captured.err.strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "finished"
+    assert main(arguments(path)) == 0
+    return path
+
+
+def test_search_writes_pictures_and_says_where(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path / "again")) == 0
+    out = capsys.readouterr().out
+    assert "60 images train the weights, 60 the alphas, 10 classes" in out
+    assert "epoch 3/3  inner loss" in out
+    assert "validation accuracy of the supernet" in out
+    assert str(sgenas.Genotype.load(finished / "genotype.json")["normal"]).split("; ")[0] in out
+    for name in ("cell.png", "cell.svg", "curves.png", "report.html"):
+        assert str(tmp_path / "again" / name) in out
+        assert (tmp_path / "again" / name).stat().st_size > 1000
+
+
+def test_a_config_file_runs_again_and_flags_change_it(finished: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        source = finished if name == "a" else finished / "config.json"
+        assert main(["search", "--config", str(source), "--out", str(tmp_path / name)]) == 0
+    ours, again = (np.load(path / "alphas.npz")["normal"] for path in (finished, tmp_path / "a"))
+    assert (ours == again).all()
+    changed = ["search", f"--config={finished}", "--epochs", "1", "--seed", "5", "--out", str(tmp_path / "c")]
+    assert main(changed) == 0
+    config = json.loads((tmp_path / "c" / "config.json").read_text())["config"]
+    before = json.loads((finished / "config.json").read_text())["config"]
+    assert config == before | {"epochs": 1, "seed": 5}
+
+
+def test_show_draws_a_run_and_a_genotype_file(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", str(finished)]) == 0
+    assert "normal cell" in capsys.readouterr().out
+    assert main(["show", str(finished), "--out", str(tmp_path / "cell.svg")]) == 0
+    assert "<svg" in (tmp_path / "cell.svg").read_text()
+    file = tmp_path / "mine.json"
+    shutil.copy(finished / "genotype.json", file)
+    assert main(["show", str(file)]) == 0
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resume_of_a_finished_search_says_what_came_out(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["resume", str(finished)]) == 0
+    assert "validation accuracy of the supernet" in capsys.readouterr().out
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sgenas {sgenas.__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["search", "--help"])
+    assert stop.value.code in (0, None)
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for said in (
+        "--directions INT",
+        "Q: random directions of sge",
+        "(default: 10)",
+        "Example: sgenas search",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "nas"], "--method must be one of darts, got 'nas'"),
+        (["--estimator", "es"], "--estimator must be one of first-order, second-order, sge, got 'es'"),
+        (["--data", "mnist"], "--data mnist: data set must be one of digits, cifar10"),
+        (["--data", "folder:/none"], "--data folder:/none: .*/none"),
+        (["--data", "parquet:/none"], "--data parquet:/none: .*/none"),
+        (["--directions", "0"], "--directions must be >= 1, got 0"),
+        (["--directions", "many"], "--directions.* 'many'"),
+        (["--smoothing", "0"], "--smoothing must be > 0 and finite, got 0.0"),
+        (["--smoothing", "-1"], "--smoothing must be > 0 and finite, got -1.0"),
+        (["--train-images", "9"], "--train-images must be at least 10, the classes of digits, got 9"),
+        (["--colour", "red"], "Unrecognized options: --colour"),
+        (["--config"], "--config must be followed by a file"),
+        (["--config", "/none/config.json"], "config file /none/config.json cannot be read"),
+    ],
+)
+def test_bad_input_is_one_line(
+    flags: list[str], message: str, fails: Callable[..., str], tmp_path: Path
+) -> None:
+    import re
+
+    # SMALL's own value of a repeated flag would win
+    command = arguments(tmp_path / "run")
+    if flags[0] in command:
+        place = command.index(flags[0])
+        command[place : place + 2] = []
+    command = command + flags if len(flags) == 1 else [*command[:1], *flags, *command[1:]]
+    assert re.search(message, fails(*command))
+    assert not (tmp_path / "run").exists()
+
+
+def image_folder(path: Path, sizes: dict[str, list[int]]) -> None:
+    draw = np.random.default_rng(0)
+    for name, sides in sizes.items():
+        (path / name).mkdir(parents=True)
+        for index, side in enumerate(sides):
+            pixels = draw.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{index}.png")
+
+
+def test_bad_images_are_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
+    image_folder(tmp_path / "mixed", {"cat": [8, 8, 8], "dog": [8, 9, 8]})
+    line = fails("search", "--data", f"folder:{tmp_path / 'mixed'}", "--out", str(tmp_path / "run"))
+    assert "dog/1.png" in line
+    assert "9 x 9" in line or "9x9" in line
+    image_folder(tmp_path / "empty", {"cat": [8, 8, 8], "dog": []})
+    line = fails("search", "--data", f"folder:{tmp_path / 'empty'}", "--out", str(tmp_path / "run"))
+    assert "dog" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(finished: Path, fails: Callable[..., str]) -> None:
+    line = fails(*arguments(finished))
+    assert "already holds a run" in line
+    assert "--overwrite" in line
+
+
+def test_bad_run_folders_are_one_line(finished: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "does not exist" in fails("resume", str(tmp_path / "none"))
+    assert "does not exist" in fails("show", str(tmp_path / "none"))
+    assert "holds no run" in fails("resume", str(tmp_path))
+    assert "holds no run" in fails("show", str(tmp_path))
+    broken = tmp_path / "broken"
+    shutil.copytree(finished, broken)
+    whole = (broken / "checkpoint.pt").read_bytes()
+    (broken / "checkpoint.pt").write_bytes(whole[:1000])
+    assert "checkpoint.pt is damaged (1000 bytes)" in fails("resume", str(broken))
+    (broken / "checkpoint.pt").write_bytes(whole)
+    text = (broken / "config.json").read_text()
+    (broken / "config.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    assert "another configuration: seed is 1 in config.json, 0 there" in fails("resume", str(broken))
+    (broken / "config.json").write_text("{")
+    assert "must be JSON" in fails("resume", str(broken))
+    (broken / "genotype.json").unlink()
+    (broken / "config.json").write_text(text)
+    assert "has no cell yet" in fails("show", str(broken))
+
+
+def start(*command: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sgenas.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Returns once the search has logged `count` rows; its checkpoints bring them to the disk."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        log = path / "metrics.jsonl"
+        if log.exists() and log.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} rows: {process.communicate()}")
+
+
+def same_run(first: Path, second: Path) -> None:
+    def rows(path: Path) -> list[dict[str, Any]]:
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+        return [{**json.loads(line), "seconds": None} for line in lines]
+
+    assert rows(first) == rows(second)
+    ours, theirs = (np.load(path / "alphas.npz") for path in (first, second))
+    for name in ours.files:
+        assert (ours[name] == theirs[name]).all(), name
+    assert (first / "genotype.json").read_text() == (second / "genotype.json").read_text()
+
+
+LONGER = ("--epochs", "20", "--checkpoint-every", "1")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    process = start(*arguments(path, *LONGER))
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    return path
+
+
+def test_ctrl_c_stops_cleanly_and_resume_ends_in_the_same_place(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "stopped"
+    process = start(*arguments(path, *LONGER))
+    wait_for_rows(path, 5, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopping after this step" in err
+    assert "Traceback" not in err
+    assert f"sgenas resume {path}" in out
+    process = start("resume", str(path))
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    same_run(uninterrupted, path)
+
+
+def test_kill_9_and_resume_end_in_the_same_place(uninterrupted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "killed"
+    wait = random.Random(0)
+    process = start(*arguments(path, *LONGER))
+    for rows in (4, 20, 45):
+        wait_for_rows(path, rows, process)
+        time.sleep(wait.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        process = start("resume", str(path))
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    same_run(uninterrupted, path)
