@@ -10,25 +10,18 @@ JSON line to benchmarks/results/data_cost.jsonl.
 """
 
 import argparse
-import json
-import os
-import platform
-import statistics as stats
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from record import SHARED_DATA, add_result, time_in_turn
 
 from sgenas.data import Augmentation, BatchStream, ImageSet, load, statistics
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "data_cost.jsonl"
 BATCH = 64
 REPEATS = 7
 
@@ -36,7 +29,7 @@ REPEATS = 7
 def main() -> None:
     """Runs the measurement; see the module's docstring."""
     parser = argparse.ArgumentParser(description="milliseconds per batch of training images")
-    parser.add_argument("folder", type=Path, nargs="?", default=ROOT.parent / "shared" / "data")
+    parser.add_argument("folder", type=Path, nargs="?", default=SHARED_DATA)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch on the CPU")
     arguments = parser.parse_args()
@@ -44,18 +37,20 @@ def main() -> None:
 
     data, source, load_seconds = _images(arguments.folder)
     mean, std = statistics(data.images)
-    per_batch = _measure(
-        {
-            "BatchStream": (_stream(data, Augmentation(mean=mean, std=std), arguments.device), 100),
-            "BatchStream, cutout 16": (
-                _stream(data, Augmentation(mean=mean, std=std, cutout=16), arguments.device),
-                100,
-            ),
-            "torchvision v2, tensors": (_per_image(data, mean, std, False, arguments.device), 5),
-            "torchvision v2, PIL images": (_per_image(data, mean, std, True, arguments.device), 5),
-        },
-        arguments.device,
-    )
+    sides = {
+        "BatchStream": _stream(data, Augmentation(mean=mean, std=std), arguments.device),
+        "BatchStream, cutout 16": _stream(
+            data, Augmentation(mean=mean, std=std, cutout=16), arguments.device
+        ),
+        "torchvision v2, tensors": _per_image(data, mean, std, False, arguments.device),
+        "torchvision v2, PIL images": _per_image(data, mean, std, True, arguments.device),
+    }
+    counts = {name: 100 if name.startswith("BatchStream") else 5 for name in sides}
+    seconds = time_in_turn(sides, repeats=REPEATS, device=arguments.device, counts=counts)
+    per_batch = {
+        name: {kind: round(1000 * value, 4) for kind, value in times.items()}
+        for name, times in seconds.items()
+    }
 
     base = per_batch["BatchStream"]["median"]
     print(
@@ -71,23 +66,14 @@ def main() -> None:
     if load_seconds is not None:
         print(f"loading the whole data set: {load_seconds:.1f} s")
 
-    line = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(arguments.device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-        },
+    figures: dict[str, Any] = {
         "source": source,
         "batch": BATCH,
         "repeats": REPEATS,
         "milliseconds_per_batch": per_batch,
         "load_seconds": load_seconds,
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    add_result("data_cost", figures, device=arguments.device)
 
 
 def _images(folder: Path) -> tuple[ImageSet, str, float | None]:
@@ -139,47 +125,6 @@ def _per_image(
         return torch.stack(images).to(device), data.labels[indices].to(device)
 
     return batch
-
-
-def _measure(sides: dict[str, tuple[Callable[[], Any], int]], device: str) -> dict[str, dict[str, float]]:
-    """{name: median, min and max milliseconds per batch}; each repeat times every side once, in turn."""
-    synchronise: Callable[[], Any] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    for batch, count in sides.values():
-        for _ in range(count):
-            batch()
-    seen: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(REPEATS):
-        for name, (batch, count) in sides.items():
-            synchronise()
-            start = time.perf_counter()
-            for _ in range(count):
-                batch()
-            synchronise()
-            seen[name].append((time.perf_counter() - start) / count * 1000)
-    return {
-        name: {
-            "median": round(stats.median(values), 4),
-            "min": round(min(values), 4),
-            "max": round(max(values), 4),
-        }
-        for name, values in seen.items()
-    }
-
-
-def _machine(device: str) -> dict[str, Any]:
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {
-        "system": platform.system(),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-    }
 
 
 if __name__ == "__main__":
