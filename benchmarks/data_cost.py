@@ -58,10 +58,10 @@ def main() -> None:
         f" {arguments.threads} CPU threads, median of {REPEATS}"
     )
     print(f"{'':28}{'ms per batch':>14}{'min':>10}{'max':>10}{'times':>8}")
-    for name, figures in per_batch.items():
+    for name, times in per_batch.items():
         print(
-            f"{name:28}{figures['median']:14.3f}{figures['min']:10.3f}{figures['max']:10.3f}"
-            f"{figures['median'] / base:8.1f}"
+            f"{name:28}{times['median']:14.3f}{times['min']:10.3f}{times['max']:10.3f}"
+            f"{times['median'] / base:8.1f}"
         )
     if load_seconds is not None:
         print(f"loading the whole data set: {load_seconds:.1f} s")

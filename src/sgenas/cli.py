@@ -174,8 +174,9 @@ def _close(console: Console, result: SearchResult) -> None:
     record = read_run(result.path)
     last = record.epochs[-1]
     console.print(cell_text(result.genotype))
+    chance = 100 / len(record.environment["classes"])
     console.print(
-        f"validation accuracy of the supernet: {100 * last['val_accuracy']:.2f} %"
+        f"validation accuracy of the supernet: {100 * last['val_accuracy']:.2f} % (chance {chance:.3g} %)"
         f" after {last['epoch'] + 1} epochs and {last['seconds']:.0f} s",
         soft_wrap=True,
     )

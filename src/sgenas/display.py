@@ -122,13 +122,11 @@ def cell_text(genotype: Genotype) -> Text:
 
 
 def _opening(search: Search) -> str:
-    config, images = search.config, search.images
-    half = {name: len(part) for name, part in search.split.items()}
-    weights = sum(tensor.numel() for tensor in search.state.weights.values())
-    alphas = sum(tensor.numel() for tensor in search.alphas.values())
+    config, facts = search.config, search.describe()
+    half = facts["images"]
     return (
         f"{config.method} with {config.estimator.estimator} on {config.data.data}:"
         f" {half['training']} images train the weights, {half['validation']} the alphas,"
-        f" {len(images.classes)} classes; supernet of {weights:,} weights and {alphas} alphas"
-        f" on {search.device}"
+        f" {len(facts['classes'])} classes; supernet of {facts['weights']:,} weights and"
+        f" {facts['alphas']} alphas on {search.device}"
     )

@@ -40,6 +40,9 @@ def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:
     environment = json.loads((result.path / "config.json").read_text())["environment"]
     assert environment["torch"] == torch.__version__
     assert environment["device"] == "cpu"
+    assert environment["images"] == {"training": 60, "validation": 60}
+    assert environment["alphas"] == 2 * 2 * 8
+    assert environment["classes"] == list("0123456789")
     assert Genotype.load(result.path / "genotype.json") == result.genotype
 
     rows = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]

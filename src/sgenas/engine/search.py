@@ -76,7 +76,7 @@ def run_search(
     folder = RunFolder(out)
     folder.check(overwrite=overwrite)
     search = Search(config, folder)
-    folder.create(config, environment(search.device), overwrite=overwrite)
+    folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
     folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
     return search.run(observer or Silent(), stop)
 
@@ -150,6 +150,15 @@ class Search:
         self._history = [trees.clone(self.alphas)]
         self._zero_sums()
         self._metrics_bytes = 0
+
+    def describe(self) -> dict[str, Any]:
+        """What the search was given: classes, images in each part, sizes; plain data."""
+        return {
+            "classes": list(self.images.classes),
+            "images": {name: len(part) for name, part in self.split.items()},
+            "weights": trees.size(self.state.weights),
+            "alphas": trees.size(self.alphas),
+        }
 
     # -- making the parts ---------------------------------------------------------------------------------
 
