@@ -46,7 +46,7 @@ class LiveDisplay:
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("step {task.fields[step]}/{task.fields[steps]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -58,23 +58,29 @@ class LiveDisplay:
         self._task: TaskID | None = None
         self._values: dict[str, str] = {}
         self._cell = Text()
-        self._live = Live(self._render(), console=console, refresh_per_second=4)
+        # transient: what it showed last, the cell above all, is printed again at the end
+        self._live = Live(self._render(), console=console, refresh_per_second=4, transient=True)
 
     def begin(self, search: Search) -> None:
         self._console.print(_opening(search), soft_wrap=True)
+        self._search = search
+        # The bar counts passes, not steps: a step of the warm-up is many times cheaper than one of sge.
+        passes = [search.step_cost(epoch).forward for epoch in range(search.config.epochs)]
         self._task = self._progress.add_task(
             "search",
-            total=search.config.epochs * search.steps_per_epoch,
-            completed=search.step,
+            total=sum(passes) * search.steps_per_epoch,
+            completed=search.cost.forward,
             epoch=search.epoch + 1,
             epochs=search.config.epochs,
+            step=search.step,
+            steps=search.config.epochs * search.steps_per_epoch,
         )
         self._show_cell(search.genotype)
         self._live.update(self._render())
 
     def advance(self) -> None:
         if self._task is not None:
-            self._progress.advance(self._task)
+            self._progress.update(self._task, completed=self._search.cost.forward, step=self._search.step)
 
     def row(self, row: dict[str, Any], genotype: Genotype) -> None:
         if row["kind"] == "step":

@@ -38,6 +38,10 @@ class FiniteDifference:
         if not 0 < self.radius < float("inf"):
             raise InvalidValueError(f"FiniteDifference.radius must be > 0 and finite, got {self.radius}")
 
+    def cost(self, inner_steps: int) -> Cost:
+        """N + 3 passes, N steps."""
+        return Cost(inner_steps + 3, inner_steps + 3, inner_steps)
+
     def __call__(
         self,
         problem: BilevelProblem,
@@ -48,7 +52,6 @@ class FiniteDifference:
         *,
         generator: torch.Generator | None = None,  # noqa: ARG002
     ) -> HypergradientResult:
-        steps = len(inner_batches)
         optimizer = problem.inner_optimizer
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, v, direct = problem.outer_gradients(trajectory.end.weights, alphas, outer_batch)
@@ -62,6 +65,5 @@ class FiniteDifference:
         _, minus = problem.inner_alpha_gradient(trees.add(weights, v, -epsilon), alphas, batch)
         indirect = trees.scale(trees.subtract(plus, minus), -optimizer.lr / (2 * epsilon))
 
-        cost = Cost(forward=steps + 3, backward=steps + 3, inner_steps=steps)
-        grad = trees.add(direct, indirect)
+        grad, cost = trees.add(direct, indirect), self.cost(len(inner_batches))
         return HypergradientResult(grad, direct, trajectory.end, trajectory.losses, outer_loss, cost)

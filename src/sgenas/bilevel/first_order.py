@@ -21,6 +21,10 @@ class FirstOrder:
     Cost: N + 1 forward and backward passes. `generator` is not used.
     """
 
+    def cost(self, inner_steps: int) -> Cost:
+        """N + 1 passes, N steps."""
+        return Cost(inner_steps + 1, inner_steps + 1, inner_steps)
+
     def __call__(
         self,
         problem: BilevelProblem,
@@ -31,8 +35,7 @@ class FirstOrder:
         *,
         generator: torch.Generator | None = None,  # noqa: ARG002
     ) -> HypergradientResult:
-        steps = len(inner_batches)
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, direct = problem.outer_alpha_gradient(trajectory.end.weights, alphas, outer_batch)
-        cost = Cost(forward=steps + 1, backward=steps + 1, inner_steps=steps)
+        cost = self.cost(len(inner_batches))
         return HypergradientResult(direct, direct, trajectory.end, trajectory.losses, outer_loss, cost)

@@ -61,6 +61,10 @@ class Estimator(Protocol):
     Estimators that draw random numbers take them from `generator`, on any device, and raise without one.
     """
 
+    def cost(self, inner_steps: int) -> Cost:
+        """What one call with that many inner batches costs."""
+        ...
+
     def __call__(
         self,
         problem: BilevelProblem,

@@ -43,6 +43,11 @@ class SGE:
         if not 0 < self.smoothing < float("inf"):
             raise InvalidValueError(f"SGE.smoothing must be > 0 and finite, got {self.smoothing}")
 
+    def cost(self, inner_steps: int) -> Cost:
+        """(Q + 1) N + 1 passes, (Q + 1) N steps."""
+        steps = (self.num_directions + 1) * inner_steps
+        return Cost(steps + 1, steps + 1, steps)
+
     def __call__(
         self,
         problem: BilevelProblem,
@@ -55,7 +60,6 @@ class SGE:
     ) -> HypergradientResult:
         if generator is None:
             raise InvalidValueError("SGE needs generator=torch.Generator() for its directions, got None")
-        steps = len(inner_batches)
         trajectory = problem.run(state, alphas, inner_batches)
         end = trajectory.end
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
@@ -69,7 +73,6 @@ class SGE:
             grad = trees.add(grad, direction, projection / self.num_directions)
             projections.append(projection)
 
-        passes = (self.num_directions + 1) * steps
-        cost = Cost(forward=passes + 1, backward=passes + 1, inner_steps=passes)
+        cost = self.cost(len(inner_batches))
         diagnostics = {"projections": torch.stack(projections)}
         return HypergradientResult(grad, direct, end, trajectory.losses, outer_loss, cost, diagnostics)

@@ -193,6 +193,15 @@ class Search:
         cosine = (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
         return settings.lr_min + (settings.lr - settings.lr_min) * cosine
 
+    def step_cost(self, epoch: int) -> Cost:
+        """Passes that one step of that epoch takes: few in the warm-up, many after it."""
+        inner_steps = self.config.estimator.inner_steps
+        training = Cost(inner_steps, inner_steps, inner_steps)
+        if epoch < self.config.alphas.warmup_epochs:
+            return training
+        cost = self.estimator.cost(inner_steps)
+        return cost + training if self.config.weights.weights == "separate" else cost
+
     # -- the mathematics of one step ----------------------------------------------------------------------
 
     def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -218,7 +227,6 @@ class Search:
             own = self._problem(SGD(self.config.weights.trajectory_lr))
             start = InnerState(self.state.weights, {}, self.state.step)
         result = self.estimator(own, start, self.alphas, inner, outer, generator=self.directions)
-        self.cost += result.cost
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
         self.alpha_optimizer.step()
@@ -238,7 +246,6 @@ class Search:
     def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
         self.state = trajectory.end
-        self.cost += Cost(len(batches), len(batches), len(batches))
         return torch.stack(trajectory.losses).mean()
 
     @torch.no_grad()
@@ -293,6 +300,7 @@ class Search:
 
     def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
         values = self._take_step()
+        self.cost += self.step_cost(self.epoch)
         self.step += 1
         self.step_in_epoch += 1
         for name in self._sums:
