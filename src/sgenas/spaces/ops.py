@@ -13,6 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgenas.spaces.kernels import depthwise, to_phases
+
+LAYOUT = torch.channels_last
+
 
 class NodeState:
     """The value of one node and, made on demand and once, what the operations take from it."""
@@ -35,6 +39,20 @@ class NodeState:
             f"avg{stride}",
             lambda: normalise(F.avg_pool2d(self.value, 3, stride, padding=1, count_include_pad=False)),
         )
+
+    def even(self) -> Tensor:
+        """relu() at the even pixels: all that a dilated convolution of stride 2 reads."""
+        return self._once("even", lambda: self.relu()[:, :, ::2, ::2].contiguous(memory_format=LAYOUT))
+
+    def phases(self) -> Tensor:
+        """relu() with the pixels of each parity apart, see `kernels.to_phases`."""
+        return self._once("phases", lambda: to_phases(self.relu()))
+
+    @property
+    def phased(self) -> bool:
+        """Whether dilated convolutions of stride 1 work on phases: even sides, on a CPU."""
+        even = self.value.shape[2] % 2 == 0 and self.value.shape[3] % 2 == 0
+        return even and self.value.device.type == "cpu"
 
     def _once(self, key: str, compute: Callable[[], Tensor]) -> Tensor:
         if key not in self._cache:
@@ -106,16 +124,22 @@ class PointwiseConv(nn.Module):
 class DepthwiseSeparable(nn.Module):
     """Depthwise k x k convolution, 1x1 convolution, normalisation, of a value that is rectified already."""
 
-    def __init__(self, channels: int, kernel: int, stride: int, dilation: int = 1) -> None:
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        padding = dilation * (kernel - 1) // 2
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False
-        )
+        self.stride = stride
+        self.depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, rectified: Tensor) -> Tensor:
-        return normalise(self.pointwise(self.depthwise(rectified)))
+        return normalise(self.pointwise(depthwise(rectified, self.depthwise.weight, self.stride)))
+
+    def dilated(self, rectified: Tensor) -> Tensor:
+        """The same with dilation 2 and stride 1, in one call: for what cannot be cut into phases."""
+        weight = self.depthwise.weight
+        spread = F.conv2d(
+            rectified, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0]
+        )
+        return normalise(self.pointwise(spread))
 
 
 class SeparableConv(nn.Module):
@@ -131,14 +155,26 @@ class SeparableConv(nn.Module):
 
 
 class DilatedConv(nn.Module):
-    """ReLU, depthwise with dilation 2, pointwise, normalisation."""
+    """ReLU, depthwise with dilation 2, pointwise, normalisation.
+
+    oneDNN has no fast kernel for dilated depthwise convolutions. Pixels of different parity never meet in
+    one, so it is an ordinary convolution of the even pixels (stride 2) or of each parity apart (stride 1).
+    In the latter case the output stays in phases, `phased(node)` says so, and the node's sum undoes it once.
+    """
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
-        self.conv = DepthwiseSeparable(channels, kernel, stride, dilation=2)
+        self.stride = stride
+        self.conv = DepthwiseSeparable(channels, kernel, stride=1)
+
+    def phased(self, node: NodeState) -> bool:
+        """Whether `forward` returns phases (4 B, C, H / 2, W / 2)."""
+        return self.stride == 1 and node.phased
 
     def forward(self, node: NodeState) -> Tensor:
-        return self.conv(node.relu())
+        if self.stride == 2:
+            return self.conv(node.even())
+        return self.conv(node.phases()) if node.phased else self.conv.dilated(node.relu())
 
 
 def _skip(channels: int, stride: int) -> nn.Module:
