@@ -70,3 +70,12 @@ def test_the_check_sees_imports(tmp_path: Path) -> None:
 def test_every_file_is_found() -> None:
     assert {part_of(path) for path in FILES} <= set(RANKS)
     assert len(FILES) > 20
+
+
+def test_the_package_offers_its_names_and_parts() -> None:
+    import sgenas
+
+    for name in (*sgenas.__all__, "data", "engine", "report"):
+        assert getattr(sgenas, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'banana'"):
+        sgenas.banana  # noqa: B018

@@ -1,7 +1,9 @@
 """Differentiable neural architecture search with the stochastic gradient estimator (SGE)."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
+from sgenas import bilevel, spaces
 from sgenas.errors import SgenasError
 from sgenas.spaces import Genotype, space
 
@@ -16,16 +18,18 @@ __all__ = [
     "SearchResult",
     "SgenasError",
     "__version__",
+    "bilevel",
     "resume_search",
     "run_search",
     "space",
+    "spaces",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # whoever only wants sgenas.bilevel or a space does not wait for the engine
     if name in ("SearchConfig", "SearchResult", "resume_search", "run_search"):
-        from sgenas import engine
-
-        return getattr(engine, name)
+        return getattr(importlib.import_module("sgenas.engine"), name)
+    if name in ("data", "engine", "report"):
+        return importlib.import_module(f"sgenas.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

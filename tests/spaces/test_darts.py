@@ -1,98 +1,19 @@
-"""The supernet against a plain, slow definition written straight from methods.md, section 2."""
+"""The supernet against the plain definition in benchmarks/plain_darts.py."""
 
 import pytest
 import torch
-import torch.nn.functional as F
+from plain_darts import plain_logits
 from torch import Tensor
 
 import sgenas
 from sgenas import trees
 from sgenas.errors import InvalidValueError
-from sgenas.spaces.darts import OPERATION_SETS, DartsSpace
+from sgenas.spaces.darts import OPERATION_SETS
 from sgenas.trees import Tree
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def norm(x: Tensor) -> Tensor:
-    mean = x.mean(dim=(0, 2, 3), keepdim=True)
-    variance = (x - mean).square().mean(dim=(0, 2, 3), keepdim=True)
-    return (x - mean) / (variance + 1e-5).sqrt()
-
-
-def average_pool(x: Tensor, stride: int) -> Tensor:
-    total = F.avg_pool2d(x, 3, stride, padding=1, divisor_override=1)
-    count = F.avg_pool2d(torch.ones_like(x), 3, stride, padding=1, divisor_override=1)
-    return total / count
-
-
-def factorized_reduce(x: Tensor, weights: Tree, prefix: str) -> Tensor:
-    x = F.relu(x)
-    rows, columns = -(-x.shape[2] // 2) * 2, -(-x.shape[3] // 2) * 2
-    padded = x.new_zeros(*x.shape[:2], rows, columns)
-    padded[:, :, : x.shape[2], : x.shape[3]] = x
-    even = torch.einsum("bchw,oc->bohw", padded[:, :, ::2, ::2], weights[f"{prefix}.even.weight"][..., 0, 0])
-    odd = torch.einsum("bchw,oc->bohw", padded[:, :, 1::2, 1::2], weights[f"{prefix}.odd.weight"][..., 0, 0])
-    return norm(torch.cat([even, odd], dim=1))
-
-
-def separable(x: Tensor, weights: Tree, prefix: str, stride: int, dilation: int = 1) -> Tensor:
-    depthwise = weights[f"{prefix}.depthwise.weight"]
-    padding = dilation * (depthwise.shape[-1] - 1) // 2
-    x = F.conv2d(F.relu(x), depthwise, None, stride, padding, dilation, groups=x.shape[1])
-    return norm(F.conv2d(x, weights[f"{prefix}.pointwise.weight"]))
-
-
-def operation(name: str, x: Tensor, weights: Tree, prefix: str, stride: int) -> Tensor:
-    prefix = f"{prefix}.operations.{name}"
-    if name == "none":
-        return x[:, :, ::stride, ::stride] * 0
-    if name == "max_pool_3x3":
-        return norm(F.max_pool2d(x, 3, stride, padding=1))
-    if name == "avg_pool_3x3":
-        return norm(average_pool(x, stride))
-    if name == "skip_connect":
-        return x if stride == 1 else factorized_reduce(x, weights, prefix)
-    if name.startswith("sep_conv"):
-        return separable(
-            separable(x, weights, f"{prefix}.first", stride), weights, f"{prefix}.second", stride=1
-        )
-    return separable(x, weights, f"{prefix}.conv", stride, dilation=2)
-
-
-def plain_logits(space: DartsSpace, weights: Tree, alphas: Tree, images: Tensor, layers: int) -> Tensor:
-    mixing = {kind: table.exp() / table.exp().sum(1, keepdim=True) for kind, table in alphas.items()}
-    stem = norm(F.conv2d(images, weights["stem.0.weight"], padding=1))
-    stem = stem * weights["stem.1.weight"].view(1, -1, 1, 1) + weights["stem.1.bias"].view(1, -1, 1, 1)
-    before_last = last = stem
-    reduced = False
-    for layer in range(layers):
-        reduce = layer in (layers // 3, 2 * layers // 3)
-        prefix = f"cells.{layer}"
-
-        def bring(x: Tensor, name: str, prefix: str = prefix) -> Tensor:
-            return norm(F.conv2d(F.relu(x), weights[f"{prefix}.{name}.pointwise.weight"]))
-
-        if reduced:
-            first = factorized_reduce(before_last, weights, f"{prefix}.input_before_last")
-        else:
-            first = bring(before_last, "input_before_last")
-        states = [first, bring(last, "input_last")]
-        edge = 0
-        for _ in range(space.nodes):
-            node = 0
-            for source, x in enumerate(states):
-                stride = 2 if reduce and source < 2 else 1
-                for column, name in enumerate(space.operations):
-                    weight = mixing["reduce" if reduce else "normal"][edge, column]
-                    node = node + weight * operation(name, x, weights, f"{prefix}.edges.{edge}", stride)
-                edge += 1
-            states.append(node)
-        before_last, last, reduced = last, torch.cat(states[2:], dim=1), reduce
-    pooled = last.flatten(2).mean(2)
-    return pooled @ weights["classifier.weight"].T + weights["classifier.bias"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""The DARTS supernet as a plain, slow definition, straight from methods.md section 2 and the DARTS code.
+
+Every operation is computed on every edge, `none` included, in PyTorch's default layout, and a node is a
+sum of products. It reads the weights of `sgenas.space("darts")` by name. The tests hold the library's
+supernet against it; the benchmarks time it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgenas.spaces import DartsSpace
+from sgenas.trees import Tree
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, training=True, eps=1e-5)
+
+
+def factorized_reduce(x: Tensor, weights: Tree, prefix: str) -> Tensor:
+    x = F.relu(x)
+    even = F.conv2d(x, weights[f"{prefix}.even.weight"], stride=2)
+    padded = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    odd = F.conv2d(padded[:, :, 1:, 1:], weights[f"{prefix}.odd.weight"], stride=2)
+    return norm(torch.cat([even, odd], dim=1))
+
+
+def separable(x: Tensor, weights: Tree, prefix: str, stride: int, dilation: int = 1) -> Tensor:
+    depthwise = weights[f"{prefix}.depthwise.weight"]
+    padding = dilation * (depthwise.shape[-1] - 1) // 2
+    x = F.conv2d(F.relu(x), depthwise, None, stride, padding, dilation, groups=x.shape[1])
+    return norm(F.conv2d(x, weights[f"{prefix}.pointwise.weight"]))
+
+
+def operation(name: str, x: Tensor, weights: Tree, prefix: str, stride: int) -> Tensor:
+    prefix = f"{prefix}.operations.{name}"
+    if name == "none":
+        return x[:, :, ::stride, ::stride] * 0
+    if name == "max_pool_3x3":
+        return norm(F.max_pool2d(x, 3, stride, padding=1))
+    if name == "avg_pool_3x3":
+        return norm(F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False))
+    if name == "skip_connect":
+        return x if stride == 1 else factorized_reduce(x, weights, prefix)
+    if name.startswith("sep_conv"):
+        return separable(
+            separable(x, weights, f"{prefix}.first", stride), weights, f"{prefix}.second", stride=1
+        )
+    return separable(x, weights, f"{prefix}.conv", stride, dilation=2)
+
+
+def plain_logits(space: DartsSpace, weights: Tree, alphas: Tree, images: Tensor, layers: int) -> Tensor:
+    """Logits (B, classes); weights and alphas as `space` names them, `layers` cells."""
+    mixing = {kind: table.exp() / table.exp().sum(1, keepdim=True) for kind, table in alphas.items()}
+    stem = norm(F.conv2d(images, weights["stem.0.weight"], padding=1))
+    stem = stem * weights["stem.1.weight"].view(1, -1, 1, 1) + weights["stem.1.bias"].view(1, -1, 1, 1)
+    before_last = last = stem
+    reduced = False
+    for layer in range(layers):
+        reduce = layer in (layers // 3, 2 * layers // 3)
+        prefix = f"cells.{layer}"
+
+        def bring(x: Tensor, name: str, prefix: str = prefix) -> Tensor:
+            return norm(F.conv2d(F.relu(x), weights[f"{prefix}.{name}.pointwise.weight"]))
+
+        if reduced:
+            first = factorized_reduce(before_last, weights, f"{prefix}.input_before_last")
+        else:
+            first = bring(before_last, "input_before_last")
+        states = [first, bring(last, "input_last")]
+        edge = 0
+        for _ in range(space.nodes):
+            products = []
+            for source, x in enumerate(states):
+                stride = 2 if reduce and source < 2 else 1
+                for column, name in enumerate(space.operations):
+                    weight = mixing["reduce" if reduce else "normal"][edge, column]
+                    products.append(weight * operation(name, x, weights, f"{prefix}.edges.{edge}", stride))
+                edge += 1
+            states.append(sum(products[1:], start=products[0]))
+        before_last, last, reduced = last, torch.cat(states[2:], dim=1), reduce
+    pooled = last.flatten(2).mean(2)
+    return pooled @ weights["classifier.weight"].T + weights["classifier.bias"]

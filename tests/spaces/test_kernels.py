@@ -1,0 +1,99 @@
+"""The fast calls against the plain ones: values, gradients, second derivatives, and under torch.func."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgenas.spaces.kernels import depthwise, from_phases, to_phases
+
+SHAPES = [
+    (2, 3, 8, 8, 1),
+    (2, 3, 7, 9, 1),
+    (1, 4, 8, 6, 2),
+    (2, 2, 9, 5, 2),
+    (1, 2, 1, 1, 1),
+    (1, 2, 2, 3, 2),
+]
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def plain(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def loss_of(convolution: Callable[..., Tensor], stride: int) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, weight: convolution(x, weight, stride).sin().square().sum()
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_depthwise_equals_conv2d(kernel: int, shape: tuple[int, ...]) -> None:
+    *size, stride = shape
+    x, weight = draw(0, *size), draw(1, size[1], 1, kernel, kernel)
+    results = []
+    for convolution in (depthwise, plain):
+        inputs = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+        out = convolution(*inputs, stride)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), inputs)])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives(stride: int) -> None:
+    inputs = [draw(0, 2, 2, 5, 6).requires_grad_(), draw(1, 2, 1, 5, 5).requires_grad_()]
+    assert torch.autograd.gradcheck(lambda x, w: depthwise(x, w, stride), inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda x, w: depthwise(x, w, stride), inputs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_under_torch_func(stride: int) -> None:
+    x, weight = draw(0, 2, 3, 6, 7), draw(1, 3, 1, 5, 5)
+    tangents = draw(2, 2, 3, 6, 7), draw(3, 3, 1, 5, 5)
+    ours, theirs = loss_of(depthwise, stride), loss_of(plain, stride)
+    for transform in (
+        lambda loss: torch.func.grad(loss, argnums=(0, 1))(x, weight),
+        lambda loss: torch.func.jvp(loss, (x, weight), tangents),
+        # forward over reverse, the only order that is trusted for Hessian-vector products
+        lambda loss: torch.func.jvp(torch.func.grad(loss, argnums=(0, 1)), (x, weight), tangents),
+    ):
+        torch.testing.assert_close(transform(ours), transform(theirs), rtol=1e-10, atol=1e-10)
+    many = torch.stack([weight, 2 * weight, draw(4, 3, 1, 5, 5)])
+    for dims in ((None, 0), (0, None)):
+        batch = (x, many) if dims[1] == 0 else (torch.stack([x, -x]), weight)
+        grads = [
+            torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=dims)(*batch) for loss in (ours, theirs)
+        ]
+        torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
+
+
+def test_phases_hold_every_pixel_once_and_come_back() -> None:
+    x = torch.arange(2 * 3 * 4 * 6.0).reshape(2, 3, 4, 6)
+    phases = to_phases(x)
+    assert phases.shape == (8, 3, 2, 3)
+    for index, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        assert torch.equal(phases[2 * index : 2 * index + 2], x[:, :, row::2, column::2])
+    assert torch.equal(from_phases(phases), x)
+    assert phases.is_contiguous(memory_format=torch.channels_last)
+    assert from_phases(phases).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_dilated_convolution_is_an_ordinary_one_on_phases(kernel: int) -> None:
+    x, weight = draw(0, 2, 3, 8, 10), draw(1, 3, 1, kernel, kernel)
+    dilated = F.conv2d(x, weight, padding=kernel - 1, dilation=2, groups=3)
+    torch.testing.assert_close(from_phases(depthwise(to_phases(x), weight, 1)), dilated)
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (1, 2)])
+def test_dilated_convolution_of_stride_2_reads_even_pixels_only(kernel: int, size: tuple[int, int]) -> None:
+    x, weight = draw(0, 2, 3, *size), draw(1, 3, 1, kernel, kernel)
+    dilated = F.conv2d(x, weight, stride=2, padding=kernel - 1, dilation=2, groups=3)
+    torch.testing.assert_close(depthwise(x[:, :, ::2, ::2], weight, 1), dilated)
