@@ -327,6 +327,14 @@ def test_a_diverging_search_says_so_and_keeps_its_checkpoint(small: Make, tmp_pa
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
 
 
+def test_no_checkpoint_is_written_of_a_search_that_diverged_unseen(small: Make, tmp_path: Path) -> None:
+    config = small(weights={"lr": 1e38, "grad_clip": None}, log_every=100, checkpoint_every=1)
+    with pytest.raises(DivergenceError, match=r"norm of the weights is (inf|nan) at step [12] "):
+        run_search(config, tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["weights"].values())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_search_on_the_gpu(small: Make, tmp_path: Path, assert_same_runs: Any) -> None:
     for name in "ab":

@@ -112,6 +112,7 @@ class Search:
         self.epoch = self.step_in_epoch = self.step = 0
         self.device = parts.find_device(config.device)
         self.images = parts.load_images(config)
+        self._digest = parts.digest_of(self.images.train)
         self.split = self._split()
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
@@ -375,6 +376,9 @@ class Search:
     # -- checkpoints --------------------------------------------------------------------------------------
 
     def _save(self, recorder: Recorder) -> None:
+        # steps between two logged rows are not looked at, so a search may have diverged unseen
+        norms = {"norm of the weights": self.state.weights, "norm of the alphas": self.alphas}
+        self._require_finite({name: trees.norm(tree).item() for name, tree in norms.items()})
         self.seconds = self._clock()
         self._metrics_bytes = recorder.flush()
         checkpoint.save(self.folder.checkpoint_path, self.state_dict())
@@ -383,7 +387,7 @@ class Search:
         """Everything the next step depends on, as plain data and tensors."""
         return {
             "config": self.config.to_dict(),
-            "images_digest": parts.digest_of(self.images.train),
+            "images_digest": self._digest,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
@@ -405,7 +409,7 @@ class Search:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where `state_dict` was taken. Raises CheckpointError when it does not fit."""
         try:
-            if state["images_digest"] != parts.digest_of(self.images.train):
+            if state["images_digest"] != self._digest:
                 raise CheckpointError(
                     f"checkpoint {self.folder.checkpoint_path} was made with other images than"
                     f" --data {self.config.data.data} holds now"
