@@ -34,6 +34,11 @@ def _tree(names: Tree, values: Sequence[Tensor]) -> Tree:
     return dict(zip(names, values, strict=True))
 
 
+def _transformed() -> bool:
+    """Whether a torch.func transform is at work: its batching has no rules for the foreach kernels."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     """{name: function(tensor)}."""
     return {name: function(tensor) for name, tensor in tree.items()}
@@ -62,6 +67,8 @@ def leaves(tree: Tree) -> Tree:
 def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
     """first + scale * second; `scale` is a number or a 0-d tensor (which is not read back to the host)."""
     left, right = _lists(first, second)
+    if _transformed():
+        return _tree(first, [a + scale * b for a, b in zip(left, right, strict=True)])
     if isinstance(scale, Tensor):
         return _tree(first, torch._foreach_addcmul(left, right, [scale] * len(right)))
     return _tree(first, torch._foreach_add(left, right, alpha=scale))
@@ -70,12 +77,16 @@ def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
 def subtract(first: Tree, second: Tree) -> Tree:
     """first - second."""
     left, right = _lists(first, second)
+    if _transformed():
+        return _tree(first, [a - b for a, b in zip(left, right, strict=True)])
     return _tree(first, torch._foreach_sub(left, right))
 
 
 def scale(tree: Tree, factor: float | Tensor) -> Tree:
     """factor * tree; `factor` is a number or a 0-d tensor."""
     (values,) = _lists(tree)
+    if _transformed():
+        return _tree(tree, [factor * value for value in values])
     # One 0-d tensor for the whole list has a broken backward in torch 2.14; a list of it is right.
     factors = [factor] * len(values) if isinstance(factor, Tensor) else factor
     return _tree(tree, torch._foreach_mul(values, factors))
@@ -86,8 +97,9 @@ def dot(first: Tree, second: Tree) -> Tensor:
     left, right = _lists(first, second)
     if not left:
         raise InvalidValueError("trees.dot needs at least one tensor, got an empty tree")
-    products = torch._foreach_mul(left, right)
-    return torch.stack([product.sum() for product in products]).sum()
+    return torch.stack(
+        [torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]
+    ).sum()
 
 
 def norm(tree: Tree) -> Tensor:
@@ -95,7 +107,13 @@ def norm(tree: Tree) -> Tensor:
     (values,) = _lists(tree)
     if not values:
         raise InvalidValueError("trees.norm needs at least one tensor, got an empty tree")
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+    return torch.linalg.vector_norm(torch.stack(_norms(values)))
+
+
+def _norms(values: list[Tensor]) -> list[Tensor]:
+    if _transformed():
+        return [torch.linalg.vector_norm(value) for value in values]
+    return list(torch._foreach_norm(values))
 
 
 def size(tree: Tree) -> int:

@@ -61,6 +61,14 @@ def test_json_both_ways() -> None:
             lambda: EstimatorSettings(estimator="first-order", directions=3),
             "--directions only applies with --estimator sge, got 3 without it",
         ),
+        (
+            lambda: EstimatorSettings(computation="magic"),
+            "--computation must be one of auto, loop, .* got 'magic'",
+        ),
+        (
+            lambda: SearchConfig(estimator=EstimatorSettings(computation="directional")),
+            "--grad-clip must be None with --computation directional, .* got 5.0",
+        ),
         (lambda: WeightSettings(weights="shared"), "--weights must be one of trajectory, separate"),
         (lambda: WeightSettings(lr=0.0), "--lr must be > 0"),
         (lambda: WeightSettings(lr_min=1.0), "--lr-min must be at most --lr 0.025, got 1.0"),

@@ -61,14 +61,18 @@ class SGD:
             raise InvalidValueError(
                 f"SGD.momentum is {self.momentum} but state.buffers is empty: make it with this SGD.init"
             )
-        coefficient = self._clip_coefficient(grad)
-        update = grad if coefficient is None else trees.scale(grad, coefficient)
+        update = self.clipped(grad)
         if self.weight_decay:
             update = trees.add(update, state.weights, self.weight_decay)
         buffers = state.buffers
         if self.momentum:
             buffers = update = trees.add(update, buffers, self.momentum)
         return InnerState(trees.add(state.weights, update, -self.lr), buffers, state.step + 1)
+
+    def clipped(self, grad: Tree) -> Tree:
+        """`grad`, scaled down to the norm `grad_clip` where it is longer."""
+        coefficient = self._clip_coefficient(grad)
+        return grad if coefficient is None else trees.scale(grad, coefficient)
 
     def pull_back(self, grad: Tree, cotangent: Tree) -> Tree:
         r"""v -> -(1/lr) (d w' / d g)^T v: how the step's result answers to its gradient g, scaled.

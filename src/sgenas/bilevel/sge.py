@@ -1,18 +1,32 @@
 """The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sgenas import trees
+from sgenas.bilevel import projections
 from sgenas.bilevel.directions import gaussian
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
+from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.result import Cost, HypergradientResult
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
+
+COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
+    # the cheapest exact one that was measured; where another wins, this is the line to change
+    "auto": projections.streamed,
+    "loop": projections.loop,
+    "streamed": projections.streamed,
+    "vectorised": projections.vectorised,
+    "directional": projections.directional,
+    "difference": projections.difference,
+}
+"""name -> how the projections are computed, see `sgenas.bilevel.projections`."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +39,48 @@ class SGE:
 
         grad = d L_val(Y^N, alpha) / d alpha + (1/Q) sum_j <delta_j, v> u_j                           (Eq. 6).
 
-    num_directions: Q. smoothing: mu, in units of alpha. The estimate is unbiased for the derivative of the
+    num_directions: Q. smoothing: mu, in units of alpha. computation: how the projections <delta_j, v> are
+    computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding. chunk: for
+    `vectorised`, the perturbed trajectories at a time (None: all, and half as many whenever a GPU runs out of
+    memory). The estimate is unbiased for the derivative of the
     N steps up to O(mu); with p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
     `diagnostics["projections"]` holds <delta_j, v>, shape (Q,).
 
-    Cost: (Q + 1) N + 1 forward and backward passes. Memory: one more set of weights at a time, since the
-    perturbed trajectories are followed one after the other. Raises InvalidValueError for Q < 1, mu <= 0 and
-    a missing generator.
+    Cost: (Q + 1) N + 1 forward and backward passes; `directional` and `difference` have no backward pass in
+    the last step of a perturbed trajectory. Memory: one more set of weights at a time, but for `vectorised`,
+    since the perturbed trajectories are followed one after the other. Raises InvalidValueError for Q < 1,
+    mu <= 0, an unknown computation, a chunk < 1 or without effect, and a missing generator.
     """
 
     num_directions: int = 10
     smoothing: float = 0.01
+    computation: str = "auto"
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         if self.num_directions < 1:
             raise InvalidValueError(f"SGE.num_directions must be >= 1, got {self.num_directions}")
         if not 0 < self.smoothing < float("inf"):
             raise InvalidValueError(f"SGE.smoothing must be > 0 and finite, got {self.smoothing}")
+        if self.computation not in COMPUTATIONS:
+            known = ", ".join(COMPUTATIONS)
+            raise InvalidValueError(f"SGE.computation must be one of {known}, got {self.computation!r}")
+        if self.chunk is not None and (self.chunk < 1 or self.computation != "vectorised"):
+            raise InvalidValueError(
+                f"SGE.chunk must be >= 1 and only applies with computation 'vectorised', got {self.chunk}"
+            )
 
     def cost(self, inner_steps: int) -> Cost:
-        """(Q + 1) N + 1 passes, (Q + 1) N steps."""
+        """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what saves backward passes.
+
+        A forward-mode derivative counts as one forward pass.
+        """
         steps = (self.num_directions + 1) * inner_steps
-        return Cost(steps + 1, steps + 1, steps)
+        if self.computation not in ("directional", "difference"):
+            return Cost(steps + 1, steps + 1, steps)
+        backward = steps + 1 - self.num_directions
+        slopes = (self.num_directions + 1) * (2 if self.computation == "difference" else 1)
+        return Cost(backward + slopes, backward, steps)
 
     def __call__(
         self,
@@ -64,15 +98,17 @@ class SGE:
         end = trajectory.end
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
 
+        directions = gaussian(self.num_directions, alphas, generator)
+        task = Perturbation(problem, state, alphas, directions, self.smoothing, inner_batches, trajectory, v)
+        measured = self._project(task)
         grad = direct
-        projections = []
-        for direction in gaussian(self.num_directions, alphas, generator):
-            perturbed = problem.run(state, trees.add(alphas, direction, self.smoothing), inner_batches).end
-            delta = trees.scale(trees.subtract(perturbed.weights, end.weights), 1 / self.smoothing)
-            projection = trees.dot(delta, v)
+        for direction, projection in zip(directions, measured, strict=True):
             grad = trees.add(grad, direction, projection / self.num_directions)
-            projections.append(projection)
-
         cost = self.cost(len(inner_batches))
-        diagnostics = {"projections": torch.stack(projections)}
+        diagnostics = {"projections": measured}
         return HypergradientResult(grad, direct, end, trajectory.losses, outer_loss, cost, diagnostics)
+
+    def _project(self, task: Perturbation) -> Tensor:
+        if self.computation == "vectorised":
+            return projections.vectorised(task, self.chunk)
+        return COMPUTATIONS[self.computation](task)

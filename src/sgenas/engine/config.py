@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS
 from sgenas.spaces.darts import OPERATION_SETS
@@ -120,13 +121,17 @@ class EstimatorSettings(_Checked):
     """Q: random directions of sge"""
     smoothing: float = 0.01
     """mu: step along a direction of sge, in units of alpha"""
+    computation: str = "auto"
+    """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
+    numbers at different cost; difference is an approximation"""
 
     def __post_init__(self) -> None:
         self._one_of("estimator", ESTIMATOR_NAMES)
         self._at_least("inner_steps", 1)
         self._at_least("directions", 1)
         self._positive("smoothing")
-        for name in ("directions", "smoothing"):
+        self._one_of("computation", tuple(COMPUTATIONS))
+        for name in ("directions", "smoothing", "computation"):
             self._default_unless(name, self.estimator == "sge", "--estimator sge")
 
 
@@ -228,6 +233,15 @@ class SearchConfig(_Checked):
             f"below --epochs {self.epochs} (else no alpha moves)",
             warmup,
         )
+
+        clip = self.weights.grad_clip
+        if self.weights.weights == "separate" and self.weights.trajectory_lr is not None:
+            clip = None  # the estimator's own steps are not clipped
+        if self.estimator.computation in ("directional", "difference") and clip is not None:
+            raise ConfigError(
+                f"--grad-clip must be None with --computation {self.estimator.computation}, which never has"
+                f" the gradient to clip, got {clip}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, ready for JSON; `from_dict` is its inverse."""

@@ -20,7 +20,7 @@ def make_estimator(settings: EstimatorSettings) -> Estimator:
     estimators: dict[str, Callable[[], Estimator]] = {
         "first-order": FirstOrder,
         "second-order": FiniteDifference,
-        "sge": lambda: SGE(settings.directions, settings.smoothing),
+        "sge": lambda: SGE(settings.directions, settings.smoothing, settings.computation),
     }
     return estimators[settings.estimator]()
 

@@ -14,6 +14,14 @@ WIDE = 5
 """Kernel width from which the weight gradient of a depthwise convolution is split."""
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """x (B, C, H, W) with the channels of a pixel side by side in memory; a copy only where they are not.
+
+    By permutation, since vmap refuses to be asked for a memory format.
+    """
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def to_phases(x: Tensor) -> Tensor:
     """Space to batch: (B, C, H, W), H and W even, -> (4 B, C, H / 2, W / 2), the pixels of each parity apart.
 

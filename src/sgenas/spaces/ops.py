@@ -13,9 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgenas.spaces.kernels import depthwise, to_phases
-
-LAYOUT = torch.channels_last
+from sgenas.spaces.kernels import channels_last, depthwise, to_phases
 
 
 class NodeState:
@@ -42,7 +40,7 @@ class NodeState:
 
     def even(self) -> Tensor:
         """relu() at the even pixels: all that a dilated convolution of stride 2 reads."""
-        return self._once("even", lambda: self.relu()[:, :, ::2, ::2].contiguous(memory_format=LAYOUT))
+        return self._once("even", lambda: channels_last(self.relu()[:, :, ::2, ::2]))
 
     def phases(self) -> Tensor:
         """relu() with the pixels of each parity apart, see `kernels.to_phases`."""

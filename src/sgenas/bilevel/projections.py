@@ -1,0 +1,177 @@
+"""Ways to compute SGE's projections s_j = <delta_j, v>: the same numbers at different cost.
+
+Each takes a `Perturbation` and returns s, shape (Q,). `loop` is the definition. `streamed`,
+`vectorised` and `directional` equal it up to rounding; `difference` is an approximation and says so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgenas import trees
+from sgenas.bilevel.inner import SGD, InnerState
+from sgenas.bilevel.problem import BilevelProblem, Trajectory
+from sgenas.errors import InvalidValueError
+from sgenas.trees import Tree
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
+    unperturbed trajectory Y^0 .. Y^N on them, and v = d L_val / d w at its end."""
+
+    problem: BilevelProblem
+    start: InnerState
+    alphas: Tree
+    directions: Sequence[Tree]
+    smoothing: float
+    batches: Sequence[Any]
+    trajectory: Trajectory
+    v: Tree
+
+    def perturbed(self, direction: Tree) -> Tree:
+        """alpha + mu u."""
+        return trees.add(self.alphas, direction, self.smoothing)
+
+
+def loop(task: Perturbation) -> Tensor:
+    """The definition: follow every perturbed trajectory to its end, subtract the weights, take <., v>."""
+    end = task.trajectory.end.weights
+    projections = []
+    for direction in task.directions:
+        other = task.problem.run(task.start, task.perturbed(direction), task.batches).end
+        delta = trees.scale(trees.subtract(other.weights, end), 1 / task.smoothing)
+        projections.append(trees.dot(delta, task.v))
+    return torch.stack(projections)
+
+
+def streamed(task: Perturbation) -> Tensor:
+    """The last step is never taken: what it adds to <Y_j^N, v> is an inner product of its gradient with v.
+
+    With N = 1 both sides start from the same weights and momentum, and
+    s_j = -(lr / mu) (<g_j, v> - <g_0, v>), g clipped where the optimiser clips: no weights are made at all.
+    """
+    optimizer, before = task.problem.inner_optimizer, task.trajectory.before_last
+    base = _moved(optimizer, before, before, task.trajectory.last_grad, task.v)
+    projections = []
+    for direction in task.directions:
+        alphas = task.perturbed(direction)
+        state = _before_last(task, alphas)
+        _, grad = task.problem.inner_gradient(state.weights, alphas, task.batches[-1])
+        projections.append(_moved(optimizer, state, before, grad, task.v) - base)
+    return torch.stack(projections) / task.smoothing
+
+
+def directional(task: Perturbation) -> Tensor:
+    """As `streamed`, with <g_j, v> by forward mode: no backward pass in the last step.
+
+    Raises InvalidValueError with gradient clipping, which needs the norm of the gradient itself.
+    """
+    return _by_slope(task, _forward_slope, "directional")
+
+
+def difference(task: Perturbation) -> Tensor:
+    """As `directional`, with <g_j, v> by a central difference of the loss along v: two forward passes.
+
+    An approximation: error O(r^2) for a smooth loss, r = 0.01 being the length of the step, and whatever the
+    kinks of ReLU and max pooling add.
+    """
+    return _by_slope(task, _difference_slope, "difference")
+
+
+def _by_slope(task: Perturbation, slope: Callable[..., Tensor], name: str) -> Tensor:
+    optimizer, before = task.problem.inner_optimizer, task.trajectory.before_last
+    if optimizer.grad_clip is not None:
+        raise InvalidValueError(
+            f"SGE.computation {name!r} needs SGD.grad_clip None (it never has the gradient to clip), got"
+            f" {optimizer.grad_clip}"
+        )
+
+    def end(state: InnerState, alphas: Tree) -> Tensor:
+        along = slope(task.problem, state.weights, alphas, task.batches[-1], task.v)
+        return _carried(optimizer, state, before, task.v) - optimizer.lr * along
+
+    base = end(before, task.alphas)
+    projections = []
+    for direction in task.directions:
+        alphas = task.perturbed(direction)
+        projections.append(end(_before_last(task, alphas), alphas) - base)
+    return torch.stack(projections) / task.smoothing
+
+
+def _forward_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tensor:
+    """<d L_train / d w, v> as the forward-mode derivative of the loss along v."""
+    with torch.no_grad():
+        derivative = torch.func.jvp(lambda w: problem.inner_loss(w, alphas, batch), (weights,), (v,))
+    return derivative[1]
+
+
+def _difference_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tensor:
+    """[L_train(w + h v) - L_train(w - h v)] / 2h with h ||v|| = 0.01."""
+    length = trees.norm(v)
+    h = 0.01 / length.clamp_min(torch.finfo(length.dtype).tiny)
+    with torch.no_grad():
+        plus, minus = (problem.inner_loss(trees.add(weights, v, sign * h), alphas, batch) for sign in (1, -1))
+    return (plus - minus) / (2 * h)
+
+
+def _before_last(task: Perturbation, alphas: Tree) -> InnerState:
+    """Y_j^{N-1}; with N = 1 the common start itself."""
+    if len(task.batches) == 1:
+        return task.start
+    return task.problem.run(task.start, alphas, task.batches[:-1]).end
+
+
+def _moved(optimizer: SGD, state: InnerState, origin: InnerState, grad: Tree, v: Tree) -> Tensor:
+    """<w' - w_origin, v> up to a constant that is the same for all, w' the end of a step from `state`."""
+    return _carried(optimizer, state, origin, v) - optimizer.lr * trees.dot(optimizer.clipped(grad), v)
+
+
+def _carried(optimizer: SGD, state: InnerState, origin: InnerState, v: Tree) -> Tensor:
+    """What a step carries over from where it starts, relative to `origin`: 0 where the two are the same.
+
+    (1 - lr wd) <w - w_origin, v> - lr m <b - b_origin, v>.
+    """
+    if state is origin:
+        return torch.zeros((), dtype=next(iter(v.values())).dtype, device=next(iter(v.values())).device)
+    weights = trees.dot(trees.subtract(state.weights, origin.weights), v)
+    carried = (1 - optimizer.lr * optimizer.weight_decay) * weights
+    if optimizer.momentum:
+        buffers = trees.dot(trees.subtract(state.buffers, origin.buffers), v)
+        carried = carried - optimizer.lr * optimizer.momentum * buffers
+    return carried
+
+
+def vectorised(task: Perturbation, chunk: int | None = None) -> Tensor:
+    """`loop` under torch.func.vmap, `chunk` perturbed trajectories at a time (None: all).
+
+    The losses must be written in operations that vmap knows. Memory grows with the chunk: each trajectory of
+    it has its own weights and activations. With no chunk given, it is halved whenever a GPU's memory runs
+    out; vmap over one direction at a time is the least.
+    """
+    optimizer = task.problem.inner_optimizer
+    end = task.trajectory.end.weights
+
+    def projection(direction: Tree) -> Tensor:
+        alphas = trees.add(task.alphas, direction, task.smoothing)
+        state = task.start
+        for batch in task.batches:
+            # torch.func.grad, since vmap cannot enter autograd.grad
+            state = optimizer.step(
+                state, torch.func.grad(task.problem.inner_loss)(state.weights, alphas, batch)
+            )
+        return trees.dot(trees.subtract(state.weights, end), task.v) / task.smoothing
+
+    stacked = {name: torch.stack([direction[name] for direction in task.directions]) for name in task.alphas}
+    size = chunk or len(task.directions)
+    while True:
+        try:
+            with torch.no_grad():
+                return torch.func.vmap(projection, chunk_size=size)(stacked)
+        except torch.OutOfMemoryError:
+            if chunk is not None or size == 1:
+                raise
+        size = (size + 1) // 2
