@@ -42,10 +42,8 @@ def main() -> None:
         sys.exit("the two are not equal: nothing to time")
 
     made = space("darts", channels=arguments.channels, layers=arguments.layers)
-    images, labels, weights, alphas = inputs(made, arguments.batch_size, arguments.size, torch.float32)
-    images, labels = images.to(arguments.device), labels.to(arguments.device)
-    weights, alphas = (
-        trees.map_tree(lambda tensor: tensor.to(arguments.device), tree) for tree in (weights, alphas)
+    images, labels, weights, alphas = inputs(
+        made, arguments.batch_size, arguments.size, torch.float32, arguments.device
     )
     sides: dict[str, Callable[[], Any]] = {
         "plain definition": lambda: gradients(plain(made, arguments.layers), weights, alphas, images, labels),
@@ -75,14 +73,16 @@ def plain(made: DartsSpace, layers: int) -> Logits:
     return lambda weights, alphas, images: plain_logits(made, weights, alphas, images, layers)
 
 
-def inputs(made: DartsSpace, batch: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tree, Tree]:
-    """Random images, labels, first weights, and alphas N(0, 1)."""
+def inputs(
+    made: DartsSpace, batch: int, size: int, dtype: torch.dtype, device: str = "cpu"
+) -> tuple[Tensor, Tensor, Tree, Tree]:
+    """Random images, labels, first weights, and alphas N(0, 1), on the device."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, size, size, generator=generator, dtype=dtype)
     labels = torch.randint(0, 10, (batch,), generator=generator)
-    weights = trees.map_tree(lambda tensor: tensor.to(dtype), made.initial_weights(generator))
-    alphas = trees.map_tree(lambda tensor: 1000 * tensor.to(dtype), made.initial_alphas(generator))
-    return images, labels, weights, alphas
+    weights = trees.map_tree(lambda tensor: tensor.to(device, dtype), made.initial_weights(generator))
+    alphas = trees.map_tree(lambda tensor: 1000 * tensor.to(device, dtype), made.initial_alphas(generator))
+    return images.to(device), labels.to(device), weights, alphas
 
 
 def gradients(logits: Logits, weights: Tree, alphas: Tree, images: Tensor, labels: Tensor) -> list[Tensor]:

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "sgenas"
 RANKS = {
     "errors": 0,
     "trees": 0,
+    "files": 0,
     "bilevel": 1,
     "spaces": 1,
     "data": 1,

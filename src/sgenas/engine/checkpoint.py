@@ -1,32 +1,28 @@
 """Checkpoints: everything a run needs to go on exactly where it was, in one file that is replaced at once."""
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sgenas.errors import CheckpointError
+from sgenas.errors import CheckpointError, RunFolderError
+from sgenas.files import replacing
 
 FORMAT = "sgenas-checkpoint"
 VERSION = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes `state` (tensors, numbers, strings, lists, dicts) to a temporary name, then renames it.
+    """Writes `state` (tensors, numbers, strings, lists, dicts), whole or not at all.
 
-    Whoever is killed on the way leaves the old file whole. Raises CheckpointError when the disk refuses.
+    Whoever is killed on the way leaves the old file as it was. Raises CheckpointError when the disk refuses.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     # torch's writer turns a full disk into a RuntimeError
-    except (OSError, RuntimeError) as error:
+    except (RunFolderError, RuntimeError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be written: {_first_line(error)}") from None
 
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 import sgenas
 from sgenas.engine.config import SearchConfig
 from sgenas.errors import ConfigError, RunFolderError
+from sgenas.files import replacing
 from sgenas.spaces.genotype import Genotype
 
 FORMAT = "sgenas-run"
 VERSION = 1
 RUN_FILES = (
-    *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "checkpoint.pt.tmp", "alphas.npz"),
+    *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz"),
     *("genotype.json", "cell.png", "cell.svg", "curves.png", "report.html"),
 )
 """What a search and its report write; `--overwrite` removes these and the folder tensorboard/."""
@@ -74,26 +75,18 @@ class RunFolder:
         """Removes the files that a run writes, and no others that someone put beside them."""
         for name in RUN_FILES:
             (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard_path, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file to a temporary name, then renames it, so that no reader sees half of it."""
-        temporary = self.path / f"{name}.tmp"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.path / name)
-        except OSError as error:
-            raise RunFolderError(f"{self.path / name} cannot be written: {error.strerror}") from None
+        """Writes a text file, whole or not at all."""
+        with replacing(self.path / name) as file:
+            file.write(text.encode())
 
     def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Writes an npz file, in the same way as `write_text`."""
-        temporary = self.path / f"{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, self.path / name)
-        except OSError as error:
-            raise RunFolderError(f"{self.path / name} cannot be written: {error.strerror}") from None
+        """Writes an npz file, whole or not at all."""
+        with replacing(self.path / name) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
     def write_genotype(self, genotype: Genotype) -> None:
         """Writes genotype.json."""

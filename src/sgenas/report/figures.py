@@ -1,14 +1,14 @@
 """What all figures share: colours, plain text, and saving without global matplotlib state."""
 
 import io
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgenas.errors import InvalidValueError, RunFolderError
+from sgenas.errors import InvalidValueError
+from sgenas.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,16 +72,9 @@ def save_figure(figure: "Figure", path: str | Path) -> Path:
     """
     path = Path(path)
     suffix = check_suffix(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with house_style():
-            metadata = {"Date": None} if suffix == ".svg" else None
-            figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=metadata)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    metadata = {"Date": None} if suffix == ".svg" else None
+    with house_style(), replacing(path) as file:
+        figure.savefig(file, format=suffix[1:], dpi=150, metadata=metadata)
     return path
 
 

@@ -1,13 +1,12 @@
 """Writes report.html: one self-contained page about a run, without scripts and without network."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sgenas.errors import RunFolderError
+from sgenas.files import replacing
 from sgenas.report.cell_plot import genotype_figure
 from sgenas.report.curves import draw_curves
 from sgenas.report.figures import inline_svg
@@ -36,15 +35,8 @@ def write_report(run_path: str | Path) -> Path:
     """
     record = read_run(run_path)
     path = record.path / "report.html"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = render(record)
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(render(record).encode("utf-8", errors="replace"))
     return path
 
 
