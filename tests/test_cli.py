@@ -191,10 +191,25 @@ def test_bad_run_folders_are_one_line(finished: Path, tmp_path: Path, fails: Cal
     assert "has no cell yet" in fails("show", str(broken))
 
 
+def test_a_second_ctrl_c_ends_at_once_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("sgenas.cli.run_search", interrupted)
+    assert main(arguments(tmp_path / "run")) == 130
+    err = capsys.readouterr().err
+    assert "stopping after this step" in err
+    assert "stopped at once" in err
+
+
 def start(*command: str) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "sgenas.cli", *command],
+        [sys.executable, "-m", "sgenas", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

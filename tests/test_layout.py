@@ -20,6 +20,7 @@ RANKS = {
     "experiments": 4,
     "display": 4,
     "cli": 5,
+    "__main__": 6,
 }
 # The package itself offers the names that users need first; its own version is what any file may ask for.
 PACKAGE = "sgenas"

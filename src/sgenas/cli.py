@@ -84,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(command, ShowCommand):
             return _show(command)
         return _run(command)
+    except KeyboardInterrupt:
+        sys.stderr.write("sgenas: stopped at once; a search can be resumed from its last checkpoint\n")
+        return STOPPED
     except DivergenceError as error:
         sys.stderr.write(f"sgenas: {error}\n")
         return DIVERGED
@@ -226,7 +229,3 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -67,6 +67,21 @@ def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:
     assert list((result.path / "tensorboard").glob("events.out.tfevents.*"))
 
 
+def test_tensorboard_has_every_number_once_after_a_resume_too(small: Make, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_search(small(log_every=1), tmp_path / "run", stop=stop_after(5))
+    resume_search(tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("step/inner_loss")] == list(range(1, 10))
+    assert [event.step for event in events.Scalars("epoch/val_accuracy")] == [3, 6, 9]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row["val_accuracy"] for row in rows if row["kind"] == "epoch"]
+    shown = [event.value for event in events.Scalars("epoch/val_accuracy")]
+    np.testing.assert_allclose(shown, logged, rtol=1e-6)
+
+
 def test_the_same_seed_gives_the_same_run_and_another_does_not(
     small: Make, tmp_path: Path, assert_same_runs: Any
 ) -> None:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,8 @@ def _dataset(name: str, root: Path, train: bool) -> Any:
         try:
             return make(root, download=False, **part)
         except RuntimeError:  # torchvision's way to say that files are missing or have the wrong MD5 sum
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            # what it prints is noise, but its progress bar, on stderr, is worth having
+            with redirect_stdout(io.StringIO()):
                 return make(root, download=True, **part)
     except Exception as error:
         # network, disk, tar, pickle and scipy errors all end here, and have one remedy

@@ -161,7 +161,7 @@ class Recorder:
         self._file = path.open("ab")
         self._file.truncate(keep_bytes)
         self._file.seek(keep_bytes)
-        self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step if keep_bytes else None)
+        self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; its numbers also go to TensorBoard under `kind/name`."""

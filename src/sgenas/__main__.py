@@ -1,0 +1,8 @@
+"""`python -m sgenas` is the command `sgenas`."""
+
+import sys
+
+from sgenas.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
