@@ -100,7 +100,9 @@ class LiveDisplay:
         self._cell = cell_text(genotype)
 
     def _render(self) -> Group:
-        values = Text("   ".join(f"{name} {value}" for name, value in self._values.items()) or "…")
+        if self._task is None:
+            return Group(Text("loading the images ..."))
+        values = Text("   ".join(f"{name} {value}" for name, value in self._values.items()) or "first step ...")
         return Group(self._progress, values, self._cell)
 
     def __enter__(self) -> "LiveDisplay":
