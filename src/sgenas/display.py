@@ -102,8 +102,8 @@ class LiveDisplay:
     def _render(self) -> Group:
         if self._task is None:
             return Group(Text("loading the images ..."))
-        values = Text("   ".join(f"{name} {value}" for name, value in self._values.items()) or "first step ...")
-        return Group(self._progress, values, self._cell)
+        values = "   ".join(f"{name} {value}" for name, value in self._values.items())
+        return Group(self._progress, Text(values or "first step ..."), self._cell)
 
     def __enter__(self) -> "LiveDisplay":
         self._live.start()

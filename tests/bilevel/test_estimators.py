@@ -7,6 +7,7 @@ import torch
 
 from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel.directions import gaussian
 from sgenas.bilevel.toy import Quadratic, WeightDecay
 from sgenas.errors import InvalidValueError
 
@@ -350,5 +351,7 @@ def test_bad_estimator_settings() -> None:
     with pytest.raises(InvalidValueError, match="FiniteDifference.radius must be > 0 and finite, got 0"):
         FiniteDifference(radius=0)
     case = Case(OPTIMIZERS[0], 1)
+    with pytest.raises(InvalidValueError, match="alphas must hold at least one tensor, got none"):
+        gaussian(3, {}, generator())
     with pytest.raises(InvalidValueError, match="needs generator="):
         SGE()(case.problem, case.state, case.toy.alphas, case.inner, case.outer)
