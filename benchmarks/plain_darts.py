@@ -1,4 +1,4 @@
-"""The DARTS supernet as a plain, slow definition, straight from methods.md section 2 and the DARTS code.
+"""The DARTS supernet as a plain, slow definition, straight from the paper and the DARTS code.
 
 Every operation is computed on every edge, `none` included, in PyTorch's default layout, and a node is a
 sum of products. It reads the weights of `sgenas.space("darts")` by name. The tests hold the library's

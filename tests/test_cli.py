@@ -95,6 +95,12 @@ def test_resume_of_a_finished_search_says_what_came_out(
     assert "validation accuracy of the supernet" in capsys.readouterr().out
 
 
+def test_square_brackets_in_paths_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "[bold]" / "[/x]"
+    assert main(arguments(out, "--epochs", "1")) == 0
+    assert str(out / "cell.png") in capsys.readouterr().out
+
+
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"sgenas {sgenas.__version__}\n"
@@ -116,14 +122,18 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--method", "nas"], "--method must be one of darts, got 'nas'"),
         (["--estimator", "es"], "--estimator must be one of first-order, second-order, sge, got 'es'"),
-        (["--data", "mnist"], "--data mnist: data set must be one of digits, cifar10"),
-        (["--data", "folder:/none"], "--data folder:/none: .*/none"),
-        (["--data", "parquet:/none"], "--data parquet:/none: .*/none"),
+        (["--data", "mnist"], "--data mnist .*: data set must be one of digits, cifar10"),
+        (["--data", "folder:/none"], "--data folder:/none .*: .*/none"),
+        (["--data", "parquet:/none"], "--data parquet:/none .*: .*/none"),
         (["--directions", "0"], "--directions must be >= 1, got 0"),
         (["--directions", "many"], "--directions.* 'many'"),
         (["--smoothing", "0"], "--smoothing must be > 0 and finite, got 0.0"),
         (["--smoothing", "-1"], "--smoothing must be > 0 and finite, got -1.0"),
-        (["--train-images", "9"], "--train-images must be at least 10, the classes of digits, got 9"),
+        (
+            ["--train-images", "9"],
+            "--data digits --train-images 9: limit must be at least 10, the classes of digits, got 9",
+        ),
+        (["--train-images", "10"], "--data digits --train-images 10: class 0 must have at least 2 images"),
         (["--colour", "red"], "Unrecognized options: --colour"),
         (["--config"], "--config must be followed by a file"),
         (["--config", "/none/config.json"], "config file /none/config.json cannot be read"),

@@ -145,7 +145,7 @@ def _undrawn(box: str) -> str:
 
 
 def _run(command: SearchCommand | ResumeCommand) -> int:
-    console = Console()
+    console = _console()
     with _stop_signals() as stopped, display_for(console) as display:
         if isinstance(command, SearchCommand):
             result = run_search(
@@ -199,7 +199,7 @@ def _show(command: ShowCommand) -> int:
         if not genotype_path.exists():
             raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
     genotype = Genotype.load(genotype_path)
-    console = Console()
+    console = _console()
     console.print(cell_text(genotype))
     if command.out is not None or not path.is_dir():
         written = [draw_genotype(genotype, command.out or path.with_suffix(".png"))]
@@ -208,6 +208,11 @@ def _show(command: ShowCommand) -> int:
     for drawn in written:
         console.print(f"  {drawn}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _console() -> Console:
+    # paths and class names are text: square brackets in them are no markup
+    return Console(markup=False, highlight=False)
 
 
 @contextlib.contextmanager

@@ -200,7 +200,7 @@ def test_sge_noise_falls_as_one_over_the_square_root_of_q() -> None:
     assert error(4) / error(64) == pytest.approx(4, rel=0.2)
 
 
-def test_sge_bias_falls_with_the_smoothing_on_a_nonlinear_problem() -> None:
+def test_error_of_a_projection_falls_with_the_smoothing_on_a_nonlinear_problem() -> None:
     """<delta_j, v> against the exact directional derivative, direction by direction: no sampling noise."""
     toy = WeightDecay.random(generator())
     optimizer = SGD(0.3)

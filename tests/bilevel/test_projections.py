@@ -51,6 +51,21 @@ def test_exact_ways_equal_the_definition(computation: str, optimizer: str, steps
         assert torch.equal(result.state.weights[name], tensor)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("computation", EXACT)
+def test_exact_ways_equal_the_definition_where_alphas_act_nonlinearly(computation: str, steps: int) -> None:
+    toy = WeightDecay.random(generator())
+    problem = toy.problem(SGD(0.2, momentum=0.9))
+    *batches, outer = torch.randn(steps + 1, 4, generator=generator(1), dtype=torch.float64)
+    projections = [
+        SGE(5, 0.5, computation=name)(
+            problem, problem.init(toy.weights), toy.alphas, batches, outer, generator=generator(2)
+        ).diagnostics["projections"]
+        for name in ("loop", computation)
+    ]
+    torch.testing.assert_close(projections[1], projections[0], rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 9])
 def test_chunks_change_nothing(chunk: int) -> None:
     whole, parts = (

@@ -70,7 +70,9 @@ def directional(task: Perturbation) -> Tensor:
 
     Raises InvalidValueError with gradient clipping, which needs the norm of the gradient itself.
     """
-    return _by_slope(task, _forward_slope, "directional")
+    # the unperturbed gradient is at hand already
+    base = trees.dot(task.trajectory.last_grad, task.v)
+    return _by_slope(task, _forward_slope, base, "directional")
 
 
 def difference(task: Perturbation) -> Tensor:
@@ -79,10 +81,14 @@ def difference(task: Perturbation) -> Tensor:
     An approximation: error O(r^2) for a smooth loss, r = 0.01 being the length of the step, and whatever the
     kinks of ReLU and max pooling add.
     """
-    return _by_slope(task, _difference_slope, "difference")
+    # taken in the same way on both sides, so that what they have in common of the error cancels
+    weights, batch = task.trajectory.before_last.weights, task.batches[-1]
+    base = _difference_slope(task.problem, weights, task.alphas, batch, task.v)
+    return _by_slope(task, _difference_slope, base, "difference")
 
 
-def _by_slope(task: Perturbation, slope: Callable[..., Tensor], name: str) -> Tensor:
+def _by_slope(task: Perturbation, slope: Callable[..., Tensor], base: Tensor, name: str) -> Tensor:
+    """Projections from <g_j, v> = slope(...) and `base` = <g_0, v> of the unperturbed last step."""
     optimizer, before = task.problem.inner_optimizer, task.trajectory.before_last
     if optimizer.grad_clip is not None:
         raise InvalidValueError(
@@ -90,16 +96,14 @@ def _by_slope(task: Perturbation, slope: Callable[..., Tensor], name: str) -> Te
             f" {optimizer.grad_clip}"
         )
 
-    def end(state: InnerState, alphas: Tree) -> Tensor:
-        along = slope(task.problem, state.weights, alphas, task.batches[-1], task.v)
-        return _carried(optimizer, state, before, task.v) - optimizer.lr * along
-
-    base = end(before, task.alphas)
     projections = []
     for direction in task.directions:
         alphas = task.perturbed(direction)
-        projections.append(end(_before_last(task, alphas), alphas) - base)
-    return torch.stack(projections) / task.smoothing
+        state = _before_last(task, alphas)
+        along = slope(task.problem, state.weights, alphas, task.batches[-1], task.v)
+        moved = _carried(optimizer, state, before, task.v) - optimizer.lr * (along - base)
+        projections.append(moved / task.smoothing)
+    return torch.stack(projections)
 
 
 def _forward_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tensor:

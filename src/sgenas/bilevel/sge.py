@@ -42,8 +42,10 @@ class SGE:
     num_directions: Q. smoothing: mu, in units of alpha. computation: how the projections <delta_j, v> are
     computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding. chunk: for
     `vectorised`, the perturbed trajectories at a time (None: all, and half as many whenever a GPU runs out of
-    memory). The estimate is unbiased for the derivative of the
-    N steps up to O(mu); with p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
+    memory).
+
+    A single <delta_j, v> is off the derivative of the N steps along u_j by O(mu), the estimate is unbiased up
+    to O(mu^2). With p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
     `diagnostics["projections"]` holds <delta_j, v>, shape (Q,).
 
     Cost: (Q + 1) N + 1 forward and backward passes; `directional` and `difference` have no backward pass in
@@ -79,7 +81,10 @@ class SGE:
         if self.computation not in ("directional", "difference"):
             return Cost(steps + 1, steps + 1, steps)
         backward = steps + 1 - self.num_directions
-        slopes = (self.num_directions + 1) * (2 if self.computation == "difference" else 1)
+        # two passes a slope, the unperturbed one included, or one for each direction alone
+        slopes = self.num_directions
+        if self.computation == "difference":
+            slopes = 2 * (self.num_directions + 1)
         return Cost(backward + slopes, backward, steps)
 
     def __call__(

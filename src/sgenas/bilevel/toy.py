@@ -121,7 +121,7 @@ class WeightDecay:
         L_val(w, a; t)   = ||w - t||^2 / 2
 
     d, c, w, a of n entries, an inner batch s and an outer batch t vectors of n; for steps of plain SGD on one
-    repeated batch. Since w^N is not linear in a, SGE's smoothing error shows: it falls as mu.
+    repeated batch. Since w^N is not linear in a, SGE's smoothing error shows: a projection's falls as mu.
     """
 
     curvature: Tensor

@@ -30,7 +30,7 @@ DOWNLOADS = tuple(_SOURCES)
 DEFAULT_FOLDER = Path("~/.cache/sgenas")
 
 
-def read_download(name: str, folder: Path | None, pick: Pick) -> ImageData:
+def read_download(name: str, folder: Path | None, pick: Pick, with_test: bool = True) -> ImageData:
     """The data set `name` from `folder` (~/.cache/sgenas if None), downloaded into it if not there.
 
     torchvision checks the MD5 sums of CIFAR and SVHN files before it reads them. `pick` chooses the training
@@ -38,12 +38,15 @@ def read_download(name: str, folder: Path | None, pick: Pick) -> ImageData:
     """
     root = (folder or DEFAULT_FOLDER).expanduser()
     train_images, train_labels, classes = _arrays(name, root, train=True)
-    test_images, test_labels, _ = _arrays(name, root, train=False)
+    test = None
+    if with_test:
+        test_images, test_labels, _ = _arrays(name, root, train=False)
+        test = ImageSet(test_images.contiguous(), test_labels)
     chosen = pick(train_labels, classes)
     return ImageData(
         name,
         ImageSet(train_images[chosen].contiguous(), train_labels[chosen]),
-        ImageSet(test_images.contiguous(), test_labels),
+        test,
         classes,
         mirror=_SOURCES[name].mirror,
     )

@@ -13,7 +13,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Files with these endings, in either case, are images; other files are passed over."""
 
 
-def read_folder(name: str, folder: Path, pick: Pick) -> ImageData:
+def read_folder(name: str, folder: Path, pick: Pick, with_test: bool = True) -> ImageData:
     """The images below `folder`; classes are the names of their folders, in alphabetical order.
 
     `pick` chooses the training images to decode. Raises DataError for what is missing or broken.
@@ -21,7 +21,7 @@ def read_folder(name: str, folder: Path, pick: Pick) -> ImageData:
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
     # a class may be called "train" too, and then holds images and no folders
-    nested = (folder / "train").is_dir() and any(item.is_dir() for item in (folder / "train").iterdir())
+    nested = (folder / "train").is_dir() and any(item.is_dir() for item in _entries(folder / "train"))
     train_root, test_root = (folder / "train" if nested else folder), folder / "test"
     train_classes = _list(train_root)
     classes = tuple(train_classes)
@@ -30,7 +30,7 @@ def read_folder(name: str, folder: Path, pick: Pick) -> ImageData:
     train, labels = [files[index] for index in chosen.tolist()], labels[chosen]
 
     test: list[Encoded] = []
-    if nested and test_root.is_dir():
+    if with_test and nested and test_root.is_dir():
         test_classes = _list(test_root)
         for class_name in test_classes:
             if class_name not in train_classes:
@@ -47,13 +47,20 @@ def read_folder(name: str, folder: Path, pick: Pick) -> ImageData:
     )
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"folder {folder} cannot be read: {error.strerror}") from None
+
+
 def _list(root: Path) -> dict[str, list[Path]]:
     """{class: its image files}, both in alphabetical order."""
     found = {}
-    for folder in sorted(root.iterdir()):
+    for folder in _entries(root):
         if not folder.is_dir() or folder.name.startswith("."):
             continue
-        found[folder.name] = sorted(file for file in folder.iterdir() if file.suffix.lower() in EXTENSIONS)
+        found[folder.name] = [file for file in _entries(folder) if file.suffix.lower() in EXTENSIONS]
         if not found[folder.name]:
             raise DataError(f"class folder {folder} holds no image ({', '.join(EXTENSIONS)})")
     if not found:

@@ -27,7 +27,7 @@ class _File(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def read_parquet(name: str, paths: str, pick: Pick) -> ImageData:
+def read_parquet(name: str, paths: str, pick: Pick, with_test: bool = True) -> ImageData:
     """The images in `paths`, comma-separated files and folders of `*.parquet`, in the order given.
 
     Files with `test`, `val`, `valid` or `validation` as a word of their name are the test set. `pick` chooses
@@ -35,7 +35,7 @@ def read_parquet(name: str, paths: str, pick: Pick) -> ImageData:
     """
     files = [_open(path) for path in _find(paths)]
     train = [file for file in files if not _is_test(file.path)]
-    test = [file for file in files if _is_test(file.path)]
+    test = [file for file in files if with_test and _is_test(file.path)]
     if not train:
         raise DataError(f"{name} has no training file: each file name says test or validation")
     classes = _class_names(files)

@@ -17,7 +17,14 @@ KNOWN_SOURCES = ("digits", *DOWNLOADS, "parquet:PATHS", "folder:DIR")
 """What `load` accepts, for help texts; PATHS are comma-separated files or folders."""
 
 
-def load(spec: str, *, data_dir: Path | None = None, limit: int | None = None, seed: int = 0) -> ImageData:
+def load(
+    spec: str,
+    *,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    test: bool = True,
+) -> ImageData:
     """Loads a data set into memory, as uint8 on the CPU.
 
     `spec`: one of `KNOWN_SOURCES`. `digits` comes with scikit-learn; `cifar10`, `cifar100`, `svhn` and
@@ -25,7 +32,8 @@ def load(spec: str, *, data_dir: Path | None = None, limit: int | None = None, s
     `parquet:` and `folder:` are described in `read_parquet` and `read_folder`.
 
     `limit`: keep that many training images, drawn by class with a generator seeded by `seed`, at least one
-    of each class; a limit above the number of images keeps all. Test images are never left out.
+    of each class; a limit above the number of images keeps all.
+    `test`: read the test images too; there are none in the result otherwise.
 
     Raises DataError, in one line that names the file and the fault, where the data set cannot be had.
     """
@@ -42,19 +50,19 @@ def load(spec: str, *, data_dir: Path | None = None, limit: int | None = None, s
 
     kind, separator, place = spec.partition(":")
     if spec == "digits":
-        return _read_digits(pick)
+        return _read_digits(pick, test)
     if spec in DOWNLOADS:
-        return read_download(spec, data_dir, pick)
+        return read_download(spec, data_dir, pick, test)
     if separator and kind in ("parquet", "folder") and not place.strip():
         raise DataError(f"data set {spec!r} must name a path after the colon")
     if kind == "parquet" and separator:
-        return read_parquet(spec, place, pick)
+        return read_parquet(spec, place, pick, test)
     if kind == "folder" and separator:
-        return read_folder(spec, Path(place).expanduser(), pick)
+        return read_folder(spec, Path(place).expanduser(), pick, test)
     raise DataError(f"data set must be one of {', '.join(KNOWN_SOURCES)}, got {spec!r}")
 
 
-def _read_digits(pick: Pick) -> ImageData:
+def _read_digits(pick: Pick, with_test: bool) -> ImageData:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, grey levels 0..16 stretched to 0..255, cut 80 to 20.
 
     The cut is part of the data set: the same whatever the seed of `load`.
@@ -70,5 +78,5 @@ def _read_digits(pick: Pick) -> ImageData:
     every = ImageSet((levels * (255 / 16)).round().to(torch.uint8), torch.as_tensor(bunch.target).long())
     classes = tuple(str(name) for name in bunch.target_names)
     first, second = split_stratified(every.labels, 0.8, torch.Generator().manual_seed(0))
-    train, test = every.subset(first), every.subset(second)
+    train, test = every.subset(first), every.subset(second) if with_test else None
     return ImageData("digits", train.subset(pick(train.labels, classes)), test, classes, mirror=False)

@@ -104,13 +104,14 @@ class BatchStream:
 def ordered_batches(
     data: ImageSet, batch_size: int, augmentation: Augmentation
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, normalised only, in batches of at most `batch_size` of nearly equal sizes.
+    """Every image once, in order, normalised only, in batches of `batch_size` or a little more.
 
-    Sizes differ by one image at most: a short last batch would have poor batch statistics. Shapes as in
-    `BatchStream`. Raises DataError for a batch size below 1.
+    The images that are over are spread over all batches: a short last one would have poor batch statistics.
+    Fewer images than `batch_size` make one batch. Shapes as in `BatchStream`. Raises DataError for a batch
+    size below 1.
     """
     if batch_size < 1:
         raise DataError(f"batch size must be at least 1, got {batch_size}")
-    count = -(-len(data) // batch_size)
+    count = max(1, len(data) // batch_size)
     parts = zip(data.images.tensor_split(count), data.labels.tensor_split(count), strict=True)
     return ((augmentation.plain(images), labels) for images, labels in parts)

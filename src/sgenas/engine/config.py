@@ -56,7 +56,9 @@ class _Checked:
         default = next(f.default for f in dataclasses.fields(self) if f.name == name)  # type: ignore[arg-type]
         value = getattr(self, name)
         if not applies and value != default:
-            raise ConfigError(f"{_flag(name)} only applies with {where}, got {value!r} without it")
+            raise ConfigError(
+                f"{_flag(name)} only applies with {where}, got {value!r} without it; leave it at {default!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,11 @@ class SearchConfig(_Checked):
     method: str = "darts"
     """search method: darts"""
     epochs: int = 50
-    """passes through the images that train the weights"""
+    """passes through the images that train the weights; what is over after the last full N batches of one
+    is carried into the next"""
     seed: int = 0
-    """the same seed gives the same run on the same machine"""
+    """the same seed gives the same run on the same machine and number of threads (on a CPU; a GPU's max
+    pooling may add in another order)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:1"""
     log_every: int = 10

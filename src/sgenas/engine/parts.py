@@ -1,6 +1,7 @@
 """The parts of a search, made from its settings: device, images, space, estimator, random generators."""
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -31,17 +32,35 @@ def load_images(config: SearchConfig) -> data.ImageData:
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     try:
         return data.load(
-            settings.data, data_dir=folder, limit=settings.train_images, seed=seed_of(config.seed, "sample")
+            settings.data,
+            data_dir=folder,
+            limit=settings.train_images,
+            seed=seed_of(config.seed, "sample"),
+            test=False,
         )
     except DataError as error:
-        field, space, fault = str(error).partition(" ")
-        # what the loader calls its limit is the flag --train-images here
-        text = (
-            f"--train-images {fault}"
-            if field == "limit"
-            else f"--data {settings.data}: {field}{space}{fault}"
-        )
-        raise DataError(text) from None
+        raise data_error(config, error) from None
+
+
+def data_error(config: SearchConfig, error: DataError) -> DataError:
+    """`error` with the flags that it is about in front."""
+    settings = config.data
+    flags = f"--data {settings.data}"
+    if settings.train_images is not None:
+        flags += f" --train-images {settings.train_images}"
+    return DataError(f"{flags}: {error}")
+
+
+def with_absolute_paths(config: SearchConfig) -> SearchConfig:
+    """The same settings with absolute paths to the data, so that a run can be resumed from anywhere."""
+    settings = config.data
+    kind, separator, paths = settings.data.partition(":")
+    source = settings.data
+    if separator and kind in ("parquet", "folder"):
+        parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
+        source = f"{kind}:{','.join(parts)}"
+    folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
+    return dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
 
 
 def make_space(config: SearchConfig, images: data.ImageData) -> DartsSpace:
@@ -113,7 +132,7 @@ def digest_of(images: data.ImageSet) -> str:
 
 
 def exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """On a GPU: the same kernels each time, and no TF32, whose rounding drowns differences of size mu."""
+    """On a GPU: the same convolutions each time, and no TF32, whose rounding drowns steps of size mu."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

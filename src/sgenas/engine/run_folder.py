@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 import sgenas
 from sgenas.engine.config import SearchConfig
 from sgenas.errors import ConfigError, RunFolderError
-from sgenas.files import replacing
+from sgenas.files import naming, replacing
 from sgenas.spaces.genotype import Genotype
 
 FORMAT = "sgenas-run"
 VERSION = 1
 RUN_FILES = (
-    *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz"),
+    *("split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz"),
     *("genotype.json", "cell.png", "cell.svg", "curves.png", "report.html"),
 )
-"""What a search and its report write; `--overwrite` removes these and the folder tensorboard/."""
+"""What a search and its report write besides config.json and tensorboard/; `--overwrite` removes them."""
 
 
 class RunFolder:
@@ -51,10 +51,16 @@ class RunFolder:
                 )
         elif self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"--out {self.path} must be a folder, got a file")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and self._holds_files():
             raise RunFolderError(
                 f"--out {self.path} must be new or empty, got a folder that holds other files"
             )
+
+    def _holds_files(self) -> bool:
+        try:
+            return any(self.path.iterdir())
+        except OSError as error:
+            raise RunFolderError(f"--out {self.path} cannot be read: {error.strerror}") from None
 
     def create(self, config: SearchConfig, environment: Mapping[str, Any], *, overwrite: bool) -> None:
         """Makes the folder and writes config.json; an old run is removed only with `overwrite`.
@@ -64,18 +70,21 @@ class RunFolder:
         self.check(overwrite=overwrite)
         if self.config_path.exists():
             self._remove_run()
-        try:
+        with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(f"--out {self.path} cannot be made: {error.strerror}") from None
         data = {"format": FORMAT, "version": VERSION, "config": config.to_dict(), "environment": environment}
         self.write_text("config.json", json.dumps(data, indent=2) + "\n")
 
     def _remove_run(self) -> None:
-        """Removes the files that a run writes, and no others that someone put beside them."""
-        for name in RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
-            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        """Removes the files that a run writes, and no others that someone put beside them.
+
+        config.json stays until the new one takes its place: a kill in between leaves a folder that is still
+        known as a run, and can be overwritten.
+        """
+        with naming(self.path):
+            for name in RUN_FILES:
+                (self.path / name).unlink(missing_ok=True)
+                (self.path / f"{name}.tmp").unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard_path, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> None:
@@ -133,12 +142,18 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the library where it is a git checkout; None where it is installed somewhere else."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        # a library installed below someone else's checkout would find that one's commit
+        for command in (
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            [*git, "rev-parse", "HEAD"],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() or None if result.returncode == 0 else None
+    return result.stdout.strip()
 
 
 class Recorder:
@@ -158,24 +173,29 @@ class Recorder:
             raise RunFolderError(
                 f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
             )
-        self._file = path.open("ab")
-        self._file.truncate(keep_bytes)
-        self._file.seek(keep_bytes)
-        self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
+        self._path = path
+        with naming(path):
+            self._file = path.open("ab")
+            self._file.truncate(keep_bytes)
+            self._file.seek(keep_bytes)
+        with naming(folder.tensorboard_path):
+            self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; its numbers also go to TensorBoard under `kind/name`."""
-        self._file.write(json.dumps(row).encode() + b"\n")
+        with naming(self._path):
+            self._file.write(json.dumps(row).encode() + b"\n")
         for name, value in row.items():
             if isinstance(value, float):
                 self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def flush(self) -> int:
         """Brings all rows to the disk; the length of metrics.jsonl in bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._board.flush()
-        return self._file.tell()
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+            return self._file.tell()
 
     def __enter__(self) -> Self:
         return self

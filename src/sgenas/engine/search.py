@@ -75,6 +75,7 @@ def run_search(
     """
     folder = RunFolder(out)
     folder.check(overwrite=overwrite)
+    config = parts.with_absolute_paths(config)
     search = Search(config, folder)
     folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
     folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
@@ -117,7 +118,9 @@ class Search:
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
         self.space = parts.make_space(config, self.images)
-        training, validation = training.to(self.device), validation.to(self.device)
+        # data sets are often stored class by class, and batches of one class have misleading statistics
+        shuffled = torch.randperm(len(validation), generator=parts.generator(config.seed, "evaluate"))
+        training, validation = training.to(self.device), validation.subset(shuffled).to(self.device)
         batch_size = config.data.batch_size
         for part, name in ((training, "train"), (validation, "validate")):
             if len(part) < batch_size:
@@ -166,7 +169,10 @@ class Search:
     def _split(self) -> dict[str, Tensor]:
         fraction, labels = self.config.data.train_fraction, self.images.train.labels
         draw = parts.generator(self.config.seed, "split")
-        first, second = data.split_stratified(labels, fraction, draw)
+        try:
+            first, second = data.split_stratified(labels, fraction, draw)
+        except DataError as error:
+            raise parts.data_error(self.config, error) from None
         return {"training": first, "validation": second}
 
     def _to_device(self, tree: Tree) -> Tree:
@@ -429,7 +435,7 @@ class Search:
             self.directions.set_state(state["directions"])
             self._sums = _like(self._sums, self._to_device(state["sums"]))
             self._history = [_like(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
             raise CheckpointError(
                 f"checkpoint {self.folder.checkpoint_path} does not fit this search: {error!r}"
             ) from None

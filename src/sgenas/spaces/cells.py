@@ -102,7 +102,7 @@ class SearchCell(nn.Module):
 
 
 class SearchNetwork(nn.Module):
-    """Stem, `layers` cells, global average pooling, linear classifier (methods.md section 2).
+    """Stem, `layers` cells, global average pooling, linear classifier (arXiv:1806.09055).
 
     The cells at layers // 3 and 2 * layers // 3 reduce the image and double the channels; all normal cells
     share the table mixing["normal"], all reduction cells mixing["reduce"].
@@ -147,7 +147,7 @@ class SearchNetwork(nn.Module):
 
     def forward(self, images: Tensor, mixing: Tree) -> Tensor:
         """Logits (B, classes) of images (B, input_channels, H, W), mixing {kind: (E, O)}."""
-        # oneDNN's channels-last kernels run this network 1.5 times as fast as the others on CPU (perf.md).
+        # oneDNN's kernels for channels-last are the faster ones on CPU (docs/speed.md).
         # Asked for after the stem too: images of one channel are in both layouts at once, and the stem's
         # convolution then chooses the slow one.
         before_last = last = NodeState(channels_last(self.stem(channels_last(images))))

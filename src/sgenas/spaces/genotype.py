@@ -24,7 +24,7 @@ OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""Every operation that a genotype may name, in the order of the DARTS code (methods.md, section 1)."""
+"""Every operation that a genotype may name, in the order of the DARTS code."""
 
 
 @dataclass(frozen=True)

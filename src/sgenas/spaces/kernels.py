@@ -1,7 +1,7 @@
 """Faster ways to the same numbers, for the calls that oneDNN is slow at on a CPU.
 
 Every piece is exact: equal to the plain call in outputs and gradients up to rounding, and usable under
-torch.func (grad, vmap, jvp) and torch.compile. Figures: docs/speed.md, benchmarks/kernels.py.
+torch.func (grad, vmap, jvp). Figures: docs/speed.md.
 """
 
 from typing import Any

@@ -1,7 +1,8 @@
 """The operations of the DARTS cells in their search form: batch statistics, no affine, no running buffers.
 
 Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to the same shape, or to
-(B, C, ceil(H / 2), ceil(W / 2)) with stride 2. Definitions: methods.md section 2 and the DARTS code.
+(B, C, ceil(H / 2), ceil(W / 2)) with stride 2. Definitions: arXiv:1806.09055 and cnn/operations.py of the
+DARTS code.
 
 An operation does not read a plain tensor but a `NodeState`: what all edges that leave a node need from it
 (its rectified values, its pooled values) is computed once for the node instead of once for each edge.
