@@ -245,9 +245,7 @@ def test_a_search_learns(small: Make, tmp_path: Path) -> None:
     assert result.epochs[-1]["val_loss"] < result.epochs[0]["val_loss"]
 
 
-def test_accuracy_does_not_depend_on_the_order_in_which_images_are_stored(
-    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_are_evaluated_in_batches_of_mixed_classes(small: Make, tmp_path: Path) -> None:
     """Batch statistics of batches of one class would be misleading."""
     config = small(
         epochs=4,

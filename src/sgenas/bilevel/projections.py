@@ -21,7 +21,7 @@ from sgenas.trees import Tree
 @dataclass(frozen=True)
 class Perturbation:
     """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
-    unperturbed trajectory Y^0 .. Y^N on them, and v = d L_val / d w at its end."""
+    unperturbed trajectory Y^0 .. Y^N on them, v = d L_val / d w at its end, and the chunk of `vectorised`."""
 
     problem: BilevelProblem
     start: InnerState
@@ -31,6 +31,7 @@ class Perturbation:
     batches: Sequence[Any]
     trajectory: Trajectory
     v: Tree
+    chunk: int | None = None
 
     def perturbed(self, direction: Tree) -> Tree:
         """alpha + mu u."""
@@ -149,8 +150,8 @@ def _carried(optimizer: SGD, state: InnerState, origin: InnerState, v: Tree) -> 
     return carried
 
 
-def vectorised(task: Perturbation, chunk: int | None = None) -> Tensor:
-    """`loop` under torch.func.vmap, `chunk` perturbed trajectories at a time (None: all).
+def vectorised(task: Perturbation) -> Tensor:
+    """`loop` under torch.func.vmap, `task.chunk` perturbed trajectories at a time (None: all).
 
     The losses must be written in operations that vmap knows. Memory grows with the chunk: each trajectory of
     it has its own weights and activations. With no chunk given, it is halved whenever a GPU's memory runs
@@ -170,12 +171,12 @@ def vectorised(task: Perturbation, chunk: int | None = None) -> Tensor:
         return trees.dot(trees.subtract(state.weights, end), task.v) / task.smoothing
 
     stacked = {name: torch.stack([direction[name] for direction in task.directions]) for name in task.alphas}
-    size = chunk or len(task.directions)
+    size = task.chunk or len(task.directions)
     while True:
         try:
             with torch.no_grad():
                 return torch.func.vmap(projection, chunk_size=size)(stacked)
         except torch.OutOfMemoryError:
-            if chunk is not None or size == 1:
+            if task.chunk is not None or size == 1:
                 raise
         size = (size + 1) // 2

@@ -104,16 +104,13 @@ class SGE:
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
 
         directions = gaussian(self.num_directions, alphas, generator)
-        task = Perturbation(problem, state, alphas, directions, self.smoothing, inner_batches, trajectory, v)
-        measured = self._project(task)
+        task = Perturbation(
+            problem, state, alphas, directions, self.smoothing, inner_batches, trajectory, v, self.chunk
+        )
+        measured = COMPUTATIONS[self.computation](task)
         grad = direct
         for direction, projection in zip(directions, measured, strict=True):
             grad = trees.add(grad, direction, projection / self.num_directions)
         cost = self.cost(len(inner_batches))
         diagnostics = {"projections": measured}
         return HypergradientResult(grad, direct, end, trajectory.losses, outer_loss, cost, diagnostics)
-
-    def _project(self, task: Perturbation) -> Tensor:
-        if self.computation == "vectorised":
-            return projections.vectorised(task, self.chunk)
-        return COMPUTATIONS[self.computation](task)
