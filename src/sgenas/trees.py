@@ -135,3 +135,9 @@ def unflatten(vector: Tensor, like: Tree) -> Tree:
         name: part.reshape(tensor.shape).to(tensor.device, tensor.dtype)
         for part, (name, tensor) in zip(parts, like.items(), strict=True)
     }
+
+
+def stack(members: Sequence[Tree]) -> Tree:
+    """M trees as one, every tensor (M, ...); there must be one."""
+    _lists(*members)
+    return {name: torch.stack([member[name] for member in members]) for name in members[0]}

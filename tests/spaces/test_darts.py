@@ -114,6 +114,46 @@ def test_supernet_works_under_torch_func() -> None:
     torch.testing.assert_close(tangent, trees.dot(grad, direction))
 
 
+@pytest.mark.parametrize(("size", "operations"), [(8, "darts"), (9, "paper")])
+def test_members_go_through_one_call_as_they_would_alone(size: int, operations: str) -> None:
+    space = sgenas.space("darts", channels=3, layers=3, classes=3, operations=operations)
+    images = torch.randn(4, 3, size, size, generator=generator(), dtype=torch.float64)
+    cotangent = torch.randn(3, 4, 3, generator=generator(4), dtype=torch.float64)
+    weights = [trees.map_tree(Tensor.double, space.initial_weights(generator(seed))) for seed in range(3)]
+    alphas = [
+        {kind: 500 * table.double() for kind, table in space.initial_alphas(generator(seed)).items()}
+        for seed in range(3)
+    ]
+    w, a = (trees.leaves(trees.stack(members)) for members in (weights, alphas))
+    together = space.stacked_logits(w, a, images)
+    assert together.shape == (3, 4, 3)
+    found = torch.autograd.grad((together * cotangent).sum(), [*w.values(), *a.values()])
+    for member in range(3):
+        own, own_alphas = trees.leaves(weights[member]), trees.leaves(alphas[member])
+        alone = space.logits(own, own_alphas, images)
+        torch.testing.assert_close(together[member], alone, rtol=1e-10, atol=1e-10)
+        leaves = [*own.values(), *own_alphas.values()]
+        expected = torch.autograd.grad((alone * cotangent[member]).sum(), leaves)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours[member], theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_supernet_can_be_compiled_whole() -> None:
+    """One graph without breaks, in the kernels of plain PyTorch, with the same numbers."""
+    space = sgenas.space("darts", channels=2, layers=3, nodes=2, classes=3)
+    weights = trees.map_tree(Tensor.double, space.initial_weights(generator()))
+    alphas = trees.map_tree(Tensor.double, space.initial_alphas(generator()))
+    images = torch.randn(4, 3, 8, 8, generator=generator(), dtype=torch.float64)
+    compiled = torch.compile(space.logits, backend="aot_eager", fullgraph=True)
+    results = []
+    for logits in (space.logits, compiled):
+        w, a = trees.leaves(weights), trees.leaves(alphas)
+        out = logits(w, a, images)
+        results.append([out, *torch.autograd.grad(out.square().sum(), [*w.values(), *a.values()])])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.spaces.derivation import edges_of
-from sgenas.spaces.kernels import channels_last, from_phases
-from sgenas.spaces.ops import BUILDERS, DilatedConv, FactorizedReduce, NodeState, PointwiseConv
+from sgenas.spaces.kernels import channels_last, from_phases, join
+from sgenas.spaces.normalisation import normalise, weighted_sum
+from sgenas.spaces.ops import BUILDERS, FactorizedReduce, NodeState, PointwiseConv, Term
 from sgenas.trees import Tree
 
 
@@ -21,27 +23,22 @@ class NodeSum:
     """sum over terms of weight * term, for terms as they are and, undone once at the end, in phases."""
 
     def __init__(self) -> None:
-        self._plain: Tensor | None = None
-        self._phases: Tensor | None = None
+        self._parts: dict[bool, tuple[list[Tensor], list[Tensor], list[bool]]] = {}
 
-    def add(self, term: Tensor, weight: Tensor, *, phased: bool) -> None:
-        """Adds weight * term; weight is a 0-d tensor."""
-        if phased:
-            self._phases = _accumulate(self._phases, term, weight)
-        else:
-            self._plain = _accumulate(self._plain, term, weight)
+    def add(self, term: Term, weight: Tensor) -> None:
+        """Adds weight * term, normalised if it is still to be; weight: (C,), one for each channel."""
+        weights, values, raw = self._parts.setdefault(term.phased, ([], [], []))
+        weights.append(weight)
+        values.append(term.value)
+        raw.append(term.raw)
 
     def value(self) -> Tensor:
         """The sum of all terms; there must be one."""
-        if self._phases is None:
-            assert self._plain is not None
-            return self._plain
-        whole = from_phases(self._phases)
-        return whole if self._plain is None else self._plain + whole
-
-
-def _accumulate(total: Tensor | None, term: Tensor, weight: Tensor) -> Tensor:
-    return weight * term if total is None else torch.addcmul(total, term, weight)
+        sums = {phased: weighted_sum(*part) for phased, part in self._parts.items()}
+        if True not in sums:
+            return sums[False]
+        whole = from_phases(sums[True])
+        return whole if False not in sums else sums[False] + whole
 
 
 class MixedEdge(nn.Module):
@@ -53,11 +50,10 @@ class MixedEdge(nn.Module):
         names = [operations[column] for column in self.columns]
         self.operations = nn.ModuleDict({name: BUILDERS[name](channels, stride) for name in names})
 
-    def add_to(self, total: NodeSum, node: NodeState, weights: Tensor) -> None:
-        """Adds m_k o_k(x) for every operation but `none`; weights: (O,)."""
+    def add_to(self, total: NodeSum, node: NodeState, weights: Sequence[Tensor]) -> None:
+        """Adds m_k o_k(x) for every operation but `none`; weights: for each operation, (C,)."""
         for column, operation in zip(self.columns, self.operations.values(), strict=True):
-            phased = isinstance(operation, DilatedConv) and operation.phased(node)
-            total.add(operation(node), weights[column], phased=phased)
+            total.add(operation(node), weights[column])
 
 
 class SearchCell(nn.Module):
@@ -80,6 +76,7 @@ class SearchCell(nn.Module):
     ) -> None:
         super().__init__()
         self.nodes = nodes
+        self.channels = channels
         first = FactorizedReduce if reduction_before else PointwiseConv
         self.input_before_last = first(channels_before_last, channels)
         self.input_last = PointwiseConv(channels_last, channels)
@@ -90,15 +87,19 @@ class SearchCell(nn.Module):
         )
 
     def forward(self, before_last: NodeState, last: NodeState, mixing: Tensor) -> Tensor:
-        """(B, nodes * channels, H, W) from two node states and mixing (E, O)."""
-        states = [NodeState(self.input_before_last(before_last)), NodeState(self.input_last(last))]
+        """(B, M nodes * channels, H, W) from two node states and mixing (M, E, O), M members."""
+        inputs = (self.input_before_last(before_last), self.input_last(last))
+        states = [NodeState(normalise(term.value)) for term in inputs]
+        # (E, O, M C): one weight for each channel, so that a member's channels get the member's weight
+        weights = mixing.permute(1, 2, 0).repeat_interleave(self.channels, dim=2)
+        rows = [edge.unbind() for edge in weights.unbind()]
         for target in range(2, 2 + self.nodes):
             total = NodeSum()
-            for (source, end), edge, weights in zip(self.edge_list, self.edges, mixing, strict=True):
+            for (source, end), edge, row in zip(self.edge_list, self.edges, rows, strict=True):
                 if end == target:
-                    cast(MixedEdge, edge).add_to(total, states[source], weights)
+                    cast(MixedEdge, edge).add_to(total, states[source], row)
             states.append(NodeState(total.value()))
-        return torch.cat([state.value for state in states[2:]], dim=1)
+        return join([state.value for state in states[2:]], mixing.shape[0])
 
 
 class SearchNetwork(nn.Module):
@@ -146,11 +147,30 @@ class SearchNetwork(nn.Module):
         self.classifier = nn.Linear(last, classes)
 
     def forward(self, images: Tensor, mixing: Tree) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W), mixing {kind: (E, O)}."""
+        """Logits (B, classes) of images (B, input_channels, H, W), mixing {kind: (E, O)}.
+
+        With mixing {kind: (M, E, O)}, and all weights of M members stacked along their first dimension (M
+        times as long), logits (M, B, classes), of all members on the same images.
+        """
+        stacked = all(table.ndim == 3 for table in mixing.values())
+        tables = mixing if stacked else {kind: table[None] for kind, table in mixing.items()}
         # oneDNN's kernels for channels-last are the faster ones on CPU (docs/speed.md).
         # Asked for after the stem too: images of one channel are in both layouts at once, and the stem's
         # convolution then chooses the slow one.
-        before_last = last = NodeState(channels_last(self.stem(channels_last(images))))
+        before_last = last = NodeState(channels_last(self._stem(channels_last(images))))
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            before_last, last = last, NodeState(cell(before_last, last, mixing[kind]))
-        return self.classifier(last.value.mean(dim=(2, 3)))
+            before_last, last = last, NodeState(cell(before_last, last, tables[kind]))
+        features = last.value.mean(dim=(2, 3))
+        if not stacked:
+            return self.classifier(features)
+        members, classes = tables["normal"].shape[0], self.classifier.out_features
+        weight = self.classifier.weight.reshape(members, classes, -1)
+        bias = self.classifier.bias.reshape(members, 1, classes)
+        apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
+        return torch.baddbmm(bias, apart, weight.mT)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        """The stem by its weights alone, which may be those of several members."""
+        convolution, norm = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
+        x = F.conv2d(images, convolution.weight, None, padding=1)
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)

@@ -94,6 +94,11 @@ class DartsSpace:
         """(B, classes) for images (B, input_channels, H, W) in floats: pure, differentiable in all three."""
         return torch.func.functional_call(self.supernet, weights, (images, self.mixing(alphas)))
 
+    def stacked_logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
+        """(M, B, classes): the `logits` of M members at once, every tensor of both trees (M, ...)."""
+        flat = trees.map_tree(lambda tensor: tensor.flatten(0, 1), weights)
+        return torch.func.functional_call(self.supernet, flat, (images, self.mixing(alphas)))
+
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment by the DARTS rule, see `derivation.strongest_edges`."""
         mixing = trees.detach(self.mixing(alphas))

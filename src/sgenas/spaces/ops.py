@@ -5,16 +5,30 @@ Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to
 DARTS code.
 
 An operation does not read a plain tensor but a `NodeState`: what all edges that leave a node need from it
-(its rectified values, its pooled values) is computed once for the node instead of once for each edge.
+(its rectified values, its pooled values) is computed once for the node instead of once for each edge. It
+does not return a plain tensor but a `Term`, since the sum that it enters can finish it at less cost.
+
+Several members, M copies of the network with their own weights and alphas, may go through one call: their
+channels lie side by side, C = M times the channels of one, and a convolution has one group for each.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgenas.spaces.kernels import channels_last, depthwise, to_phases
+from sgenas.spaces.kernels import channels_last, depthwise, join, pointwise, to_phases
+from sgenas.spaces.normalisation import normalise
+
+
+@dataclass(frozen=True)
+class Term:
+    """What an operation adds to a node. raw: still to be normalised. phased: see `kernels.to_phases`."""
+
+    value: Tensor
+    raw: bool = False
+    phased: bool = False
 
 
 class NodeState:
@@ -59,11 +73,6 @@ class NodeState:
         return self._cache[key]
 
 
-def normalise(x: Tensor) -> Tensor:
-    """Batch normalisation with the statistics of the batch itself, epsilon 1e-5, without scale and shift."""
-    return F.batch_norm(x, None, None, training=True, eps=1e-5)
-
-
 class MaxPool(nn.Module):
     """3x3 max pooling with normalisation (the published cell has no normalisation there)."""
 
@@ -71,8 +80,8 @@ class MaxPool(nn.Module):
         super().__init__()
         self.stride = stride
 
-    def forward(self, node: NodeState) -> Tensor:
-        return node.max_pool(self.stride)
+    def forward(self, node: NodeState) -> Term:
+        return Term(node.max_pool(self.stride))
 
 
 class AvgPool(nn.Module):
@@ -82,15 +91,15 @@ class AvgPool(nn.Module):
         super().__init__()
         self.stride = stride
 
-    def forward(self, node: NodeState) -> Tensor:
-        return node.avg_pool(self.stride)
+    def forward(self, node: NodeState) -> Term:
+        return Term(node.avg_pool(self.stride))
 
 
 class Skip(nn.Module):
     """The identity."""
 
-    def forward(self, node: NodeState) -> Tensor:
-        return node.value
+    def forward(self, node: NodeState) -> Term:
+        return Term(node.value)
 
 
 class FactorizedReduce(nn.Module):
@@ -102,11 +111,12 @@ class FactorizedReduce(nn.Module):
         self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
 
-    def forward(self, node: NodeState) -> Tensor:
+    def forward(self, node: NodeState) -> Term:
         x = node.relu()
         # with an odd number of rows or columns the shifted half lacks its last one: zeros stand for it
         shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return normalise(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        halves = [pointwise(x, self.even.weight, 2), pointwise(shifted, self.odd.weight, 2)]
+        return Term(join(halves, x.shape[1] // self.even.weight.shape[1]), raw=True)
 
 
 class PointwiseConv(nn.Module):
@@ -116,12 +126,12 @@ class PointwiseConv(nn.Module):
         super().__init__()
         self.pointwise = nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
-    def forward(self, node: NodeState) -> Tensor:
-        return normalise(self.pointwise(node.relu()))
+    def forward(self, node: NodeState) -> Term:
+        return Term(pointwise(node.relu(), self.pointwise.weight), raw=True)
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise k x k convolution, 1x1 convolution, normalisation, of a value that is rectified already."""
+    """Depthwise k x k convolution, then 1x1 convolution, of a value that is rectified already."""
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -130,7 +140,7 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, rectified: Tensor) -> Tensor:
-        return normalise(self.pointwise(depthwise(rectified, self.depthwise.weight, self.stride)))
+        return pointwise(depthwise(rectified, self.depthwise.weight, self.stride), self.pointwise.weight)
 
     def dilated(self, rectified: Tensor) -> Tensor:
         """The same with dilation 2 and stride 1, in one call: for what cannot be cut into phases."""
@@ -138,7 +148,7 @@ class DepthwiseSeparable(nn.Module):
         spread = F.conv2d(
             rectified, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0]
         )
-        return normalise(self.pointwise(spread))
+        return pointwise(spread, self.pointwise.weight)
 
 
 class SeparableConv(nn.Module):
@@ -149,8 +159,9 @@ class SeparableConv(nn.Module):
         self.first = DepthwiseSeparable(channels, kernel, stride)
         self.second = DepthwiseSeparable(channels, kernel, 1)
 
-    def forward(self, node: NodeState) -> Tensor:
-        return self.second(F.relu(self.first(node.relu())))
+    def forward(self, node: NodeState) -> Term:
+        between = F.relu(normalise(self.first(node.relu())))
+        return Term(self.second(between), raw=True)
 
 
 class DilatedConv(nn.Module):
@@ -158,7 +169,7 @@ class DilatedConv(nn.Module):
 
     oneDNN has no fast kernel for dilated depthwise convolutions. Pixels of different parity never meet in
     one, so it is an ordinary convolution of the even pixels (stride 2) or of each parity apart (stride 1).
-    In the latter case the output stays in phases, `phased(node)` says so, and the node's sum undoes it once.
+    In the latter case the output stays in phases, and the node's sum undoes it once.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
@@ -166,14 +177,12 @@ class DilatedConv(nn.Module):
         self.stride = stride
         self.conv = DepthwiseSeparable(channels, kernel, stride=1)
 
-    def phased(self, node: NodeState) -> bool:
-        """Whether `forward` returns phases (4 B, C, H / 2, W / 2)."""
-        return self.stride == 1 and node.phased
-
-    def forward(self, node: NodeState) -> Tensor:
+    def forward(self, node: NodeState) -> Term:
         if self.stride == 2:
-            return self.conv(node.even())
-        return self.conv(node.phases()) if node.phased else self.conv.dilated(node.relu())
+            return Term(self.conv(node.even()), raw=True)
+        if node.phased:
+            return Term(self.conv(node.phases()), raw=True, phased=True)
+        return Term(self.conv.dilated(node.relu()), raw=True)
 
 
 def _skip(channels: int, stride: int) -> nn.Module:
