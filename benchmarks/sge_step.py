@@ -11,10 +11,12 @@ to benchmarks/results/sge_step.jsonl.
 
 import argparse
 import json
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,8 @@ from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.spaces import space
 
-WAYS = ("loop", "streamed", "vectorised", "directional", "~difference")
+WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference")
+"""`stacked` and `vmap` are computation="vectorised" with the supernet's own stacked pass and without it."""
 
 
 class Steps:
@@ -40,6 +43,7 @@ class Steps:
             made, arguments.batch_size, arguments.size, torch.float32, arguments.device
         )
         self.batch = (images, labels)
+        self.limit = arguments.memory_limit
         self.alphas = alphas
 
         def loss(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -48,15 +52,24 @@ class Steps:
         def plain_loss(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
             return F.cross_entropy(plain_logits(made, w, a, batch[0], arguments.layers), batch[1])
 
+        def stacked(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+            logits = made.stacked_logits(w, a, batch[0])
+            labels = batch[1].repeat(len(logits))
+            each = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none")
+            return each.reshape(len(logits), -1).mean(dim=1)
+
         # no clipping: the directional ways cannot have it, and all sides are to do the same
         optimizer = SGD(0.025, momentum=0.9, weight_decay=3e-4)
-        self.problem = BilevelProblem(loss, loss, optimizer)
+        self.problem = BilevelProblem(loss, loss, optimizer, stacked)
+        self.unstacked = BilevelProblem(loss, loss, optimizer)
         self.plain = BilevelProblem(plain_loss, plain_loss, optimizer)
         self.state = self.problem.init(weights)
 
-    def estimate(self, estimator: Estimator, inner_steps: int, plain: bool = False) -> Callable[[], Any]:
+    def estimate(
+        self, estimator: Estimator, inner_steps: int, problem: BilevelProblem | None = None
+    ) -> Callable[[], Any]:
         """A function that takes one step of this estimator."""
-        problem = self.plain if plain else self.problem
+        problem = problem or self.problem
         generator = torch.Generator().manual_seed(0)
         batches = [self.batch] * inner_steps
         return lambda: estimator(problem, self.state, self.alphas, batches, self.batch, generator=generator)
@@ -73,11 +86,12 @@ class Steps:
             "second order": self.estimate(FiniteDifference(), inner_steps),
         }
         for way in ways:
-            chunk = 1 if way == "vectorised" and self.batch[0].device.type == "cpu" else None
-            sge = SGE(directions, computation=way.removeprefix("~"), chunk=chunk)
-            found[way] = self.estimate(sge, inner_steps)
+            beside = way in ("stacked", "vmap")
+            computation = "vectorised" if beside else way.removeprefix("~")
+            sge = SGE(directions, computation=computation, memory_limit=self.limit if beside else None)
+            found[way] = self.estimate(sge, inner_steps, self.unstacked if way == "vmap" else self.problem)
         if inner_steps == 1:
-            found["plain first order"] = self.estimate(FirstOrder(), 1, plain=True)
+            found["plain first order"] = self.estimate(FirstOrder(), 1, self.plain)
         return found
 
 
@@ -92,6 +106,7 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[1, 2, 5])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--memory-limit", type=float, default=8, help="GiB for directions side by side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too")
@@ -100,8 +115,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.one:
         name, directions, inner_steps = arguments.one[0], int(arguments.one[1]), int(arguments.one[2])
-        Steps(arguments).sides(directions, inner_steps, list(arguments.ways))[name]()
-        print(json.dumps(peak(arguments.device)))
+        side = Steps(arguments).sides(directions, inner_steps, list(arguments.ways))[name]
+        before = peak(arguments.device)
+        side()
+        print(json.dumps(peak(arguments.device) - before))
         return
 
     steps, rows = Steps(arguments), []
@@ -133,10 +150,13 @@ def show(directions: int, inner_steps: int, seconds: dict[str, Any], memory: dic
 
 
 def measured(arguments: argparse.Namespace, name: str, directions: int, inner_steps: int) -> float | None:
-    """Peak memory of one side in megabytes, in a process of its own; None unless asked for."""
+    """Peak memory of one side in megabytes, in a process of its own; None unless asked for.
+
+    What the process takes for itself, torch and all, is taken off.
+    """
     if not arguments.memory:
         return None
-    same = ("channels", "layers", "batch_size", "size", "threads", "device")
+    same = ("channels", "layers", "batch_size", "size", "threads", "device", "memory_limit")
     flags = [text for key in same for text in (f"--{key.replace('_', '-')}", str(getattr(arguments, key)))]
     command = [sys.executable, __file__, *flags, "--one", name, str(directions), str(inner_steps)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -146,6 +166,12 @@ def peak(device: str) -> float:
     """Megabytes: the process's largest resident set, or on a GPU the largest allocation."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would report the parent's peak where that was larger
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

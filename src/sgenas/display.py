@@ -69,7 +69,7 @@ class LiveDisplay:
         self._task = self._progress.add_task(
             "search",
             total=sum(passes) * search.steps_per_epoch,
-            completed=search.cost.forward,
+            completed=round(search.cost.forward),
             epoch=search.epoch + 1,
             epochs=search.config.epochs,
             step=search.step,

@@ -141,3 +141,19 @@ def stack(members: Sequence[Tree]) -> Tree:
     """M trees as one, every tensor (M, ...); there must be one."""
     _lists(*members)
     return {name: torch.stack([member[name] for member in members]) for name in members[0]}
+
+
+def flatten_rows(tree: Tree) -> Tensor:
+    """Of a tree of stacked tensors (M, ...): a matrix (M, size of one), `flatten` row by row."""
+    return torch.cat([tensor.flatten(1) for tensor in tree.values()], dim=1)
+
+
+def unflatten_rows(matrix: Tensor, like: Tree) -> Tree:
+    """Inverse of `flatten_rows`, as views: cuts every row of `matrix` (M, size) into the shapes of `like`."""
+    if matrix.ndim != 2 or matrix.shape[1] != size(like):
+        raise InvalidValueError(f"matrix must have shape (M, {size(like)}), got {tuple(matrix.shape)}")
+    parts = torch.split(matrix, [tensor.numel() for tensor in like.values()], dim=1)
+    return {
+        name: part.reshape(-1, *tensor.shape)
+        for part, (name, tensor) in zip(parts, like.items(), strict=True)
+    }

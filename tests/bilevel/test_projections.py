@@ -102,52 +102,34 @@ def test_difference_is_exact_for_a_quadratic_and_close_otherwise() -> None:
 # vmap calls a loss once for many passes, so calls do not count them
 @pytest.mark.parametrize("computation", [name for name in COMPUTATIONS if name != "vectorised"])
 @pytest.mark.parametrize("steps", [1, 3])
-def test_cost_is_what_was_really_run(computation: str, steps: int) -> None:
-    toy = WeightDecay.random(generator())
-    plain = toy.problem(SGD(0.1))
-    forward = backward = 0
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_cost_is_what_was_really_run(computation: str, steps: int, fraction: float) -> None:
+    forward = backward = 0.0
 
-    def counted(loss: Any) -> Any:
-        def call(*arguments: Any) -> torch.Tensor:
+    def counted(scale: float) -> Any:
+        def call(w: Any, a: Any, batch: torch.Tensor) -> torch.Tensor:
             nonlocal forward
-            forward += 1
-            value = loss(*arguments)
+            share = len(batch) / 8
+            forward += share
+            value = scale * (batch.mean() * w["w"] * a["a"].exp()).sin().sum()
             # neither a difference nor a forward-mode derivative builds a graph
             if value.requires_grad:
-                value.register_hook(count_backward)
+                value.register_hook(lambda grad: count_backward(share))
             return value
 
         return call
 
-    def count_backward(grad: torch.Tensor) -> None:
+    def count_backward(share: float) -> None:
         nonlocal backward
-        backward += 1
+        backward += share
 
-    problem = BilevelProblem(counted(plain.inner_loss), counted(plain.outer_loss), SGD(0.1))
-    batch = torch.randn(4, generator=generator(), dtype=torch.float64)
-    sge = SGE(3, computation=computation)
-    result = sge(
-        problem, problem.init(toy.weights), toy.alphas, [batch] * steps, batch, generator=generator()
-    )
+    problem = BilevelProblem(counted(1.0), counted(2.0), SGD(0.1))
+    weights = {"w": torch.randn(6, generator=generator(), dtype=torch.float64)}
+    alphas = {"a": torch.randn(6, generator=generator(1), dtype=torch.float64)}
+    batch = torch.randn(8, generator=generator(), dtype=torch.float64)
+    sge = SGE(3, computation=computation, batch_fraction=fraction)
+    result = sge(problem, problem.init(weights), alphas, [batch] * steps, batch, generator=generator())
     assert (result.cost.forward, result.cost.backward) == (forward, backward)
-
-
-def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, sizes = torch.func.vmap, []
-
-    def small_machine(function: Any, *, chunk_size: int) -> Any:
-        sizes.append(chunk_size)
-        if chunk_size > 2:
-            raise torch.OutOfMemoryError("no")
-        return real(function, chunk_size=chunk_size)
-
-    monkeypatch.setattr(torch.func, "vmap", small_machine)
-    result = run("vectorised", OPTIMIZERS["plain"], 1)
-    assert sizes == [5, 3, 2]
-    definition = run("loop", OPTIMIZERS["plain"], 1)
-    torch.testing.assert_close(result.diagnostics["projections"], definition.diagnostics["projections"])
-    with pytest.raises(torch.OutOfMemoryError):
-        run("vectorised", OPTIMIZERS["plain"], 1, chunk=4)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +138,14 @@ def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None
         ({"computation": "magic"}, "SGE.computation must be one of auto, loop, .* got 'magic'"),
         ({"computation": "vectorised", "chunk": 0}, "SGE.chunk must be >= 1"),
         ({"chunk": 2}, "only applies with computation 'vectorised', got 2"),
+        ({"memory_limit": 0.0}, "SGE.memory_limit must be > 0 .* got 0.0"),
+        (
+            {"memory_limit": 1.0, "computation": "loop"},
+            "only applies with computation 'auto' or 'vectorised'",
+        ),
+        ({"memory_limit": 1.0, "computation": "vectorised", "chunk": 2}, "without chunk, got 1.0"),
+        ({"batch_fraction": 0.0}, r"SGE.batch_fraction must be in \(0, 1\], got 0.0"),
+        ({"batch_fraction": 1.5}, r"SGE.batch_fraction must be in \(0, 1\], got 1.5"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:

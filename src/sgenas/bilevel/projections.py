@@ -1,7 +1,7 @@
 """Ways to compute SGE's projections s_j = <delta_j, v>: the same numbers at different cost.
 
-Each takes a `Perturbation` and returns s, shape (Q,). `loop` is the definition. `streamed`,
-`vectorised` and `directional` equal it up to rounding; `difference` is an approximation and says so.
+Each takes a `Perturbation` and returns s, shape (Q,). `loop` is the definition. `streamed`, `directional` and
+`vectorised` (a file of its own) equal it up to rounding; `difference` is an approximation and says so.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ from sgenas.trees import Tree
 @dataclass(frozen=True)
 class Perturbation:
     """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
-    unperturbed trajectory Y^0 .. Y^N on them, v = d L_val / d w at its end, and the chunk of `vectorised`."""
+    unperturbed trajectory Y^0 .. Y^N on them, v = d L_val / d w at its end. For `vectorised`: the chunk, the
+    memory limit in GiB, and the bytes that one inner forward pass saves for its backward pass."""
 
     problem: BilevelProblem
     start: InnerState
@@ -32,6 +33,8 @@ class Perturbation:
     trajectory: Trajectory
     v: Tree
     chunk: int | None = None
+    memory_limit: float | None = None
+    saved_bytes: int = 0
 
     def perturbed(self, direction: Tree) -> Tree:
         """alpha + mu u."""
@@ -56,13 +59,13 @@ def streamed(task: Perturbation) -> Tensor:
     s_j = -(lr / mu) (<g_j, v> - <g_0, v>), g clipped where the optimiser clips: no weights are made at all.
     """
     optimizer, before = task.problem.inner_optimizer, task.trajectory.before_last
-    base = _moved(optimizer, before, before, task.trajectory.last_grad, task.v)
+    base = moved(optimizer, before, before, task.trajectory.last_grad, task.v)
     projections = []
     for direction in task.directions:
         alphas = task.perturbed(direction)
         state = _before_last(task, alphas)
         _, grad = task.problem.inner_gradient(state.weights, alphas, task.batches[-1])
-        projections.append(_moved(optimizer, state, before, grad, task.v) - base)
+        projections.append(moved(optimizer, state, before, grad, task.v) - base)
     return torch.stack(projections) / task.smoothing
 
 
@@ -130,7 +133,7 @@ def _before_last(task: Perturbation, alphas: Tree) -> InnerState:
     return task.problem.run(task.start, alphas, task.batches[:-1]).end
 
 
-def _moved(optimizer: SGD, state: InnerState, origin: InnerState, grad: Tree, v: Tree) -> Tensor:
+def moved(optimizer: SGD, state: InnerState, origin: InnerState, grad: Tree, v: Tree) -> Tensor:
     """<w' - w_origin, v> up to a constant that is the same for all, w' the end of a step from `state`."""
     return _carried(optimizer, state, origin, v) - optimizer.lr * trees.dot(optimizer.clipped(grad), v)
 
@@ -148,35 +151,3 @@ def _carried(optimizer: SGD, state: InnerState, origin: InnerState, v: Tree) -> 
         buffers = trees.dot(trees.subtract(state.buffers, origin.buffers), v)
         carried = carried - optimizer.lr * optimizer.momentum * buffers
     return carried
-
-
-def vectorised(task: Perturbation) -> Tensor:
-    """`loop` under torch.func.vmap, `task.chunk` perturbed trajectories at a time (None: all).
-
-    The losses must be written in operations that vmap knows. Memory grows with the chunk: each trajectory of
-    it has its own weights and activations. With no chunk given, it is halved whenever a GPU's memory runs
-    out; vmap over one direction at a time is the least.
-    """
-    optimizer = task.problem.inner_optimizer
-    end = task.trajectory.end.weights
-
-    def projection(direction: Tree) -> Tensor:
-        alphas = trees.add(task.alphas, direction, task.smoothing)
-        state = task.start
-        for batch in task.batches:
-            # torch.func.grad, since vmap cannot enter autograd.grad
-            state = optimizer.step(
-                state, torch.func.grad(task.problem.inner_loss)(state.weights, alphas, batch)
-            )
-        return trees.dot(trees.subtract(state.weights, end), task.v) / task.smoothing
-
-    stacked = {name: torch.stack([direction[name] for direction in task.directions]) for name in task.alphas}
-    size = task.chunk or len(task.directions)
-    while True:
-        try:
-            with torch.no_grad():
-                return torch.func.vmap(projection, chunk_size=size)(stacked)
-        except torch.OutOfMemoryError:
-            if task.chunk is not None or size == 1:
-                raise
-        size = (size + 1) // 2

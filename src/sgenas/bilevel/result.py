@@ -15,10 +15,11 @@ from sgenas.trees import Tree
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes through a loss. A forward or backward pass is one evaluation of one loss on one batch."""
+    """Passes through a loss. A forward or backward pass is one evaluation of one loss on one batch; one on a
+    part of a batch counts as that part."""
 
-    forward: int = 0
-    backward: int = 0
+    forward: float = 0
+    backward: float = 0
     inner_steps: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":

@@ -1,14 +1,17 @@
 """The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from sgenas import trees
-from sgenas.bilevel import projections
+from sgenas.bilevel import projections, vectorised
 from sgenas.bilevel.directions import gaussian
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
@@ -18,11 +21,10 @@ from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
 COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
-    # the cheapest exact one that was measured; where another wins, this is the line to change
-    "auto": projections.streamed,
+    "auto": vectorised.automatic,
     "loop": projections.loop,
     "streamed": projections.streamed,
-    "vectorised": projections.vectorised,
+    "vectorised": vectorised.vectorised,
     "directional": projections.directional,
     "difference": projections.difference,
 }
@@ -41,23 +43,29 @@ class SGE:
 
     num_directions: Q. smoothing: mu, in units of alpha. computation: how the projections <delta_j, v> are
     computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding. chunk: for
-    `vectorised`, the perturbed trajectories at a time (None: all, and half as many whenever a GPU runs out of
-    memory).
+    `vectorised`, the perturbed trajectories at a time (None: what fits). memory_limit: for `vectorised` and
+    `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory; see
+    `bilevel.vectorised`). batch_fraction: share f of each inner batch, its first images, on which the
+    perturbed trajectories run, paired with an unperturbed one on the same part; v and the result's state come
+    from the whole batches. What is measured is then the Jacobian of the steps on the part: cheaper, noisier.
 
     A single <delta_j, v> is off the derivative of the N steps along u_j by O(mu), the estimate is unbiased up
     to O(mu^2). With p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
     `diagnostics["projections"]` holds <delta_j, v>, shape (Q,).
 
-    Cost: (Q + 1) N + 1 forward and backward passes; `directional` and `difference` have no backward pass in
-    the last step of a perturbed trajectory. Memory: one more set of weights at a time, but for `vectorised`,
-    since the perturbed trajectories are followed one after the other. Raises InvalidValueError for Q < 1,
-    mu <= 0, an unknown computation, a chunk < 1 or without effect, and a missing generator.
+    Cost: (Q + 1) N + 1 forward and backward passes (with f < 1, N more, all perturbed ones at f of the
+    price); `directional` and `difference` have no backward pass in the last step of a perturbed trajectory.
+    Memory: one more set of weights at a time, but for trajectories side by side. Raises InvalidValueError for
+    Q < 1, mu <= 0, an unknown computation, f outside (0, 1], a chunk < 1 or a memory limit <= 0 or either
+    without effect, batches that cannot be cut, and a missing generator.
     """
 
     num_directions: int = 10
     smoothing: float = 0.01
     computation: str = "auto"
     chunk: int | None = None
+    memory_limit: float | None = None
+    batch_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if self.num_directions < 1:
@@ -71,21 +79,35 @@ class SGE:
             raise InvalidValueError(
                 f"SGE.chunk must be >= 1 and only applies with computation 'vectorised', got {self.chunk}"
             )
+        if self.memory_limit is not None:
+            good = self.memory_limit > 0 and self.computation in ("auto", "vectorised") and self.chunk is None
+            if not good:
+                raise InvalidValueError(
+                    "SGE.memory_limit must be > 0 and only applies with computation 'auto' or 'vectorised'"
+                    f" and without chunk, got {self.memory_limit}"
+                )
+        if not 0 < self.batch_fraction <= 1:
+            raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
 
     def cost(self, inner_steps: int) -> Cost:
-        """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what saves backward passes.
+        """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what changes that.
 
         A forward-mode derivative counts as one forward pass.
         """
-        steps = (self.num_directions + 1) * inner_steps
-        if self.computation not in ("directional", "difference"):
-            return Cost(steps + 1, steps + 1, steps)
-        backward = steps + 1 - self.num_directions
-        # two passes a slope, the unperturbed one included, or one for each direction alone
-        slopes = self.num_directions
+        perturbed, unperturbed = self.num_directions * inner_steps, inner_steps + 1
+        forward = backward = perturbed
+        if self.computation in ("directional", "difference"):
+            backward -= self.num_directions
         if self.computation == "difference":
-            slopes = 2 * (self.num_directions + 1)
-        return Cost(backward + slopes, backward, steps)
+            # two passes a slope instead of one, and the unperturbed slope
+            forward += self.num_directions + 2
+        if self.batch_fraction == 1:
+            steps = perturbed + inner_steps
+            return Cost(forward + unperturbed, backward + unperturbed, steps)
+        part, steps = self.batch_fraction, perturbed + 2 * inner_steps
+        return Cost(
+            part * (forward + inner_steps) + unperturbed, part * (backward + inner_steps) + unperturbed, steps
+        )
 
     def __call__(
         self,
@@ -99,13 +121,33 @@ class SGE:
     ) -> HypergradientResult:
         if generator is None:
             raise InvalidValueError("SGE needs generator=torch.Generator() for its directions, got None")
-        trajectory = problem.run(state, alphas, inner_batches)
-        end = trajectory.end
+        batches = inner_batches
+        if self.batch_fraction < 1:
+            batches = [_part(batch, self.batch_fraction) for batch in inner_batches]
+        # what a pass keeps in memory says how many fit side by side; a pass that is taken anyway is measured
+        counts = self.chunk is None and self.computation in ("auto", "vectorised")
+        memory = vectorised.SavedMemory()
+        with memory if counts and batches is inner_batches else contextlib.nullcontext():
+            trajectory = problem.run(state, alphas, inner_batches)
+        end, losses = trajectory.end, trajectory.losses
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
+        if batches is not inner_batches:
+            with memory if counts else contextlib.nullcontext():
+                trajectory = problem.run(state, alphas, batches)
 
         directions = gaussian(self.num_directions, alphas, generator)
         task = Perturbation(
-            problem, state, alphas, directions, self.smoothing, inner_batches, trajectory, v, self.chunk
+            problem,
+            state,
+            alphas,
+            directions,
+            self.smoothing,
+            batches,
+            trajectory,
+            v,
+            self.chunk,
+            self.memory_limit,
+            memory.peak,
         )
         measured = COMPUTATIONS[self.computation](task)
         grad = direct
@@ -113,4 +155,19 @@ class SGE:
             grad = trees.add(grad, direction, projection / self.num_directions)
         cost = self.cost(len(inner_batches))
         diagnostics = {"projections": measured}
-        return HypergradientResult(grad, direct, end, trajectory.losses, outer_loss, cost, diagnostics)
+        return HypergradientResult(grad, direct, end, losses, outer_loss, cost, diagnostics)
+
+
+def _part(batch: Any, fraction: float) -> Any:
+    """The first `fraction` of a batch, rounded up: every tensor in it cut along its first dimension."""
+    leaves, structure = pytree.tree_flatten(batch)
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
+    if len(sizes) != 1 or 0 in sizes:
+        raise InvalidValueError(
+            "SGE.batch_fraction needs batches of tensors with one first dimension in common, got sizes"
+            f" {sorted(sizes)}"
+        )
+    count = math.ceil(fraction * sizes.pop())
+    return pytree.tree_unflatten(
+        [leaf[:count] if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+    )

@@ -126,6 +126,11 @@ class EstimatorSettings(_Checked):
     computation: str = "auto"
     """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
     numbers at different cost; difference is an approximation"""
+    memory_limit: float | None = None
+    """GiB that directions computed side by side (auto, vectorised) may take; 80 % of a GPU's free memory if
+    not set"""
+    batch_fraction: float = 1.0
+    """share of each batch on which sge's perturbed steps run: cheaper, noisier"""
 
     def __post_init__(self) -> None:
         self._one_of("estimator", ESTIMATOR_NAMES)
@@ -133,8 +138,12 @@ class EstimatorSettings(_Checked):
         self._at_least("directions", 1)
         self._positive("smoothing")
         self._one_of("computation", tuple(COMPUTATIONS))
-        for name in ("directions", "smoothing", "computation"):
+        self._positive("memory_limit")
+        _require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
+        for name in ("directions", "smoothing", "computation", "memory_limit", "batch_fraction"):
             self._default_unless(name, self.estimator == "sge", "--estimator sge")
+        beside = self.computation in ("auto", "vectorised")
+        self._default_unless("memory_limit", beside, "--computation auto or vectorised")
 
 
 @dataclass(frozen=True)

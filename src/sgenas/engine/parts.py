@@ -21,7 +21,13 @@ def make_estimator(settings: EstimatorSettings) -> Estimator:
     estimators: dict[str, Callable[[], Estimator]] = {
         "first-order": FirstOrder,
         "second-order": FiniteDifference,
-        "sge": lambda: SGE(settings.directions, settings.smoothing, settings.computation),
+        "sge": lambda: SGE(
+            settings.directions,
+            settings.smoothing,
+            settings.computation,
+            memory_limit=settings.memory_limit,
+            batch_fraction=settings.batch_fraction,
+        ),
     }
     return estimators[settings.estimator]()
 

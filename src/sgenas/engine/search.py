@@ -216,8 +216,16 @@ class Search:
         images, labels = batch
         return F.cross_entropy(self.space.logits(weights, alphas, images), labels)
 
+    def _stacked_loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """`_loss` of M members at once, (M,)."""
+        images, labels = batch
+        logits = self.space.stacked_logits(weights, alphas, images)
+        members = logits.shape[0]
+        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
+        return each.reshape(members, -1).mean(dim=1)
+
     def _problem(self, optimizer: SGD) -> BilevelProblem:
-        return BilevelProblem(self._loss, self._loss, optimizer)
+        return BilevelProblem(self._loss, self._loss, optimizer, self._stacked_loss)
 
     def _take_step(self) -> dict[str, Tensor]:
         """N inner steps and, after the warm-up, one step of the alphas; what there is to log, as tensors."""
@@ -339,7 +347,7 @@ class Search:
             "forward": self.cost.forward,
             "backward": self.cost.backward,
             "inner_steps": self.cost.inner_steps,
-            "images": self.cost.forward * self.config.data.batch_size,
+            "images": round(self.cost.forward * self.config.data.batch_size),
             "cell": {name: str(cell) for name, cell in genotype.cells},
         }
         self._require_finite(row)

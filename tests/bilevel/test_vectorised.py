@@ -1,0 +1,151 @@
+"""Trajectories side by side: the same projections, within a budget, chosen where they pay."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sgenas
+from sgenas import trees
+from sgenas.bilevel import SGD, SGE, BilevelProblem, HypergradientResult, vectorised
+from sgenas.bilevel.vectorised import SavedMemory
+from sgenas.errors import InvalidValueError
+from sgenas.trees import Tree
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Supernet:
+    """A small search: 2 steps' batches, weights and alphas, with and without the stacked loss."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.space = sgenas.space("darts", channels=2, layers=3, nodes=2, classes=3)
+        self.weights = trees.map_tree(lambda t: t.to(dtype), self.space.initial_weights(generator()))
+        self.alphas = trees.map_tree(lambda t: 500 * t.to(dtype), self.space.initial_alphas(generator(1)))
+        draw = generator(2)
+        self.batches = [
+            (torch.randn(6, 3, 8, 8, generator=draw, dtype=dtype), torch.randint(3, (6,), generator=draw))
+            for _ in range(3)
+        ]
+        self.members: list[int] = []
+
+    def loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(self.space.logits(weights, alphas, batch[0]), batch[1])
+
+    def stacked(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = self.space.stacked_logits(weights, alphas, batch[0])
+        self.members.append(len(logits))
+        each = F.cross_entropy(logits.flatten(0, 1), batch[1].repeat(len(logits)), reduction="none")
+        return each.reshape(len(logits), -1).mean(1)
+
+    def run(
+        self, optimizer: SGD, steps: int, *, stacked: bool = True, **settings: Any
+    ) -> HypergradientResult:
+        problem = BilevelProblem(self.loss, self.loss, optimizer, self.stacked if stacked else None)
+        start = problem.run(problem.init(self.weights), self.alphas, self.batches[:1]).end
+        sge = SGE(5, 0.5, **settings)
+        return sge(problem, start, self.alphas, self.batches[:steps], self.batches[2], generator=generator(3))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("stacked", [True, False])
+@pytest.mark.parametrize(
+    "optimizer", [SGD(0.1), SGD(0.1, 0.9, 0.01), SGD(0.1, 0.9, 0.01, grad_clip=0.2)], ids=str
+)
+def test_equals_the_definition_on_a_supernet(optimizer: SGD, stacked: bool, steps: int) -> None:
+    net = Supernet()
+    definition = net.run(optimizer, steps, computation="loop")
+    result = net.run(optimizer, steps, stacked=stacked, computation="vectorised", chunk=3)
+    torch.testing.assert_close(
+        result.diagnostics["projections"], definition.diagnostics["projections"], rtol=1e-8, atol=1e-10
+    )
+    assert net.members == ([3] * steps + [2] * steps if stacked else [])
+
+
+def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, sizes = vectorised._together, []
+
+    def small_machine(task: Any, directions: Any) -> Tensor:
+        sizes.append(len(directions))
+        if len(directions) > 2:
+            raise torch.OutOfMemoryError("no")
+        return real(task, directions)
+
+    net = Supernet()
+    monkeypatch.setattr(vectorised, "_together", small_machine)
+    result = net.run(SGD(0.1), 1, computation="vectorised")
+    assert sizes == [5, 3, 2, 2, 1]
+    definition = net.run(SGD(0.1), 1, computation="loop")
+    torch.testing.assert_close(result.diagnostics["projections"], definition.diagnostics["projections"])
+    with pytest.raises(torch.OutOfMemoryError):
+        net.run(SGD(0.1), 1, computation="vectorised", chunk=4)
+
+
+def saved_by(net: Supernet, members: int) -> int:
+    """Bytes that the graph of one stacked pass of that many members keeps, weights included."""
+    with SavedMemory() as memory:
+        weights = trees.leaves(trees.stack([net.weights] * members))
+        alphas = trees.stack([net.alphas] * members)
+        loss = net.stacked(weights, alphas, net.batches[0])
+        loss.sum().backward()
+    assert memory._now == 0
+    return memory.peak
+
+
+def test_saved_memory_counts_each_storage_once_and_forgets_it() -> None:
+    x = torch.ones(1000, dtype=torch.float32, requires_grad=True)
+    with SavedMemory() as memory:
+        y = x.exp()  # saves its result: 4000 bytes
+        (y * y).sum()  # saves y twice: no more
+    assert memory.peak == 4000
+    with SavedMemory() as memory:
+        for _ in range(3):
+            torch.autograd.grad(x.exp().exp().sum(), x)
+    assert memory.peak == 8000
+
+
+def test_passes_side_by_side_stay_within_the_limit() -> None:
+    net = Supernet(torch.float32)
+    single = saved_by(net, 1)
+    for limit in (3.2 * single, 6 * single, 20 * single):
+        net.members.clear()
+        net.run(SGD(0.1), 1, computation="vectorised", memory_limit=limit / 2**30)
+        largest = max(net.members)
+        assert saved_by(net, largest) <= limit
+    assert largest == 5
+    with pytest.raises(InvalidValueError, match="SGE.memory_limit must be at least .* GiB, what one"):
+        net.run(SGD(0.1), 1, computation="vectorised", memory_limit=0.5 * single / 2**30)
+
+
+def test_automatic_takes_small_passes_together_and_large_ones_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = Supernet(torch.float32)
+    net.run(SGD(0.1), 1)
+    assert net.members == [5]
+    net.members.clear()
+    net.run(SGD(0.1), 1, memory_limit=4 * saved_by(net, 1) / 2**30)
+    assert 2 <= max(net.members[1:]) < 5
+    net.members.clear()
+    monkeypatch.setattr(vectorised, "SMALL_PASS", 1)
+    net.run(SGD(0.1), 1)
+    net.run(SGD(0.1), 1, stacked=False)
+    assert net.members == []
+
+
+def test_a_stacked_loss_of_the_wrong_shape_is_an_error() -> None:
+    net = Supernet()
+    problem = BilevelProblem(net.loss, net.loss, SGD(0.1), lambda w, a, batch: torch.zeros(()))
+    with pytest.raises(InvalidValueError, match=r"stacked_inner_loss must return shape \(5,\), got \(\)"):
+        SGE(5)(
+            problem,
+            problem.init(net.weights),
+            net.alphas,
+            net.batches[:1],
+            net.batches[2],
+            generator=generator(),
+        )
