@@ -1,13 +1,15 @@
 """Forward and backward of the DARTS supernet: the library's against the plain definition, in turn.
 
-    python benchmarks/supernet.py [--channels 16] [--layers 8] [--batch-size 64] [--size 32] [--repeats 5] ...
+    python benchmarks/supernet.py [--channels 16 ...] [--layers 8 ...] [--batch-size 64 ...] [--compiled] ...
 
 One pass is the loss and its gradients for all weights and both alpha tables. First both are compared in
 float64 at a small size. Prints a table and adds a JSON line to benchmarks/results/supernet.jsonl.
 """
 
 import argparse
+import itertools
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +29,12 @@ Logits = Callable[[Tree, Tree, Tensor], Tensor]
 def main() -> None:
     """Runs the measurement; see the module's docstring."""
     parser = argparse.ArgumentParser(description="seconds of one forward and backward pass")
-    parser.add_argument("--channels", type=int, default=16)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16])
+    parser.add_argument("--layers", type=int, nargs="+", default=[8])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compiled", action="store_true", help="time torch.compile of the library's too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -40,32 +43,45 @@ def main() -> None:
     print(f"largest difference of any gradient in float64 (4 channels, 5 layers): {difference:.1e}")
     if not difference < 1e-10:
         sys.exit("the two are not equal: nothing to time")
+    for channels, layers, batch in itertools.product(
+        arguments.channels, arguments.layers, arguments.batch_size
+    ):
+        measure(arguments, channels, layers, batch, difference)
 
-    made = space("darts", channels=arguments.channels, layers=arguments.layers)
-    images, labels, weights, alphas = inputs(
-        made, arguments.batch_size, arguments.size, torch.float32, arguments.device
-    )
+
+def measure(arguments: argparse.Namespace, channels: int, layers: int, batch: int, difference: float) -> None:
+    """Times all sides at one size, prints the table and adds the result."""
+    made = space("darts", channels=channels, layers=layers)
+    images, labels, weights, alphas = inputs(made, batch, arguments.size, torch.float32, arguments.device)
+    in_channels_last = images.contiguous(memory_format=torch.channels_last)
     sides: dict[str, Callable[[], Any]] = {
-        "plain definition": lambda: gradients(plain(made, arguments.layers), weights, alphas, images, labels),
+        "plain definition": lambda: gradients(plain(made, layers), weights, alphas, images, labels),
         "plain, channels-last": lambda: gradients(
-            plain(made, arguments.layers),
-            weights,
-            alphas,
-            images.contiguous(memory_format=torch.channels_last),
-            labels,
+            plain(made, layers), weights, alphas, in_channels_last, labels
         ),
         "library": lambda: gradients(made.logits, weights, alphas, images, labels),
     }
+    compile_seconds = None
+    if arguments.compiled:
+        compiled = torch.compile(made.logits, fullgraph=True)
+        sides["library, compiled"] = lambda: gradients(compiled, weights, alphas, images, labels)
+        start = time.perf_counter()
+        sides["library, compiled"]()
+        compile_seconds = time.perf_counter() - start
+        print(f"compiled in {compile_seconds:.0f} s")
     seconds = time_in_turn(sides, repeats=arguments.repeats, device=arguments.device)
     base = seconds["plain definition"]
+    print(f"\n{channels} channels, {layers} layers, batch {batch}, {arguments.size} pixels")
     print(f"{'forward and backward':24}{'seconds':>10}{'min':>8}{'max':>8}{'faster':>9}{'by min':>8}")
     for name, times in seconds.items():
         print(
             f"{name:24}{times['median']:10.3f}{times['min']:8.3f}{times['max']:8.3f}"
-            f"{base['median'] / times['median']:8.2f}x{base['min'] / times['min']:7.2f}x"
+            f"{base['median'] / times['median']:8.2f}x{base['min'] / times['min']:7.2f}x",
+            flush=True,
         )
-    figures = {**vars(arguments), "float64_difference": difference, "seconds": seconds}
-    add_result("supernet", figures, device=arguments.device)
+    sizes = {"channels": channels, "layers": layers, "batch_size": batch}
+    figures = vars(arguments) | sizes | {"float64_difference": difference, "seconds": seconds}
+    add_result("supernet", figures | {"compile_seconds": compile_seconds}, device=arguments.device)
 
 
 def plain(made: DartsSpace, layers: int) -> Logits:

@@ -10,6 +10,7 @@ RANKS = {
     "errors": 0,
     "trees": 0,
     "files": 0,
+    "memory": 0,
     "bilevel": 1,
     "spaces": 1,
     "data": 1,

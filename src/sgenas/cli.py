@@ -22,6 +22,7 @@ from sgenas.display import cell_text, display_for
 from sgenas.engine import SearchConfig, SearchResult, resume_search, run_search
 from sgenas.engine.run_folder import read_config
 from sgenas.errors import ConfigError, DivergenceError, RunFolderError, SgenasError
+from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
 STOPPED = 130
@@ -145,6 +146,7 @@ def _undrawn(box: str) -> str:
 
 
 def _run(command: SearchCommand | ResumeCommand) -> int:
+    keep_freed_memory()
     console = _console()
     with _stop_signals() as stopped, display_for(console) as display:
         if isinstance(command, SearchCommand):

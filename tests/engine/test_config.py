@@ -32,6 +32,21 @@ def test_json_both_ways() -> None:
         (lambda: SearchConfig(method="nas"), "--method must be one of darts, got 'nas'"),
         (lambda: SearchConfig(epochs=0), "--epochs must be >= 1, got 0"),
         (lambda: SearchConfig(seed=-1), "--seed must be from 0"),
+        (lambda: SearchConfig(precision="half"), "--precision must be one of float32, bfloat16, got 'half'"),
+        (
+            lambda: SearchConfig(precision="bfloat16"),
+            "--precision must be float32 with --estimator sge, whose differences are smaller",
+        ),
+        (lambda: EstimatorSettings(memory_limit=0.0), "--memory-limit must be > 0"),
+        (
+            lambda: EstimatorSettings(computation="loop", memory_limit=1.0),
+            "--memory-limit only applies with --computation auto or vectorised, got 1.0",
+        ),
+        (lambda: EstimatorSettings(batch_fraction=0.0), r"--batch-fraction must be in \(0, 1\], got 0.0"),
+        (
+            lambda: EstimatorSettings(estimator="second-order", batch_fraction=0.5),
+            "--batch-fraction only applies with --estimator sge, got 0.5",
+        ),
         (lambda: SearchConfig(log_every=0), "--log-every must be >= 1"),
         (lambda: SearchConfig(checkpoint_every=0), "--checkpoint-every must be >= 1"),
         (

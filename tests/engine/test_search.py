@@ -433,3 +433,25 @@ def test_search_on_the_gpu(small: Make, tmp_path: Path, assert_same_runs: Any) -
     for name in "ab":
         run_search(small(device="cuda"), tmp_path / name)
     assert_same_runs(tmp_path / "a", tmp_path / "b")
+
+
+def test_bfloat16_trains_with_the_first_order_estimator(small: Make, tmp_path: Path) -> None:
+    rows = {}
+    for precision in ("float32", "bfloat16"):
+        config = small(estimator={"estimator": "first-order"}, precision=precision)
+        rows[precision] = run_search(config, tmp_path / precision).epochs
+    losses = [[row["inner_loss"] for row in rows[name]] for name in rows]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["first-order", "sge"])
+def test_compiled_search_follows_the_plain_one(estimator: str, small: Make, tmp_path: Path) -> None:
+    """Long: the compiler takes a minute on a CPU."""
+    rows = {}
+    for compiled in (False, True):
+        config = small(epochs=1, estimator={"estimator": estimator}, compile=compiled)
+        rows[compiled] = run_search(config, tmp_path / str(compiled)).epochs[-1]
+    for name in ("inner_loss", "outer_loss", "val_loss"):
+        assert rows[True][name] == pytest.approx(rows[False][name], rel=1e-2)

@@ -22,15 +22,16 @@ SMALL_PASS = 512 * 2**20
 """Bytes that a pass may save for its backward on a CPU to be slowed down by its many calls rather than by its
 arithmetic. Ten side by side were 1.5 to 2 times as fast as one by one at 60 to 340 MB, level at 1.1 GB."""
 
-GPU_SHARE, CPU_SHARE = 0.8, 0.5
-"""Of the free memory, what passes side by side may take where no limit is given."""
+GPU_SHARE, CPU_SHARE = 0.8, 0.25
+"""What passes side by side may take where no limit is given: of a GPU's free memory; of all the machine's, so
+that a run does not depend on what else runs."""
 
 
 def automatic(task: Perturbation) -> Tensor:
     """`vectorised` where that pays, else `streamed`.
 
-    It pays for a problem that has a stacked loss, if two trajectories fit into the memory: on a GPU always (as
-    is expected; not measured), on a CPU where the passes are small.
+    It pays for a problem that has a stacked loss, if two trajectories fit into the memory: on a GPU always
+    (as is expected; not measured), on a CPU where the passes are small.
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
@@ -43,8 +44,9 @@ def automatic(task: Perturbation) -> Tensor:
 def vectorised(task: Perturbation) -> Tensor:
     """As many trajectories at a time as the chunk says or the memory limit allows.
 
-    With neither, all that fit into 80 % of a GPU's free memory, or half of the machine's; half as many whenever
-    a GPU runs out of memory all the same. Raises InvalidValueError where not even one fits the limit.
+    With neither, all that fit into 80 % of a GPU's free memory, or a quarter of the machine's; half as many
+    whenever a GPU runs out of memory all the same. Raises InvalidValueError where not even one fits the
+    limit.
     """
     if task.chunk is not None:
         return _in_chunks(task, task.chunk)
@@ -131,7 +133,7 @@ def _budget(task: Perturbation) -> float:
         return task.memory_limit * 2**30
     device = _device(task)
     if device.type != "cuda":
-        return CPU_SHARE * psutil.virtual_memory().available
+        return CPU_SHARE * psutil.virtual_memory().total
     free, _ = torch.cuda.mem_get_info(device)
     # what the caching allocator holds but does not use counts as free
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -16,6 +16,7 @@ from sgenas.spaces.darts import OPERATION_SETS
 ESTIMATOR_NAMES = ("first-order", "second-order", "sge")
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
+PRECISIONS = ("float32", "bfloat16")
 AUGMENTATIONS = ("auto", "none")
 
 
@@ -223,6 +224,11 @@ class SearchConfig(_Checked):
     pooling may add in another order)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:1"""
+    precision: str = "float32"
+    """float32, or bfloat16 for the layers that bear it (first-order only: the others measure differences
+    that its rounding would drown)"""
+    compile: bool = False
+    """compile the supernet with torch.compile: minutes at the start, for fewer and larger kernels"""
     log_every: int = 10
     """steps between two rows of metrics.jsonl"""
     checkpoint_every: int = 100
@@ -237,6 +243,12 @@ class SearchConfig(_Checked):
         self._one_of("method", tuple(METHODS))
         self._at_least("epochs", 1)
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        self._one_of("precision", PRECISIONS)
+        if self.precision != "float32" and self.estimator.estimator != "first-order":
+            raise ConfigError(
+                f"--precision must be float32 with --estimator {self.estimator.estimator}, whose differences"
+                f" are smaller than the rounding of {self.precision}"
+            )
         self._at_least("log_every", 1)
         self._at_least("checkpoint_every", 1)
         warmup = self.alphas.warmup_epochs

@@ -14,6 +14,10 @@ from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
 from sgenas.spaces import DartsSpace, space
+from sgenas.trees import Tree
+
+Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
+"""forward(weights, alphas, images) -> logits."""
 
 
 def make_estimator(settings: EstimatorSettings) -> Estimator:
@@ -81,6 +85,17 @@ def make_space(config: SearchConfig, images: data.ImageData) -> DartsSpace:
         classes=len(images.classes),
         input_channels=images.channels,
         generator=generator(config.seed, "weights"),
+    )
+
+
+def forward_passes(config: SearchConfig, made: DartsSpace) -> tuple[Forward, Forward]:
+    """The space's `logits` and `stacked_logits`, compiled where `--compile` says so."""
+    if not config.compile:
+        return made.logits, made.stacked_logits
+    # whole graphs of fixed shapes: the number of members that go side by side changes seldom
+    return (
+        torch.compile(made.logits, fullgraph=True, dynamic=False),
+        torch.compile(made.stacked_logits, fullgraph=True, dynamic=False),
     )
 
 

@@ -118,6 +118,7 @@ class Search:
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
         self.space = parts.make_space(config, self.images)
+        self._logits, self._stacked_logits = parts.forward_passes(config, self.space)
         # data sets are often stored class by class, and batches of one class have misleading statistics
         shuffled = torch.randperm(len(validation), generator=parts.generator(config.seed, "evaluate"))
         training, validation = training.to(self.device), validation.subset(shuffled).to(self.device)
@@ -214,12 +215,18 @@ class Search:
     def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
         images, labels = batch
-        return F.cross_entropy(self.space.logits(weights, alphas, images), labels)
+        with self._precision():
+            logits = self._logits(weights, alphas, images)
+        return F.cross_entropy(logits.float(), labels)
+
+    def _precision(self) -> torch.autocast:
+        mixed = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
 
     def _stacked_loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """`_loss` of M members at once, (M,)."""
         images, labels = batch
-        logits = self.space.stacked_logits(weights, alphas, images)
+        logits = self._stacked_logits(weights, alphas, images)
         members = logits.shape[0]
         each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
         return each.reshape(members, -1).mean(dim=1)
@@ -270,7 +277,8 @@ class Search:
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         batches = data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
         for images, labels in batches:
-            logits = self.space.logits(self.state.weights, self.alphas, images)
+            with self._precision():
+                logits = self._logits(self.state.weights, self.alphas, images).float()
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(dim=1) == labels).sum()
         count = len(self._validation)

@@ -18,10 +18,10 @@ WIDE = 5
 def hand_written(x: Tensor) -> bool:
     """Whether the hand-written derivatives apply: on a CPU, and only in a plain backward pass.
 
-    They know neither vmap nor forward mode, so under torch.func, in forward mode and in torch.compile (which
-    fuses by itself) the same numbers come from PyTorch's own operations.
+    They know neither vmap nor forward mode nor mixed precision, so under torch.func, in forward mode, with
+    autocast and in torch.compile (which fuses by itself) the same numbers come from PyTorch's own operations.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
