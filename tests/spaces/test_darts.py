@@ -114,6 +114,39 @@ def test_supernet_works_under_torch_func() -> None:
     torch.testing.assert_close(tangent, trees.dot(grad, direction))
 
 
+@pytest.mark.parametrize("size", [8, 9])
+def test_second_derivatives_of_the_supernet(size: int) -> None:
+    """d/da <d L / d w, v> by double backward, by forward over reverse, and by a difference of gradients."""
+    space = sgenas.space("darts", channels=2, layers=3, nodes=2, classes=3)
+    weights = trees.map_tree(Tensor.double, space.initial_weights(generator()))
+    alphas = {kind: 500 * table.double() for kind, table in space.initial_alphas(generator(1)).items()}
+    images = torch.randn(4, 3, size, size, generator=generator(), dtype=torch.float64)
+    draw = generator(2)
+    v, u = (
+        trees.map_tree(lambda t: torch.randn(t.shape, generator=draw, dtype=torch.float64), tree)
+        for tree in (weights, alphas)
+    )
+
+    def loss(w: Tree, a: Tree) -> Tensor:
+        return space.logits(w, a, images).sin().square().sum()
+
+    w, a = trees.leaves(weights), trees.leaves(alphas)
+    gradient = torch.autograd.grad(loss(w, a), list(w.values()), create_graph=True)
+    along = trees.dot(dict(zip(w, gradient, strict=True)), v)
+    double = dict(zip(a, torch.autograd.grad(along, list(a.values())), strict=True))
+
+    _, forward = torch.func.jvp(lambda a: torch.func.grad(loss)(weights, a), (alphas,), (u,))
+    torch.testing.assert_close(trees.dot(double, u), trees.dot(forward, v), rtol=1e-8, atol=1e-10)
+
+    def slope(step: float) -> Tensor:
+        w = trees.leaves(weights)
+        found = torch.autograd.grad(loss(w, trees.add(alphas, u, step)), list(w.values()))
+        return trees.dot(dict(zip(w, found, strict=True)), v)
+
+    difference = (slope(1e-7) - slope(-1e-7)) / 2e-7
+    torch.testing.assert_close(trees.dot(double, u), difference, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(("size", "operations"), [(8, "darts"), (9, "paper")])
 def test_members_go_through_one_call_as_they_would_alone(size: int, operations: str) -> None:
     space = sgenas.space("darts", channels=3, layers=3, classes=3, operations=operations)

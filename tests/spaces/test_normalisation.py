@@ -78,3 +78,17 @@ def test_second_derivative_with_a_constant_gradient_above() -> None:
         (first,) = torch.autograd.grad((out * weight).sum(), term, create_graph=True)
         second.append(torch.autograd.grad(first.square().sum(), term)[0])
     torch.testing.assert_close(*second, rtol=1e-9, atol=1e-9)
+
+
+def test_second_derivative_where_one_term_is_made_from_another() -> None:
+    flags = (False, True)
+    second = []
+    for function in (weighted_sum, _plain_sum):
+        weights, terms = parts(flags)
+        base = terms[0].requires_grad_()
+        value = base * 1.0  # no leaf, as in a cell
+        out = function(weights, [value, value.sin()], flags)
+        (first,) = torch.autograd.grad(out.square().sum(), base, create_graph=True)
+        second.append([first, torch.autograd.grad(first.square().sum(), base)[0]])
+    for ours, theirs in zip(*second, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)

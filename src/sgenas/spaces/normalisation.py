@@ -81,8 +81,10 @@ class _WeightedSum(torch.autograd.Function):
         weights, terms, statistics = saved[:count], saved[count : 2 * count], iter(saved[2 * count :])
         if torch.is_grad_enabled():
             # A second derivative is wanted, for which mean and variance must not count as constants.
-            wanted = [value for value, needs in zip(saved, ctx.needs_input_grad[1:], strict=False) if needs]
-            total = _plain_sum(weights, terms, ctx.normalised)
+            # Aliases, so that a term which another is made from gets the derivative at fixed other terms.
+            inputs = [value.view_as(value) for value in saved[: 2 * count]]
+            wanted = [value for value, needs in zip(inputs, ctx.needs_input_grad[1:], strict=True) if needs]
+            total = _plain_sum(inputs[:count], inputs[count:], ctx.normalised)
             found = iter(torch.autograd.grad(total, wanted, grad, create_graph=True))
             return None, *(next(found) if needs else None for needs in ctx.needs_input_grad[1:])
         to_weights: list[Tensor | None] = []
