@@ -1,15 +1,15 @@
 """The DARTS supernet as a plain, slow definition, straight from the paper and the DARTS code.
 
 Every operation is computed on every edge, `none` included, in PyTorch's default layout, and a node is a
-sum of products. It reads the weights of `sgenas.space("darts")` by name. The tests hold the library's
-supernet against it; the benchmarks time it.
+sum of products. It reads the weights of `sgenas.space("darts")`, "pc-darts" or "fair-darts" by name. The
+tests hold the library's supernets against it; the benchmarks time it.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgenas.spaces import DartsSpace
+from sgenas.spaces import DartsSpace, FairDartsSpace, PCDartsSpace
 from sgenas.trees import Tree
 
 
@@ -49,9 +49,39 @@ def operation(name: str, x: Tensor, weights: Tree, prefix: str, stride: int) -> 
     return separable(x, weights, f"{prefix}.conv", stride, dilation=2)
 
 
+def weights_of(space: DartsSpace, alphas: Tree, kind: str, edge: int) -> tuple[Tensor, Tensor | float]:
+    """(weights of the operations of one edge, weight of the edge itself)."""
+    row = alphas[kind][edge]
+    if isinstance(space, FairDartsSpace):
+        return 1 / (1 + (-row).exp()), 1.0
+    softmax = row.exp() / row.exp().sum()
+    if not isinstance(space, PCDartsSpace):
+        return softmax, 1.0
+    target = space.edges[edge][1]
+    own = alphas[f"{kind}_edges"].exp()
+    together = torch.stack([own[other] for other, (_, end) in enumerate(space.edges) if end == target])
+    return softmax, own[edge] / together.sum()
+
+
+def mixed(space: DartsSpace, x: Tensor, row: Tensor, weights: Tree, prefix: str, stride: int) -> Tensor:
+    """One edge without its own weight: the mixture, for PC-DARTS of the first channels, the others around."""
+    partial = space.partial
+    front, rest = x[:, : x.shape[1] // partial], x[:, x.shape[1] // partial :]
+    names = space.operations
+    products = [
+        row[column] * operation(name, front, weights, prefix, stride) for column, name in enumerate(names)
+    ]
+    total = sum(products[1:], start=products[0])
+    if partial == 1:
+        return total
+    if stride == 2:
+        rest = F.max_pool2d(rest, 2, ceil_mode=True)
+    channels = torch.split(torch.cat([total, rest], dim=1), x.shape[1] // partial, dim=1)
+    return torch.stack(channels, dim=2).flatten(1, 2)
+
+
 def plain_logits(space: DartsSpace, weights: Tree, alphas: Tree, images: Tensor, layers: int) -> Tensor:
     """Logits (B, classes); weights and alphas as `space` names them, `layers` cells."""
-    mixing = {kind: table.exp() / table.exp().sum(1, keepdim=True) for kind, table in alphas.items()}
     stem = norm(F.conv2d(images, weights["stem.0.weight"], padding=1))
     stem = stem * weights["stem.1.weight"].view(1, -1, 1, 1) + weights["stem.1.bias"].view(1, -1, 1, 1)
     before_last = last = stem
@@ -70,14 +100,13 @@ def plain_logits(space: DartsSpace, weights: Tree, alphas: Tree, images: Tensor,
         states = [first, bring(last, "input_last")]
         edge = 0
         for _ in range(space.nodes):
-            products = []
+            edges = []
             for source, x in enumerate(states):
                 stride = 2 if reduce and source < 2 else 1
-                for column, name in enumerate(space.operations):
-                    weight = mixing["reduce" if reduce else "normal"][edge, column]
-                    products.append(weight * operation(name, x, weights, f"{prefix}.edges.{edge}", stride))
+                row, own = weights_of(space, alphas, "reduce" if reduce else "normal", edge)
+                edges.append(own * mixed(space, x, row, weights, f"{prefix}.edges.{edge}", stride))
                 edge += 1
-            states.append(sum(products[1:], start=products[0]))
+            states.append(sum(edges[1:], start=edges[0]))
         before_last, last, reduced = last, torch.cat(states[2:], dim=1), reduce
     pooled = last.flatten(2).mean(2)
     return pooled @ weights["classifier.weight"].T + weights["classifier.bias"]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -41,11 +41,14 @@ class SearchCommand(SearchConfig):
     """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
     overwrite: bool = False
     """replace the run that the folder holds"""
+    settings: Literal["source", "paper"] | None = None
+    """start from the settings of the method's source (the default) or of the SGE paper; other flags change
+    them"""
     config: Path | None = None
     """start from the settings of this config.json (or run folder); other flags change them"""
 
     @property
-    def settings(self) -> SearchConfig:
+    def chosen(self) -> SearchConfig:
         """The settings alone, as a run folder keeps them."""
         return SearchConfig(**{item.name: getattr(self, item.name) for item in fields(SearchConfig)})
 
@@ -122,16 +125,29 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _search_defaults(arguments: list[str]) -> SearchCommand:
-    """Defaults of `search`: those of the file that `--config` names, if it does."""
+    """Defaults of `search`: of the file that `--config` names, or those of the method."""
+    file = _value_of(arguments, "--config")
+    if file is not None:
+        if _value_of(arguments, "--settings") is not None:
+            raise ConfigError("--settings must not stand beside --config, which has all settings already")
+        return SearchCommand(**vars(read_config(file)))
+    settings = SearchConfig.of_method(
+        _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source"
+    )
+    return SearchCommand(**vars(settings))
+
+
+def _value_of(arguments: list[str], flag: str) -> str | None:
+    """What follows a flag, read before the command line as a whole; None where it is not given."""
     for index, argument in enumerate(arguments):
         name, separator, value = argument.partition("=")
-        if name == "--config":
-            if not separator:
-                if index + 1 == len(arguments):
-                    raise ConfigError("--config must be followed by a file, got nothing")
-                value = arguments[index + 1]
-            return SearchCommand(**vars(read_config(value)))
-    return SearchCommand()
+        if name == flag:
+            if separator:
+                return value
+            if index + 1 == len(arguments):
+                raise ConfigError(f"{flag} must be followed by a value, got nothing")
+            return arguments[index + 1]
+    return None
 
 
 def _undrawn(box: str) -> str:
@@ -151,8 +167,8 @@ def _run(command: SearchCommand | ResumeCommand) -> int:
     with _stop_signals() as stopped, display_for(console) as display:
         if isinstance(command, SearchCommand):
             result = run_search(
-                command.settings,
-                command.out or _default_folder(command.settings),
+                command.chosen,
+                command.out or _default_folder(command.chosen),
                 overwrite=command.overwrite,
                 observer=display,
                 stop=lambda: bool(stopped),

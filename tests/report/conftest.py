@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgenas.spaces.genotype import OPERATIONS, Cell, Edge, Genotype
+from sgenas.spaces.genotype import DARTS_OPERATIONS, Cell, Edge, Genotype
 
 
 def _cell(*pairs: tuple[str, int]) -> Cell:
@@ -92,11 +92,11 @@ def _alphas(epochs: int) -> dict[str, Any]:
     edges = [(source, target) for target in range(2, 6) for source in range(target)]
     arrays: dict[str, Any] = {
         "epoch": np.arange(epochs + 1),
-        "operations": np.array(OPERATIONS),
+        "operations": np.array(DARTS_OPERATIONS),
         "edges": np.array(edges),
     }
     for name in ("normal", "reduce"):
-        raw = 0.3 * rng.standard_normal((epochs + 1, len(edges), len(OPERATIONS)))
+        raw = 0.3 * rng.standard_normal((epochs + 1, len(edges), len(DARTS_OPERATIONS)))
         arrays[name] = raw
         arrays[f"{name}_mixing"] = np.exp(raw) / np.exp(raw).sum(axis=-1, keepdims=True)
     return arrays

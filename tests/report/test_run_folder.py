@@ -9,7 +9,7 @@ import pytest
 
 from sgenas.errors import GenotypeError, RunFolderError
 from sgenas.report import read_run
-from sgenas.spaces.genotype import OPERATIONS, Genotype
+from sgenas.spaces.genotype import DARTS_OPERATIONS, Genotype
 
 
 def test_reads_everything(make_run: Callable[..., Path], genotype: Genotype) -> None:
@@ -20,7 +20,7 @@ def test_reads_everything(make_run: Callable[..., Path], genotype: Genotype) -> 
     assert [row["epoch"] for row in record.epochs] == [0, 1, 2]
     assert record.genotype == genotype
     assert record.alphas is not None
-    assert record.alphas.operations == OPERATIONS
+    assert record.alphas.operations == DARTS_OPERATIONS
     assert list(record.alphas.tables) == ["normal", "reduce"]
     assert record.alphas.tables["reduce"].raw.shape == (4, 14, 8)
     np.testing.assert_allclose(record.alphas.tables["normal"].mixing.sum(axis=-1), 1.0)

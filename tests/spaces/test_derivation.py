@@ -4,7 +4,7 @@ import torch
 import sgenas
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.derivation import edges_of, strongest_edges
-from sgenas.spaces.genotype import OPERATIONS, Edge
+from sgenas.spaces.genotype import DARTS_OPERATIONS, Edge
 
 
 def test_edge_order_is_that_of_the_darts_code() -> None:
@@ -16,7 +16,7 @@ def test_edge_order_is_that_of_the_darts_code() -> None:
 
 def reference_rule(weights: list[list[float]], nodes: int) -> set[tuple[int, int, str]]:
     """The rule in words of methods.md: score by the largest non-none weight, keep two, best non-none op."""
-    none = OPERATIONS.index("none")
+    none = DARTS_OPERATIONS.index("none")
     found = set()
     start = 0
     for node in range(nodes):
@@ -25,8 +25,8 @@ def reference_rule(weights: list[list[float]], nodes: int) -> set[tuple[int, int
         scores = [max(w for k, w in enumerate(row) if k != none) for row in rows]
         order = sorted(range(len(rows)), key=lambda j: (-scores[j], j))
         for j in order[:2]:
-            best = min((k for k in range(len(OPERATIONS)) if k != none), key=lambda k: (-rows[j][k], k))
-            found.add((j, node + 2, OPERATIONS[best]))
+            best = min((k for k in range(len(DARTS_OPERATIONS)) if k != none), key=lambda k: (-rows[j][k], k))
+            found.add((j, node + 2, DARTS_OPERATIONS[best]))
     return found
 
 
@@ -34,7 +34,7 @@ def reference_rule(weights: list[list[float]], nodes: int) -> set[tuple[int, int
 def test_rule_on_random_tables_with_many_ties(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     mixing = torch.randint(0, 4, (14, 8), generator=generator) / 8
-    cell = strongest_edges(mixing, OPERATIONS, nodes=4)
+    cell = strongest_edges(mixing, DARTS_OPERATIONS, nodes=4)
     found = {(edge.source, edge.target, edge.operation) for edge in cell.edges}
     assert found == reference_rule(mixing.tolist(), 4)
     assert cell.concat == (2, 3, 4, 5)
@@ -45,8 +45,8 @@ def test_none_is_never_chosen_however_strong() -> None:
     mixing = torch.zeros(14, 8)
     mixing[:, 0] = 1.0
     mixing[1, 5] = 0.1
-    cell = strongest_edges(mixing, OPERATIONS, nodes=4)
-    assert Edge(1, 2, OPERATIONS[5]) in cell.edges
+    cell = strongest_edges(mixing, DARTS_OPERATIONS, nodes=4)
+    assert Edge(1, 2, DARTS_OPERATIONS[5]) in cell.edges
     assert len(cell.edges) == 8
 
 
@@ -61,4 +61,4 @@ def test_a_space_derives_both_cells() -> None:
 
 def test_wrong_shape() -> None:
     with pytest.raises(InvalidValueError, match=r"mixing must have shape \(14, 8\), got \(14, 7\)"):
-        strongest_edges(torch.zeros(14, 7), OPERATIONS, nodes=4)
+        strongest_edges(torch.zeros(14, 7), DARTS_OPERATIONS, nodes=4)

@@ -10,10 +10,12 @@ from typing import Any, Self
 
 from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.errors import ConfigError, InvalidValueError
-from sgenas.methods import METHODS
+from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
+from sgenas.spaces.fair_darts import DERIVATIONS
 
 ESTIMATOR_NAMES = ("first-order", "second-order", "sge")
+SPACE_NAMES = ("darts", "nasbench201")
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
@@ -95,17 +97,39 @@ class DataSettings(_Checked):
 class SpaceSettings(_Checked):
     """Search space: the size of the supernet and what may stand on an edge."""
 
+    space: str = "darts"
+    """darts (a normal and a reduction cell), or nasbench201 (one small cell whose true accuracy is known)"""
     channels: int = 16
     """channels of the first cell"""
+    cells: int = 5
+    """nasbench201: N, cells in each of the 3 stages"""
     layers: int = 8
     """number of cells"""
     nodes: int = 4
     """computed nodes of a cell"""
     operations: str | None = None
     """operation set: darts (8 of them, with `none`) or paper (7, without); the method's own if not set"""
+    partial_channels: int | None = None
+    """pc-darts: K, 1 / K of the channels go through the operations; 4 if not set"""
+    derivation: str | None = None
+    """fair-darts, how the cell is read: top2 (the DARTS rule), threshold (of those edges the strong ones) or
+    threshold-edges (on every edge up to 2 strong operations); threshold if not set"""
+    threshold: float | None = None
+    """fair-darts: least weight of what is strong; 0.85 if not set"""
 
     def __post_init__(self) -> None:
+        self._one_of("space", SPACE_NAMES)
+        in_darts = self.space == "darts"
+        for name in ("layers", "nodes", "operations"):
+            self._default_unless(name, in_darts, "--space darts")
+        self._default_unless("cells", not in_darts, "--space nasbench201")
+        self._at_least("cells", 1)
         self._at_least("channels", 2)
+        self._at_least("partial_channels", 1)
+        if self.derivation is not None:
+            self._one_of("derivation", DERIVATIONS)
+        value = self.threshold
+        _require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
         self._at_least("layers", 3)
         self._at_least("nodes", 1)
         if self.operations is not None:
@@ -194,6 +218,11 @@ class AlphaSettings(_Checked):
     """first moment of adam"""
     alpha_beta2: float = 0.999
     """second moment of adam"""
+    regulariser_weight: float | None = None
+    """factor of what the method adds to the outer loss (fair-darts: zero-one loss, 10; beta-darts: beta
+    decay, rising to 50 over the epochs); the method's own if not set"""
+    zero_one: str | None = None
+    """fair-darts, form of the zero-one loss: squared or absolute; squared if not set"""
     warmup_epochs: int = 0
     """epochs at the start in which only the weights are trained"""
 
@@ -204,6 +233,10 @@ class AlphaSettings(_Checked):
         for name in ("alpha_beta1", "alpha_beta2"):
             self._fraction(name)
             self._default_unless(name, self.alpha_optimizer == "adam", "--alpha-optimizer adam")
+        if self.regulariser_weight is not None:
+            self._not_negative("regulariser_weight")
+        if self.zero_one is not None:
+            self._one_of("zero_one", ("squared", "absolute"))
         self._at_least("warmup_epochs", 0)
 
 
@@ -215,7 +248,7 @@ class SearchConfig(_Checked):
     """
 
     method: str = "darts"
-    """search method: darts"""
+    """search method: darts, pc-darts, fair-darts or beta-darts"""
     epochs: int = 50
     """passes through the images that train the weights; what is over after the last full N batches of one
     is carried into the next"""
@@ -241,6 +274,7 @@ class SearchConfig(_Checked):
 
     def __post_init__(self) -> None:
         self._one_of("method", tuple(METHODS))
+        self._check_method(METHODS[self.method])
         self._at_least("epochs", 1)
         _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         self._one_of("precision", PRECISIONS)
@@ -267,6 +301,41 @@ class SearchConfig(_Checked):
                 f"--grad-clip must be None with --computation {self.estimator.computation}, which never has"
                 f" the gradient to clip, got {clip}"
             )
+
+    def _check_method(self, row: Method) -> None:
+        """The space must be one that the method knows, and its options must have an effect."""
+        known = tuple(row.spaces)
+        _require(
+            self.space.space in known,
+            "space",
+            f"{' or '.join(known)} with --method {self.method}",
+            self.space.space,
+        )
+        for name in ("partial_channels", "derivation", "threshold"):
+            self.space._default_unless(name, name in row.options, f"a method that has it, not {self.method}")
+        self.alphas._default_unless(
+            "regulariser_weight", bool(row.regularisers), f"a method that has one, not {self.method}"
+        )
+        self.alphas._default_unless("zero_one", "squared" in row.regularisers, "--method fair-darts")
+        if self.space.derivation == "top2" and self.space.threshold is not None:
+            raise ConfigError(
+                f"--threshold only applies with a --derivation other than top2, got {self.space.threshold}"
+            )
+
+    @classmethod
+    def of_method(cls, name: str, kind: str = "source") -> Self:
+        """The settings of a method's source, or the paper's ("paper"); raises ConfigError."""
+        try:
+            flat = preset(name, kind)
+        except InvalidValueError as error:
+            raise ConfigError(f"--{error}") from None
+        groups: dict[str, Any] = {}
+        for group in dataclasses.fields(cls):
+            make: Any = group.default_factory
+            if isinstance(make, type) and dataclasses.is_dataclass(make):
+                names = {item.name for item in dataclasses.fields(make)}
+                groups[group.name] = make(**{flag: value for flag, value in flat.items() if flag in names})
+        return cls(method=name, **groups)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, ready for JSON; `from_dict` is its inverse."""

@@ -13,9 +13,10 @@ from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
-from sgenas.spaces import DartsSpace, space
+from sgenas.spaces import DartsSpace, NasBench201Space, space
 from sgenas.trees import Tree
 
+Space = DartsSpace | NasBench201Space
 Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
 """forward(weights, alphas, images) -> logits."""
 
@@ -73,22 +74,43 @@ def with_absolute_paths(config: SearchConfig) -> SearchConfig:
     return dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
 
 
-def make_space(config: SearchConfig, images: data.ImageData) -> DartsSpace:
+def make_space(config: SearchConfig, images: data.ImageData) -> Space:
     """The search space of `--method` for these images, its first weights drawn from the run's seed."""
     row, sizes = method(config.method), config.space
-    return space(
-        row.space,
+    if sizes.space == "darts":
+        settings = {
+            "layers": sizes.layers,
+            "nodes": sizes.nodes,
+            "operations": sizes.operations or row.operations,
+        }
+    else:
+        settings = {"cells": sizes.cells}
+    chosen = {name: getattr(sizes, name) for name in row.options}
+    made: Space = space(
+        row.spaces[sizes.space],
         channels=sizes.channels,
-        layers=sizes.layers,
-        nodes=sizes.nodes,
-        operations=sizes.operations or row.operations,
         classes=len(images.classes),
         input_channels=images.channels,
         generator=generator(config.seed, "weights"),
+        **settings,
+        **{name: value for name, value in chosen.items() if value is not None},
     )
+    return made
 
 
-def forward_passes(config: SearchConfig, made: DartsSpace) -> tuple[Forward, Forward]:
+def regulariser(config: SearchConfig, epoch: int) -> Callable[[Tree], torch.Tensor] | None:
+    """What the method adds to the outer loss in that epoch, its weight included; None where nothing."""
+    row, settings = method(config.method), config.alphas
+    if not row.regularisers:
+        return None
+    form = row.regularisers[settings.zero_one or next(iter(row.regularisers))]
+    weight = row.regulariser_weight if settings.regulariser_weight is None else settings.regulariser_weight
+    if row.rising:
+        weight *= epoch / config.epochs
+    return lambda alphas: weight * form(alphas)
+
+
+def forward_passes(config: SearchConfig, made: Space) -> tuple[Forward, Forward]:
     """The space's `logits` and `stacked_logits`, compiled where `--compile` says so."""
     if not config.compile:
         return made.logits, made.stacked_logits

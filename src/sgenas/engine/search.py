@@ -15,6 +15,7 @@ from torch import Tensor
 from sgenas import data, trees
 from sgenas.bilevel import SGD, BilevelProblem, Cost
 from sgenas.bilevel.inner import InnerState
+from sgenas.bilevel.problem import Loss
 from sgenas.engine import checkpoint, parts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
@@ -219,6 +220,13 @@ class Search:
             logits = self._logits(weights, alphas, images)
         return F.cross_entropy(logits.float(), labels)
 
+    def _outer_loss(self) -> Loss:
+        """`_loss` with what the method adds to it in this epoch."""
+        extra = parts.regulariser(self.config, self.epoch)
+        if extra is None:
+            return self._loss
+        return lambda weights, alphas, batch: self._loss(weights, alphas, batch) + extra(alphas)
+
     def _precision(self) -> torch.autocast:
         mixed = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
@@ -232,7 +240,7 @@ class Search:
         return each.reshape(members, -1).mean(dim=1)
 
     def _problem(self, optimizer: SGD) -> BilevelProblem:
-        return BilevelProblem(self._loss, self._loss, optimizer, self._stacked_loss)
+        return BilevelProblem(self._loss, self._outer_loss(), optimizer, self._stacked_loss)
 
     def _take_step(self) -> dict[str, Tensor]:
         """N inner steps and, after the warm-up, one step of the alphas; what there is to log, as tensors."""
@@ -385,6 +393,7 @@ class Search:
         mixing = [self.space.mixing(alphas) for alphas in self._history]
         for name in self.alphas:
             arrays[name] = np.stack([alphas[name].cpu().numpy() for alphas in self._history])
+        for name in mixing[0]:
             arrays[f"{name}_mixing"] = np.stack([weights[name].cpu().numpy() for weights in mixing])
         return arrays
 

@@ -1,15 +1,30 @@
 """What can be searched: supernets, their alphas, and how to read a cell out of them."""
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.darts import DartsSpace
+from sgenas.spaces.fair_darts import FairDartsSpace
 from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.nasbench201 import NasBench201Space
+from sgenas.spaces.nasbench201_table import AccuracyTable
+from sgenas.spaces.pc_darts import PCDartsSpace
 
-SPACES = {"darts": DartsSpace}
+SPACES: dict[str, type[DartsSpace] | type[NasBench201Space]] = {
+    "darts": DartsSpace,
+    "pc-darts": PCDartsSpace,
+    "fair-darts": FairDartsSpace,
+    "nasbench201": NasBench201Space,
+}
 
 
-def space(name: str, **settings: Any) -> DartsSpace:
+@overload
+def space(name: Literal["darts"], **settings: Any) -> DartsSpace: ...
+@overload
+def space(name: Literal["nasbench201"], **settings: Any) -> NasBench201Space: ...
+@overload
+def space(name: str, **settings: Any) -> Any: ...
+def space(name: str, **settings: Any) -> Any:
     """The search space `name` with its settings, for example space("darts", channels=16, layers=8).
 
     Raises InvalidValueError for an unknown name.
@@ -19,4 +34,15 @@ def space(name: str, **settings: Any) -> DartsSpace:
     return SPACES[name](**settings)
 
 
-__all__ = ["SPACES", "Cell", "DartsSpace", "Edge", "Genotype", "space"]
+__all__ = [
+    "SPACES",
+    "AccuracyTable",
+    "Cell",
+    "DartsSpace",
+    "Edge",
+    "FairDartsSpace",
+    "Genotype",
+    "NasBench201Space",
+    "PCDartsSpace",
+    "space",
+]

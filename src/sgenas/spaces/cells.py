@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.spaces.derivation import edges_of
-from sgenas.spaces.kernels import channels_last, from_phases, join
+from sgenas.spaces.kernels import channels_last, from_phases, join, shuffle_channels, split_channels
 from sgenas.spaces.normalisation import normalise, weighted_sum
 from sgenas.spaces.ops import BUILDERS, FactorizedReduce, NodeState, PointwiseConv, Term
 from sgenas.trees import Tree
@@ -56,11 +56,31 @@ class MixedEdge(nn.Module):
             total.add(operation(node), weights[column])
 
 
+class Bypass:
+    """The channels of a node that go around the operations of a partially connected cell (PC-DARTS)."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+        self._pooled: Tensor | None = None
+
+    def value(self, stride: int) -> Tensor:
+        """As they are, or with stride 2 the maxima of 2 x 2 pixels (at an odd border, of those there are)."""
+        if stride == 1:
+            return self._value
+        if self._pooled is None:
+            self._pooled = F.max_pool2d(self._value, 2, ceil_mode=True)
+        return self._pooled
+
+
 class SearchCell(nn.Module):
     """A cell of `nodes` nodes, each the sum of its mixed incoming edges, joined along the channels.
 
     Its two inputs are the outputs of the two cells before, brought to `channels` channels and to one size.
     In a reduction cell the edges that leave the inputs have stride 2.
+
+    partial = K > 1 (PC-DARTS, arXiv:1907.05737): only the first 1 / K of a node's channels go through the
+    operations, the others around them, weighted by the edge's total weight (the sum of its mixing weights);
+    of the two sums, joined, the channels are shuffled in K groups. All edges of a node share that.
     """
 
     def __init__(
@@ -73,8 +93,11 @@ class SearchCell(nn.Module):
         *,
         reduction: bool,
         reduction_before: bool,
+        partial: int = 1,
     ) -> None:
         super().__init__()
+        self.partial = partial
+        self.reduction = reduction
         self.nodes = nodes
         self.channels = channels
         first = FactorizedReduce if reduction_before else PointwiseConv
@@ -82,24 +105,46 @@ class SearchCell(nn.Module):
         self.input_last = PointwiseConv(channels_last, channels)
         self.edge_list = edges_of(nodes)
         self.edges = nn.ModuleList(
-            MixedEdge(operations, channels, stride=2 if reduction and source < 2 else 1)
-            for source, _ in self.edge_list
+            MixedEdge(operations, channels // partial, self._stride(source)) for source, _ in self.edge_list
         )
+
+    def _stride(self, source: int) -> int:
+        return 2 if self.reduction and source < 2 else 1
 
     def forward(self, before_last: NodeState, last: NodeState, mixing: Tensor) -> Tensor:
         """(B, M nodes * channels, H, W) from two node states and mixing (M, E, O), M members."""
-        inputs = (self.input_before_last(before_last), self.input_last(last))
-        states = [NodeState(normalise(term.value)) for term in inputs]
+        members, used = mixing.shape[0], self.channels // self.partial
         # (E, O, M C): one weight for each channel, so that a member's channels get the member's weight
-        weights = mixing.permute(1, 2, 0).repeat_interleave(self.channels, dim=2)
+        weights = mixing.permute(1, 2, 0).repeat_interleave(used, dim=2)
         rows = [edge.unbind() for edge in weights.unbind()]
+        around = mixing.sum(dim=2).T.repeat_interleave(self.channels - used, dim=1).unbind()
+        states: list[NodeState] = []
+        bypasses: list[Bypass] = []
+        values: list[Tensor] = []
+
+        def enter(value: Tensor) -> None:
+            values.append(value)
+            if self.partial > 1:
+                value, rest = split_channels(value, members, used)
+                bypasses.append(Bypass(rest))
+            states.append(NodeState(value))
+
+        for term in (self.input_before_last(before_last), self.input_last(last)):
+            enter(normalise(term.value))
         for target in range(2, 2 + self.nodes):
             total = NodeSum()
-            for (source, end), edge, row in zip(self.edge_list, self.edges, rows, strict=True):
-                if end == target:
-                    cast(MixedEdge, edge).add_to(total, states[source], row)
-            states.append(NodeState(total.value()))
-        return join([state.value for state in states[2:]], mixing.shape[0])
+            incoming = [row for row, (_, end) in enumerate(self.edge_list) if end == target]
+            for row in incoming:
+                source = self.edge_list[row][0]
+                cast(MixedEdge, self.edges[row]).add_to(total, states[source], rows[row])
+            value = total.value()
+            if self.partial > 1:
+                sources = [self.edge_list[row][0] for row in incoming]
+                rests = [bypasses[source].value(self._stride(source)) for source in sources]
+                rest = weighted_sum([around[row] for row in incoming], rests, [False] * len(rests))
+                value = shuffle_channels(join([value, rest], members), members, self.partial)
+            enter(value)
+        return join(values[2:], members)
 
 
 class SearchNetwork(nn.Module):
@@ -118,6 +163,7 @@ class SearchNetwork(nn.Module):
         classes: int,
         input_channels: int,
         stem_multiplier: int,
+        partial: int = 1,
     ) -> None:
         super().__init__()
         stem_channels = stem_multiplier * channels
@@ -140,6 +186,7 @@ class SearchNetwork(nn.Module):
                 channels,
                 reduction=reduction,
                 reduction_before=reduction_before,
+                partial=partial,
             )
             self.kinds.append("reduce" if reduction else "normal")
             self.cells.append(cell)

@@ -1,6 +1,5 @@
 """The DARTS search space (arXiv:1806.09055): a normal and a reduction cell, stacked."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,15 +7,15 @@ from torch import Tensor, nn
 
 from sgenas import trees
 from sgenas.errors import InvalidValueError
-from sgenas.spaces import relaxation
+from sgenas.spaces import initial, relaxation
 from sgenas.spaces.cells import SearchNetwork
 from sgenas.spaces.derivation import edges_of, strongest_edges
-from sgenas.spaces.genotype import OPERATIONS, Genotype
+from sgenas.spaces.genotype import DARTS_OPERATIONS, Genotype
 from sgenas.trees import Tree
 
 OPERATION_SETS: dict[str, tuple[str, ...]] = {
-    "darts": OPERATIONS,
-    "paper": tuple(name for name in OPERATIONS if name != "none"),
+    "darts": DARTS_OPERATIONS,
+    "paper": tuple(name for name in DARTS_OPERATIONS if name != "none"),
 }
 """`darts`: the 8 of the DARTS code with `none`; `paper`: the 7 of the paper's section 3."""
 
@@ -28,6 +27,7 @@ class DartsSpace:
 
     channels: of the first cell (C); layers: number of cells, at least 3 so that both kinds occur; classes;
     input_channels: of the images; nodes: computed nodes of a cell; stem_multiplier: stem channels / C;
+    partial: K of partially connected cells, see `pc_darts`;
     operations: a name in OPERATION_SETS or a sequence of names; generator: draws the first weights (by
     default a fresh one with seed 0). Alphas are a tree {"normal": (E, O), "reduce": (E, O)} with
     E = nodes (nodes + 3) / 2 edges and O operations; weights are the tree of the supernet's parameters.
@@ -44,6 +44,7 @@ class DartsSpace:
         input_channels: int = 3,
         nodes: int = 4,
         stem_multiplier: int = 3,
+        partial: int = 1,
         operations: str | Sequence[str] = "darts",
         generator: torch.Generator | None = None,
     ) -> None:
@@ -55,11 +56,12 @@ class DartsSpace:
                 raise InvalidValueError(f"{field} must be >= {least}, got {value}")
         self.operations = operation_set(operations)
         self.nodes = nodes
+        self.partial = partial
         self.edges = edges_of(nodes)
         # made without storage, then filled from our own generator: torch's global one stays untouched
         with torch.device("meta"):
             network = SearchNetwork(
-                self.operations, nodes, channels, layers, classes, input_channels, stem_multiplier
+                self.operations, nodes, channels, layers, classes, input_channels, stem_multiplier, partial
             )
         self.supernet: nn.Module = network.to_empty(device="cpu")
         self.supernet.load_state_dict(self.initial_weights(generator or torch.Generator().manual_seed(0)))
@@ -69,17 +71,7 @@ class DartsSpace:
 
         Convolutions and linear layers: uniform in +-1 / sqrt(fan_in); normalisation: scale 1, shift 0.
         """
-        weights: Tree = {}
-        for name, module in self.supernet.named_modules():
-            for key, parameter in module.named_parameters(recurse=False):
-                tensor = torch.empty(parameter.shape, dtype=torch.get_default_dtype())
-                if isinstance(module, nn.BatchNorm2d):
-                    tensor.fill_(1.0 if key == "weight" else 0.0)
-                else:
-                    bound = 1 / math.sqrt(module.weight[0].numel())
-                    tensor.uniform_(-bound, bound, generator=generator)
-                weights[f"{name}.{key}"] = tensor
-        return weights
+        return initial.initial_weights(self.supernet, generator)
 
     def initial_alphas(self, generator: torch.Generator) -> Tree:
         """1e-3 N(0, 1) for every entry, as in the DARTS code; on the CPU."""
@@ -114,8 +106,9 @@ def operation_set(operations: str | Sequence[str]) -> tuple[str, ...]:
             raise InvalidValueError(f"operations must be one of {known}, got {operations!r}")
         return OPERATION_SETS[operations]
     for name in operations:
-        if name not in OPERATIONS:
-            raise InvalidValueError(f"operations must be among {', '.join(OPERATIONS)}, got {name!r}")
+        if name not in DARTS_OPERATIONS:
+            known = ", ".join(DARTS_OPERATIONS)
+            raise InvalidValueError(f"operations must be among {known}, got {name!r}")
     names = tuple(operations)
     if len(set(names)) < len(names):
         raise InvalidValueError(f"operations must not repeat, got {', '.join(names)}")

@@ -14,7 +14,7 @@ from sgenas.errors import GenotypeError
 
 FORMAT = "sgenas-genotype"
 VERSION = 1
-OPERATIONS = (
+DARTS_OPERATIONS = (
     "none",
     "max_pool_3x3",
     "avg_pool_3x3",
@@ -24,7 +24,9 @@ OPERATIONS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-"""Every operation that a genotype may name, in the order of the DARTS code."""
+"""The operations of the DARTS cells, in the order of the DARTS code."""
+OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3")
+"""Every operation that a genotype may name; the last two are of NAS-Bench-201 alone."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,22 @@ def join(parts: Sequence[Tensor], members: int) -> Tensor:
     return torch.cat(apart, dim=2).flatten(1, 2)
 
 
+def split_channels(x: Tensor, members: int, first: int) -> tuple[Tensor, Tensor]:
+    """(B, M C, H, W) -> the first `first` channels of every member, and the others; both channels-last."""
+    apart = x.reshape(x.shape[0], members, -1, *x.shape[2:])
+    return (
+        channels_last(apart[:, :, :first].flatten(1, 2)),
+        channels_last(apart[:, :, first:].flatten(1, 2)),
+    )
+
+
+def shuffle_channels(x: Tensor, members: int, groups: int) -> Tensor:
+    """Deals the channels of each member out: of G groups of n, the i-th of each group come side by side."""
+    batch, channels, height, width = x.shape
+    apart = x.reshape(batch, members, groups, channels // (members * groups), height, width)
+    return channels_last(apart.transpose(2, 3).reshape(batch, channels, height, width))
+
+
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Depthwise convolution, weight (C, 1, k, k), k odd, padded by (k - 1) / 2."""
     if hand_written(x):

@@ -1,0 +1,114 @@
+"""The operations of discrete networks, and drop path.
+
+Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to the same shape, or to
+(B, C, ceil(H / 2), ceil(W / 2)) with stride 2. Unlike the operations of the supernet (`spaces.ops`) these
+work on plain tensors, their batch normalisations have a scale, a shift and running statistics, and pooling
+is not normalised. Convolutions have no bias. Definitions: arXiv:1806.09055 and cnn/operations.py of the DARTS
+code; arXiv:2001.00326 for nor_conv.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sgenas.errors import GenotypeError
+
+
+class FactorizedReduce(nn.Module):
+    """ReLU, then two 1x1 convolutions of stride 2 side by side, the second one pixel further, BN.
+
+    (B, channels_in, H, W) -> (B, channels_out, ceil(H / 2), ceil(W / 2)); channels_out is at least 2.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        half = channels_out // 2
+        self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        # with an odd side the shifted half lacks its last pixels: zeros stand for them, as in the supernet
+        shifted = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+def relu_conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    """ReLU, kernel x kernel convolution (kernel odd), BN; (B, channels_in, H, W) -> channels_out channels."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+    )
+
+
+def _depthwise_separable(channels: int, kernel: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+    """ReLU, depthwise convolution, 1x1 convolution, BN."""
+    padding = dilation * (kernel // 2)
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+def _separable(kernel: int) -> Callable[[int, int], nn.Module]:
+    return lambda channels, stride: nn.Sequential(
+        *_depthwise_separable(channels, kernel, stride), *_depthwise_separable(channels, kernel, stride=1)
+    )
+
+
+def _dilated(kernel: int) -> Callable[[int, int], nn.Module]:
+    return lambda channels, stride: nn.Sequential(*_depthwise_separable(channels, kernel, stride, dilation=2))
+
+
+BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
+    "max_pool_3x3": lambda _, stride: nn.MaxPool2d(3, stride, padding=1),
+    "avg_pool_3x3": lambda _, stride: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "skip_connect": lambda channels, stride: (
+        nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
+    ),
+    "sep_conv_3x3": _separable(3),
+    "sep_conv_5x5": _separable(5),
+    "dil_conv_3x3": _dilated(3),
+    "dil_conv_5x5": _dilated(5),
+    "nor_conv_1x1": lambda channels, stride: relu_conv_bn(channels, channels, 1, stride),
+    "nor_conv_3x3": lambda channels, stride: relu_conv_bn(channels, channels, 3, stride),
+}
+"""name -> (channels, stride) -> module. `none` is not here: a sum does without it."""
+
+
+def make_operation(name: str, channels: int, stride: int = 1) -> nn.Module:
+    """A new operation `name` with its own parameters; GenotypeError for one that has no module."""
+    if name not in BUILDERS:
+        raise GenotypeError(f"edge.operation must be one of {', '.join(BUILDERS)}, got {name!r}")
+    return BUILDERS[name](channels, stride)
+
+
+def path_scales(
+    paths: int,
+    images: int,
+    probability: float,
+    *,
+    device: torch.device,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """What drop path multiplies with: 1 / (1 - p) with probability 1 - p, otherwise 0; the mean is 1.
+
+    Returns (paths, images, 1, 1, 1) on `device`, one number for every path and image. p = `probability` is in
+    [0, 1). Drawn on the generator's device, without one from torch's own randomness on `device`. Source:
+    arXiv:1605.07648, in the form of the DARTS code, but without writing into the activations.
+    """
+    keep = 1 - probability
+    where = device if generator is None else generator.device
+    uniform = torch.rand(paths, images, 1, 1, 1, generator=generator, device=where)
+    return ((uniform < keep) / keep).to(device)
+
+
+def drop_path(x: Tensor, scale: Tensor | None) -> Tensor:
+    """x * scale for x (B, C, H, W) and one row (B, 1, 1, 1) of `path_scales`; x itself without one."""
+    return x if scale is None else x * scale.to(x.dtype)
