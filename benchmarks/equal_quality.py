@@ -118,6 +118,7 @@ def main() -> None:
                 result = estimator(problem, state, alphas, inner, outer, generator=directions)
                 draws.append(trees.flatten(result.indirect))
             errors[name] = summary(torch.stack(draws), truth)
+            print(f"{name}: squared error {errors[name]['squared_error']:.3g}", flush=True)
 
     plain = BilevelProblem(plain_loss, plain_loss, optimizer)
     sides: dict[str, Callable[[], Any]] = {

@@ -292,3 +292,89 @@ def test_kill_9_and_resume_end_in_the_same_place(uninterrupted: Path, tmp_path: 
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     same_run(uninterrupted, path)
+
+
+TABLE = Path(__file__).parents[2] / "shared" / "data" / "nasbench201-200epochs.csv"
+
+
+def test_size_of_a_published_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["size", "--genotype", "darts-v2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"] == 3349342
+    assert found["params_with_auxiliary"] > found["params"]
+    assert main(["size", "--genotype", "darts-v2", "--classes", "100", "--channels", "36"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()] == ["params", "params", "macs"]
+    assert f"{found['params'] + 90 * 577:,}" in out
+
+
+def test_size_of_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["size", "--genotype", str(finished), "--channels", "4", "--layers", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["params"] > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("size", "--genotype", "darts-v9"), "darts-v9"),
+        (("size", "--genotype", "darts-v2", "--layers", "1"), "layers must be >= "),
+        (("size", "--genotype", "darts-v2", "--resolution", "0"), "resolution must be >= 1, got 0"),
+        (("query", "--table", "none.csv", "--arch", "|a~0|"), "none.csv"),
+    ],
+)
+def test_bad_size_and_query(command: tuple[str, ...], message: str, fails: Callable[..., str]) -> None:
+    assert message in fails(*command)
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="needs ../shared/data")
+def test_query_knows_the_best_and_the_worst_of_darts(
+    capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    skip = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
+    assert main(["query", "--table", str(TABLE), "--arch", skip, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    row = next(value for name, value in found.items() if "cifar10" in name and "cifar100" not in name)
+    assert row["accuracy"] == pytest.approx(54.30, abs=0.01)
+    assert row["regret"] == pytest.approx(94.37 - 54.30, abs=0.02)
+    assert main(["query", "--table", str(TABLE), "--arch", skip]) == 0
+    assert "rank" in capsys.readouterr().out
+    message = fails("query", "--table", str(TABLE), "--arch", skip.replace("skip_connect~2", "conv~2"))
+    assert "conv" in message
+
+
+def test_the_settings_of_a_method_are_those_of_its_source() -> None:
+    from sgenas.cli import _parse
+
+    pc = _parse(["search", "--method", "pc-darts"]).chosen
+    assert (pc.weights.lr, pc.data.batch_size, pc.alphas.warmup_epochs) == (0.1, 256, 15)
+    changed = _parse(["search", "--method=pc-darts", "--lr", "0.05"]).chosen
+    assert (changed.weights.lr, changed.alphas.alpha_lr) == (0.05, 6e-4)
+    paper = _parse(["search", "--method", "fair-darts", "--settings", "paper"]).chosen
+    assert (paper.alphas.alpha_optimizer, paper.alphas.alpha_lr, paper.alphas.alpha_beta1) == (
+        "sgd",
+        0.01,
+        0.5,
+    )
+    assert (paper.weights.weights, paper.weights.lr, paper.space.operations) == ("separate", 0.005, "paper")
+
+
+def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "run"))
+    known = "must be one of darts, pc-darts, fair-darts, beta-darts, got 'nas'"
+    assert known in fails("search", "--method", "nas", *out)
+    assert "--space must be darts with --method pc-darts, got 'nasbench201'" in fails(
+        *("search", "--method", "pc-darts", "--space", "nasbench201", *out)
+    )
+    assert "--threshold only applies with a method that has it, not darts, got 0.5" in fails(
+        *("search", "--threshold", "0.5", *out)
+    )
+    assert "--regulariser-weight only applies with a method that has one, not pc-darts" in fails(
+        *("search", "--method", "pc-darts", "--regulariser-weight", "1", *out)
+    )
+    assert "--layers only applies with --space darts, got 4" in fails(
+        *("search", "--space", "nasbench201", "--layers", "4", *out)
+    )
+    assert "partial_channels must divide channels 16" in fails(
+        *("search", "--method", "pc-darts", "--partial-channels", "5", "--data", "digits", *out)
+    )
+    assert not (tmp_path / "run").exists()

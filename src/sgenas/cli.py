@@ -1,4 +1,4 @@
-"""The command `sgenas`: search, resume, show. Flags and help are generated from the settings' dataclasses.
+"""The command `sgenas`: search, resume, show, size, query. Flags and help come from dataclasses.
 
 Exit codes: 0 done; 1 the search diverged; 2 bad input, one line on stderr says which; 130 stopped by Ctrl-C
 or SIGTERM after a checkpoint was written.
@@ -6,10 +6,11 @@ or SIGTERM after a checkpoint was written.
 
 import contextlib
 import io
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -77,6 +78,42 @@ class ShowCommand:
     """draw only the cell, into this .png or .svg file"""
 
 
+@dataclass(frozen=True)
+class SizeCommand:
+    """Print the exact size of the network that a genotype is trained in.
+
+    Example: sgenas size --genotype darts-v2 --channels 36 --layers 20 --classes 10
+    """
+
+    genotype: str
+    """name of a published cell, genotype file (JSON), or run folder"""
+    channels: int | None = None
+    """channels of the first cell; 36 if not set (16 for NAS-Bench-201)"""
+    layers: int | None = None
+    """number of cells; 20 if not set (for NAS-Bench-201 of each stage, 5)"""
+    classes: int = 10
+    """classes of the data set"""
+    resolution: int = 32
+    """side of the images in pixels"""
+    json: bool = False
+    """print one JSON object"""
+
+
+@dataclass(frozen=True)
+class QueryCommand:
+    """Print the true accuracies of a cell of NAS-Bench-201, its rank and its distance to the best.
+
+    Example: sgenas query --table nasbench201.csv --arch "|skip_connect~0|+|none~0|...|"
+    """
+
+    table: Path
+    """CSV file with a row for each of the 15,625 cells"""
+    arch: str
+    """the cell in the benchmark's own form, a genotype file (JSON), or a run folder"""
+    json: bool = False
+    """print one JSON object"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default that of the process) and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -87,6 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _parse(arguments or ["--help"])
         if isinstance(command, ShowCommand):
             return _show(command)
+        if isinstance(command, SizeCommand):
+            return _size(command)
+        if isinstance(command, QueryCommand):
+            return _query(command)
         return _run(command)
     except KeyboardInterrupt:
         sys.stderr.write("sgenas: stopped at once; a search can be resumed from its last checkpoint\n")
@@ -106,6 +147,8 @@ def _parse(arguments: list[str]) -> Any:
         Annotated[SearchCommand, tyro.conf.subcommand("search", default=defaults)]
         | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
         | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+        | Annotated[SizeCommand, tyro.conf.subcommand("size")]
+        | Annotated[QueryCommand, tyro.conf.subcommand("query")]
     )
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     drawn = io.StringIO()
@@ -225,6 +268,44 @@ def _show(command: ShowCommand) -> int:
         written = save_all(path)
     for drawn in written:
         console.print(f"  {drawn}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _size(command: SizeCommand) -> int:
+    from sgenas.nets import find_genotype, network_size
+
+    size = network_size(
+        find_genotype(command.genotype),
+        channels=command.channels,
+        layers=command.layers,
+        classes=command.classes,
+        resolution=command.resolution,
+    )
+    values = asdict(size)
+    if command.json:
+        sys.stdout.write(json.dumps(values) + "\n")
+        return 0
+    for name, value in values.items():
+        sys.stdout.write(f"{name.replace('_', ' '):24}{value:>16,}\n")
+    return 0
+
+
+def _query(command: QueryCommand) -> int:
+    from sgenas.nets import find_genotype
+    from sgenas.spaces import AccuracyTable
+
+    table = AccuracyTable.load(command.table)
+    arch = command.arch if command.arch.startswith("|") else find_genotype(command.arch)
+    found = {
+        name: {"accuracy": value, "rank": table.rank(arch, name), "regret": table.regret(arch, name)}
+        for name, value in table.query(arch).items()
+    }
+    if command.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+        return 0
+    sys.stdout.write(f"{'':28}{'accuracy':>10}{'rank':>8}{'regret':>9}\n")
+    for name, row in found.items():
+        sys.stdout.write(f"{name:28}{row['accuracy']:10.2f}{row['rank']:8}{row['regret']:9.2f}\n")
     return 0
 
 
