@@ -120,7 +120,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--method", "nas"], "--method must be one of darts, got 'nas'"),
+        (["--method", "nas"], "--method must be one of darts, .*, beta-darts, got 'nas'"),
         (["--estimator", "es"], "--estimator must be one of first-order, second-order, sge, got 'es'"),
         (["--data", "mnist"], "--data mnist .*: data set must be one of digits, cifar10"),
         (["--data", "folder:/none"], "--data folder:/none .*: .*/none"),
@@ -135,7 +135,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         ),
         (["--train-images", "10"], "--data digits --train-images 10: class 0 must have at least 2 images"),
         (["--colour", "red"], "Unrecognized options: --colour"),
-        (["--config"], "--config must be followed by a file"),
+        (["--config"], "--config must be followed by a value"),
         (["--config", "/none/config.json"], "config file /none/config.json cannot be read"),
     ],
 )
@@ -317,8 +317,11 @@ def test_size_of_a_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> No
     ("command", "message"),
     [
         (("size", "--genotype", "darts-v9"), "darts-v9"),
-        (("size", "--genotype", "darts-v2", "--layers", "1"), "layers must be >= "),
-        (("size", "--genotype", "darts-v2", "--resolution", "0"), "resolution must be >= 1, got 0"),
+        (("size", "--genotype", "darts-v2", "--layers", "1"), "layers must be an integer >= 3, got 1"),
+        (
+            ("size", "--genotype", "darts-v2", "--resolution", "0"),
+            "resolution must be an integer >= 1, got 0",
+        ),
         (("query", "--table", "none.csv", "--arch", "|a~0|"), "none.csv"),
     ],
 )
@@ -378,3 +381,21 @@ def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> 
         *("search", "--method", "pc-darts", "--partial-channels", "5", "--data", "digits", *out)
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_method_setting_without_effect_gives_way(fails: Callable[..., str], tmp_path: Path) -> None:
+    from sgenas.cli import _parse
+
+    found = _parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
+    assert found.space.operations is None
+    found = _parse(["search", "--method", "fair-darts", "--alpha-optimizer", "sgd"]).chosen
+    assert found.alphas.alpha_beta1 == 0.5
+    assert found.weights.lr == 0.005
+
+
+def test_a_saved_configuration_keeps_its_method(
+    finished: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    config = str(finished / "config.json")
+    message = fails("search", "--config", config, "--method", "pc-darts", "--out", str(tmp_path / "run"))
+    assert "--method must be darts as in" in message

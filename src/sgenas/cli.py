@@ -173,9 +173,22 @@ def _search_defaults(arguments: list[str]) -> SearchCommand:
     if file is not None:
         if _value_of(arguments, "--settings") is not None:
             raise ConfigError("--settings must not stand beside --config, which has all settings already")
-        return SearchCommand(**vars(read_config(file)))
+        kept = read_config(file)
+        method = _value_of(arguments, "--method")
+        if method not in (None, kept.method):
+            raise ConfigError(
+                f"--method must be {kept.method} as in {file}, whose settings are that method's,"
+                f" got {method!r}"
+            )
+        return SearchCommand(**vars(kept))
+    # what a method sets for one space or optimiser is no setting where another is asked for
+    without = []
+    if _value_of(arguments, "--space") not in (None, "darts"):
+        without.append("operations")
+    if _value_of(arguments, "--alpha-optimizer") == "sgd":
+        without.append("alpha_beta1")
     settings = SearchConfig.of_method(
-        _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source"
+        _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source", without
     )
     return SearchCommand(**vars(settings))
 

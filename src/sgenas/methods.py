@@ -88,6 +88,7 @@ PAPER: dict[str, Any] = {
     "lr": 0.005,
     "alpha_optimizer": "sgd",
     "alpha_lr": 0.01,
+    "alpha_weight_decay": 0.0,
 }
 """The paper's own settings, the same for its four searches (section 4 and Algorithm 1), by flag name. Where
 it says nothing (smoothing, batch size, epochs, warm-up) the method's source is followed."""

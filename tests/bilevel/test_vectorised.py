@@ -149,3 +149,28 @@ def test_a_stacked_loss_of_the_wrong_shape_is_an_error() -> None:
             net.batches[2],
             generator=generator(),
         )
+
+
+def test_a_branch_that_no_backward_pass_visits_is_not_kept() -> None:
+    """The result of an operation that saves it must not keep itself alive."""
+    with SavedMemory() as memory:
+        for _ in range(3):
+            w = torch.ones(1000, requires_grad=True)
+            unused = (2 * w).relu()
+            del unused
+            torch.autograd.grad(w.square().sum(), w)
+    assert memory._now == 0
+
+
+def test_auto_does_not_measure_where_it_cannot_stack() -> None:
+    """Hooks on saved tensors and torch.func do not go together."""
+    tree = {"w": torch.ones(2)}
+
+    def inner(w: Tree, a: Tree, batch: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: (x**3 * a["a"]).sum())(w["w"]).square().sum() * batch
+
+    problem = BilevelProblem(inner, lambda w, a, batch: w["w"].square().sum(), SGD(0.01))
+    result = SGE(2)(
+        problem, problem.init(tree), {"a": torch.ones(2)}, [torch.ones(())], None, generator=generator()
+    )
+    assert torch.isfinite(result.grad["a"]).all()

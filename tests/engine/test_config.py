@@ -29,7 +29,10 @@ def test_json_both_ways() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SearchConfig(method="nas"), "--method must be one of darts, got 'nas'"),
+        (
+            lambda: SearchConfig(method="nas"),
+            "--method must be one of darts, pc-darts, fair-darts, beta-darts, got 'nas'",
+        ),
         (lambda: SearchConfig(epochs=0), "--epochs must be >= 1, got 0"),
         (lambda: SearchConfig(seed=-1), "--seed must be from 0"),
         (lambda: SearchConfig(precision="half"), "--precision must be one of float32, bfloat16, got 'half'"),
@@ -41,6 +44,10 @@ def test_json_both_ways() -> None:
         (
             lambda: EstimatorSettings(computation="loop", memory_limit=1.0),
             "--memory-limit only applies with --computation auto or vectorised, got 1.0",
+        ),
+        (
+            lambda: SearchConfig(estimator=EstimatorSettings(batch_fraction=0.01)),
+            "--batch-fraction must be large enough to leave 2 of 64 images, got 1",
         ),
         (lambda: EstimatorSettings(batch_fraction=0.0), r"--batch-fraction must be in \(0, 1\], got 0.0"),
         (

@@ -161,8 +161,12 @@ def by_hand(search: Search, steps: int, separate: bool, estimator: Any) -> tuple
 @pytest.mark.parametrize(
     ("changes", "estimator"),
     [
-        ({}, SGE(2)),
-        ({"weights": {"weights": "separate"}}, SGE(2)),
+        # one way of computing on both sides: by hand there is no stacked loss to choose another
+        ({"estimator": {"computation": "streamed"}}, SGE(2, computation="streamed")),
+        (
+            {"weights": {"weights": "separate"}, "estimator": {"computation": "streamed"}},
+            SGE(2, computation="streamed"),
+        ),
         ({"estimator": {"estimator": "second-order", "directions": 10}}, FiniteDifference()),
     ],
 )
@@ -438,7 +442,7 @@ def test_search_on_the_gpu(small: Make, tmp_path: Path, assert_same_runs: Any) -
 def test_bfloat16_trains_with_the_first_order_estimator(small: Make, tmp_path: Path) -> None:
     rows = {}
     for precision in ("float32", "bfloat16"):
-        config = small(estimator={"estimator": "first-order"}, precision=precision)
+        config = small(estimator={"estimator": "first-order", "directions": 10}, precision=precision)
         rows[precision] = run_search(config, tmp_path / precision).epochs
     losses = [[row["inner_loss"] for row in rows[name]] for name in rows]
     assert losses[0] != losses[1]
@@ -451,7 +455,10 @@ def test_compiled_search_follows_the_plain_one(estimator: str, small: Make, tmp_
     """Long: the compiler takes a minute on a CPU."""
     rows = {}
     for compiled in (False, True):
-        config = small(epochs=1, estimator={"estimator": estimator}, compile=compiled)
+        directions = 2 if estimator == "sge" else 10
+        config = small(
+            epochs=1, estimator={"estimator": estimator, "directions": directions}, compile=compiled
+        )
         rows[compiled] = run_search(config, tmp_path / str(compiled)).epochs[-1]
     for name in ("inner_loss", "outer_loss", "val_loss"):
         assert rows[True][name] == pytest.approx(rows[False][name], rel=1e-2)

@@ -44,8 +44,8 @@ class SGE:
     num_directions: Q. smoothing: mu, in units of alpha. computation: how the projections <delta_j, v> are
     computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding. chunk: for
     `vectorised`, the perturbed trajectories at a time (None: what fits). memory_limit: for `vectorised` and
-    `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory; see
-    `bilevel.vectorised`). batch_fraction: share f of each inner batch, its first images, on which the
+    `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory, a quarter of
+    the machine's on a CPU). batch_fraction: share f of each inner batch, its first images, on which the
     perturbed trajectories run, paired with an unperturbed one on the same part; v and the result's state come
     from the whole batches. What is measured is then the Jacobian of the steps on the part: cheaper, noisier.
 
@@ -80,7 +80,11 @@ class SGE:
                 f"SGE.chunk must be >= 1 and only applies with computation 'vectorised', got {self.chunk}"
             )
         if self.memory_limit is not None:
-            good = self.memory_limit > 0 and self.computation in ("auto", "vectorised") and self.chunk is None
+            good = (
+                0 < self.memory_limit < float("inf")
+                and self.computation in ("auto", "vectorised")
+                and self.chunk is None
+            )
             if not good:
                 raise InvalidValueError(
                     "SGE.memory_limit must be > 0 and only applies with computation 'auto' or 'vectorised'"
@@ -125,7 +129,9 @@ class SGE:
         if self.batch_fraction < 1:
             batches = [_part(batch, self.batch_fraction) for batch in inner_batches]
         # what a pass keeps in memory says how many fit side by side; a pass that is taken anyway is measured
-        counts = self.chunk is None and self.computation in ("auto", "vectorised")
+        counts = self.computation == "vectorised" and self.chunk is None
+        # (torch.func inside a loss does not bear the hooks, so `auto` measures only where it may need it)
+        counts |= self.computation == "auto" and problem.stacked_inner_loss is not None
         memory = vectorised.SavedMemory()
         with memory if counts and batches is inner_batches else contextlib.nullcontext():
             trajectory = problem.run(state, alphas, inner_batches)

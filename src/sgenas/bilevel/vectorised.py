@@ -4,6 +4,7 @@ What a pass costs beyond its arithmetic (launching kernels on a GPU, choosing th
 for all of them. Memory grows with their number, so it is kept within a budget.
 """
 
+import math
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -31,14 +32,14 @@ def automatic(task: Perturbation) -> Tensor:
     """`vectorised` where that pays, else `streamed`.
 
     It pays for a problem that has a stacked loss, if two trajectories fit into the memory: on a GPU always
-    (as is expected; not measured), on a CPU where the passes are small.
+    (as is expected; not measured), on a CPU where the passes are small or a memory limit asks for it.
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
-    if _device(task).type == "cpu" and task.saved_bytes > SMALL_PASS:
+    if _device(task).type == "cpu" and task.memory_limit is None and task.saved_bytes > SMALL_PASS:
         return streamed(task)
-    size = int(_budget(task) / _bytes_each(task))
-    return streamed(task) if size < 2 else _in_chunks(task, size)
+    size = min(_budget(task) / _bytes_each(task), len(task.directions))
+    return streamed(task) if size < 2 else _in_chunks(task, int(size))
 
 
 def vectorised(task: Perturbation) -> Tensor:
@@ -52,9 +53,9 @@ def vectorised(task: Perturbation) -> Tensor:
         return _in_chunks(task, task.chunk)
     size = _budget(task) / _bytes_each(task)
     if task.memory_limit is not None and size < 1:
-        needed = _bytes_each(task) / 2**30
+        needed = math.ceil(_bytes_each(task) / 2**20) / 2**10
         raise InvalidValueError(
-            f"SGE.memory_limit must be at least {needed:.2g} GiB, what one perturbed trajectory takes, got"
+            f"SGE.memory_limit must be at least {needed:.4f} GiB, what one perturbed trajectory takes, got"
             f" {task.memory_limit}"
         )
     return _in_chunks(task, int(max(1, min(size, len(task.directions)))))
@@ -171,7 +172,8 @@ class SavedMemory:
             self._now += size
             self.peak = max(self.peak, self._now)
         self._users[key] = users + 1
-        return _Saved(self, tensor, key, size)
+        # Detached: the result of an operation that saves it would hold its own graph alive in a circle.
+        return _Saved(self, tensor.detach(), key, size)
 
     def release(self, key: int, size: int) -> None:
         """One user of a storage less."""

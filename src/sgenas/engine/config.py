@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -152,8 +152,8 @@ class EstimatorSettings(_Checked):
     """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
     numbers at different cost; difference is an approximation"""
     memory_limit: float | None = None
-    """GiB that directions computed side by side (auto, vectorised) may take; 80 % of a GPU's free memory if
-    not set"""
+    """GiB that directions computed side by side (auto, vectorised) may take; if not set 80 % of a GPU's free
+    memory, or a quarter of the machine's, where auto takes only small passes side by side"""
     batch_fraction: float = 1.0
     """share of each batch on which sge's perturbed steps run: cheaper, noisier"""
 
@@ -293,6 +293,11 @@ class SearchConfig(_Checked):
             warmup,
         )
 
+        part = math.ceil(self.estimator.batch_fraction * self.data.batch_size)
+        _require(
+            part >= 2, "batch_fraction", f"large enough to leave 2 of {self.data.batch_size} images", part
+        )
+
         clip = self.weights.grad_clip
         if self.weights.weights == "separate" and self.weights.trajectory_lr is not None:
             clip = None  # the estimator's own steps are not clipped
@@ -323,8 +328,11 @@ class SearchConfig(_Checked):
             )
 
     @classmethod
-    def of_method(cls, name: str, kind: str = "source") -> Self:
-        """The settings of a method's source, or the paper's ("paper"); raises ConfigError."""
+    def of_method(cls, name: str, kind: str = "source", without: Collection[str] = ()) -> Self:
+        """The settings of a method's source, or the paper's ("paper"), but for those flags in `without`.
+
+        Raises ConfigError.
+        """
         try:
             flat = preset(name, kind)
         except InvalidValueError as error:
@@ -334,7 +342,9 @@ class SearchConfig(_Checked):
             make: Any = group.default_factory
             if isinstance(make, type) and dataclasses.is_dataclass(make):
                 names = {item.name for item in dataclasses.fields(make)}
-                groups[group.name] = make(**{flag: value for flag, value in flat.items() if flag in names})
+                groups[group.name] = make(
+                    **{flag: value for flag, value in flat.items() if flag in names and flag not in without}
+                )
         return cls(method=name, **groups)
 
     def to_dict(self) -> dict[str, Any]:

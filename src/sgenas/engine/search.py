@@ -216,9 +216,7 @@ class Search:
     def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
         images, labels = batch
-        with self._precision():
-            logits = self._logits(weights, alphas, images)
-        return F.cross_entropy(logits.float(), labels)
+        return F.cross_entropy(self._forward(weights, alphas, images), labels)
 
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch."""
@@ -227,9 +225,12 @@ class Search:
             return self._loss
         return lambda weights, alphas, batch: self._loss(weights, alphas, batch) + extra(alphas)
 
-    def _precision(self) -> torch.autocast:
-        mixed = self.config.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=mixed)
+    def _forward(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
+        """Logits in the precision of `--precision`, given back in float32 from bfloat16."""
+        if self.config.precision == "float32":
+            return self._logits(weights, alphas, images)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._logits(weights, alphas, images).float()
 
     def _stacked_loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """`_loss` of M members at once, (M,)."""
@@ -285,8 +286,7 @@ class Search:
         correct = torch.zeros((), dtype=torch.long, device=self.device)
         batches = data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
         for images, labels in batches:
-            with self._precision():
-                logits = self._logits(self.state.weights, self.alphas, images).float()
+            logits = self._forward(self.state.weights, self.alphas, images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(dim=1) == labels).sum()
         count = len(self._validation)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sgenas.errors import InvalidValueError
 from sgenas.nets.checks import at_least
 from sgenas.nets.networks import build, takes_auxiliary
 from sgenas.spaces.genotype import Genotype
@@ -40,14 +41,20 @@ def network_size(
     """
     at_least(1, resolution=resolution)
     sizes = {"channels": channels, "layers": layers, "classes": classes, "input_channels": input_channels}
-    with torch.device("meta"):
-        network = build(genotype, auxiliary=False, **sizes)  # type: ignore[arg-type]
-        images = torch.empty(1, input_channels, resolution, resolution)
-        params = _parameters(network)
-        with_auxiliary = params
-        if takes_auxiliary(genotype):
-            with_auxiliary = _parameters(build(genotype, auxiliary=True, **sizes))  # type: ignore[arg-type]
-    return Size(params, with_auxiliary, count_macs(network, images))
+    try:
+        with torch.device("meta"):
+            network = build(genotype, auxiliary=False, **sizes)  # type: ignore[arg-type]
+            images = torch.empty(1, input_channels, resolution, resolution)
+            params = _parameters(network)
+            with_auxiliary = params
+            if takes_auxiliary(genotype):
+                with_auxiliary = _parameters(build(genotype, auxiliary=True, **sizes))  # type: ignore[arg-type]
+        return Size(params, with_auxiliary, count_macs(network, images))
+    except (RuntimeError, OverflowError) as error:
+        largest = {name: value for name, value in sizes.items() if value is not None} | {
+            "resolution": resolution
+        }
+        raise InvalidValueError(f"the network's tensors must be countable, got {largest}") from error
 
 
 def count_macs(network: nn.Module, images: Tensor) -> int:

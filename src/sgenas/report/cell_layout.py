@@ -195,6 +195,8 @@ def _set_y(layout: Layout, columns: list[list[int]]) -> None:
     """Moves every slot towards its neighbours, keeping the order and the gaps; then the top to y = 0."""
     slots = layout.slots
     left, right = _neighbours(layout)
+    # where no operation leaves the inputs, the column of their labels is empty
+    columns = [column for column in columns if column]
     offsets = {}
     for index, column in enumerate(columns):
         places = [0.0]

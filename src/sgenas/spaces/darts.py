@@ -54,6 +54,10 @@ class DartsSpace:
         for field, (value, least) in minima.items():
             if value < least:
                 raise InvalidValueError(f"{field} must be >= {least}, got {value}")
+        if partial < 1 or (partial > 1 and (channels % partial or channels // partial < 2)):
+            raise InvalidValueError(
+                f"partial_channels must divide channels {channels} into parts of at least 2, got {partial}"
+            )
         self.operations = operation_set(operations)
         self.nodes = nodes
         self.partial = partial

@@ -24,7 +24,8 @@ class FairDartsSpace(DartsSpace):
     weight. With a threshold a node may have no edge and a cell be empty: what to do then is the reader's
     business, the genotype says so plainly. The other settings are DartsSpace's; `operations` is `paper`.
 
-    Raises InvalidValueError for an unknown derivation and a threshold outside (0, 1).
+    Raises InvalidValueError for an unknown derivation, a threshold outside (0, 1), `none` among the
+    operations (no sigmoid competes with it) and partial channels.
     """
 
     def __init__(
@@ -39,7 +40,11 @@ class FairDartsSpace(DartsSpace):
             raise InvalidValueError(f"derivation must be one of {', '.join(DERIVATIONS)}, got {derivation!r}")
         if not 0 < threshold < 1:
             raise InvalidValueError(f"threshold must be in (0, 1), got {threshold}")
+        if settings.get("partial", 1) != 1:
+            raise InvalidValueError(f"partial must be 1 with sigmoids, got {settings['partial']}")
         super().__init__(operations=operations, **settings)
+        if "none" in self.operations:
+            raise InvalidValueError(f"operations must not hold none with sigmoids, got {self.operations}")
         self.derivation, self.threshold = derivation, threshold
 
     def initial_alphas(self, generator: torch.Generator) -> Tree:  # noqa: ARG002

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from sgenas.errors import InvalidValueError
 from sgenas.spaces import relaxation
 from sgenas.spaces.darts import CELL_KINDS, DartsSpace
 from sgenas.trees import Tree
@@ -23,11 +22,6 @@ class PCDartsSpace(DartsSpace):
     """
 
     def __init__(self, *, channels: int = 16, partial_channels: int = 4, **settings: Any) -> None:
-        if partial_channels < 1 or channels % partial_channels or channels // partial_channels < 2:
-            raise InvalidValueError(
-                f"partial_channels must divide channels {channels} into parts of at least 2, got"
-                f" {partial_channels}"
-            )
         super().__init__(channels=channels, partial=partial_channels, **settings)
         self._targets = [target for _, target in self.edges]
 
