@@ -8,12 +8,18 @@ holds no alphas, no running statistics and no randomness, so that its output is 
 from collections.abc import Sequence
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.spaces.derivation import edges_of
-from sgenas.spaces.kernels import channels_last, from_phases, join, shuffle_channels, split_channels
+from sgenas.spaces.kernels import (
+    channels_last,
+    classify_members,
+    from_phases,
+    join,
+    shuffle_channels,
+    split_channels,
+)
 from sgenas.spaces.normalisation import normalise, weighted_sum
 from sgenas.spaces.ops import BUILDERS, FactorizedReduce, NodeState, PointwiseConv, Term
 from sgenas.trees import Tree
@@ -210,11 +216,7 @@ class SearchNetwork(nn.Module):
         features = last.value.mean(dim=(2, 3))
         if not stacked:
             return self.classifier(features)
-        members, classes = tables["normal"].shape[0], self.classifier.out_features
-        weight = self.classifier.weight.reshape(members, classes, -1)
-        bias = self.classifier.bias.reshape(members, 1, classes)
-        apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
-        return torch.baddbmm(bias, apart, weight.mT)
+        return classify_members(features, self.classifier, tables["normal"].shape[0])
 
     def _stem(self, images: Tensor) -> Tensor:
         """The stem by its weights alone, which may be those of several members."""

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
 from sgenas import trees
 from sgenas.errors import InvalidValueError
-from sgenas.spaces import initial, relaxation
 from sgenas.spaces.cells import SearchNetwork
 from sgenas.spaces.derivation import edges_of, strongest_edges
 from sgenas.spaces.genotype import DARTS_OPERATIONS, Genotype
+from sgenas.spaces.supernet import SupernetSpace
 from sgenas.trees import Tree
 
 OPERATION_SETS: dict[str, tuple[str, ...]] = {
@@ -22,7 +21,7 @@ OPERATION_SETS: dict[str, tuple[str, ...]] = {
 CELL_KINDS = ("normal", "reduce")
 
 
-class DartsSpace:
+class DartsSpace(SupernetSpace):
     """What can be searched: a supernet, its alphas, and how to read a cell out of them.
 
     channels: of the first cell (C); layers: number of cells, at least 3 so that both kinds occur; classes;
@@ -67,33 +66,12 @@ class DartsSpace:
             network = SearchNetwork(
                 self.operations, nodes, channels, layers, classes, input_channels, stem_multiplier, partial
             )
-        self.supernet: nn.Module = network.to_empty(device="cpu")
-        self.supernet.load_state_dict(self.initial_weights(generator or torch.Generator().manual_seed(0)))
-
-    def initial_weights(self, generator: torch.Generator) -> Tree:
-        """Fresh weights on the CPU, drawn as PyTorch draws them by default.
-
-        Convolutions and linear layers: uniform in +-1 / sqrt(fan_in); normalisation: scale 1, shift 0.
-        """
-        return initial.initial_weights(self.supernet, generator)
+        self._adopt(network, generator)
 
     def initial_alphas(self, generator: torch.Generator) -> Tree:
         """1e-3 N(0, 1) for every entry, as in the DARTS code; on the CPU."""
         shape = (len(self.edges), len(self.operations))
         return {kind: 1e-3 * torch.randn(shape, generator=generator) for kind in CELL_KINDS}
-
-    def mixing(self, alphas: Tree) -> Tree:
-        """Mixing weights of raw alphas: softmax over the operations of each edge (Eq. 1)."""
-        return relaxation.softmax(alphas)
-
-    def logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """(B, classes) for images (B, input_channels, H, W) in floats: pure, differentiable in all three."""
-        return torch.func.functional_call(self.supernet, weights, (images, self.mixing(alphas)))
-
-    def stacked_logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """(M, B, classes): the `logits` of M members at once, every tensor of both trees (M, ...)."""
-        flat = trees.map_tree(lambda tensor: tensor.flatten(0, 1), weights)
-        return torch.func.functional_call(self.supernet, flat, (images, self.mixing(alphas)))
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment by the DARTS rule, see `derivation.strongest_edges`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 WIDE = 5
@@ -81,6 +81,15 @@ def shuffle_channels(x: Tensor, members: int, groups: int) -> Tensor:
     batch, channels, height, width = x.shape
     apart = x.reshape(batch, members, groups, channels // (members * groups), height, width)
     return channels_last(apart.transpose(2, 3).reshape(batch, channels, height, width))
+
+
+def classify_members(features: Tensor, classifier: nn.Linear, members: int) -> Tensor:
+    """Logits (M, B, classes) of features (B, M F), the classifier's weight and bias those of M members."""
+    classes = classifier.out_features
+    weight = classifier.weight.reshape(members, classes, -1)
+    bias = classifier.bias.reshape(members, 1, classes)
+    apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
+    return torch.baddbmm(bias, apart, weight.mT)
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from sgenas import trees
 from sgenas.errors import InvalidValueError
-from sgenas.spaces import initial, relaxation
 from sgenas.spaces.genotype import Genotype
-from sgenas.spaces.kernels import channels_last, pointwise
+from sgenas.spaces.kernels import channels_last, classify_members, pointwise
 from sgenas.spaces.nasbench201_strings import EDGES, INPUTS, KIND, NODES, OPERATIONS, genotype_of
 from sgenas.spaces.normalisation import weighted_sum
 from sgenas.spaces.ops import NodeState, Skip, Term
+from sgenas.spaces.supernet import SupernetSpace
 from sgenas.trees import Tree
 
 STAGES = 3
@@ -166,14 +166,10 @@ class SearchNetwork(nn.Module):
         features = F.relu(batch_norm(x, self.norm)).mean(dim=(2, 3))
         if not stacked:
             return self.classifier(features)
-        members, classes = table.shape[0], self.classifier.out_features
-        weight = self.classifier.weight.reshape(members, classes, -1)
-        bias = self.classifier.bias.reshape(members, 1, classes)
-        apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
-        return torch.baddbmm(bias, apart, weight.mT)
+        return classify_members(features, self.classifier, table.shape[0])
 
 
-class NasBench201Space:
+class NasBench201Space(SupernetSpace):
     """The cells of NAS-Bench-201: a supernet, its alphas, and how to read a cell out of them.
 
     channels: of the first stage (C), doubled twice; cells: in each of the 3 stages (N); classes;
@@ -205,29 +201,11 @@ class NasBench201Space:
         # made without storage, then filled from our own generator: torch's global one stays untouched
         with torch.device("meta"):
             network = SearchNetwork(channels, cells, classes, input_channels)
-        self.supernet: nn.Module = network.to_empty(device="cpu")
-        self.supernet.load_state_dict(self.initial_weights(generator or torch.Generator().manual_seed(0)))
-
-    def initial_weights(self, generator: torch.Generator) -> Tree:
-        """Fresh weights on the CPU, see `initial.initial_weights`."""
-        return initial.initial_weights(self.supernet, generator)
+        self._adopt(network, generator)
 
     def initial_alphas(self, generator: torch.Generator) -> Tree:
         """1e-3 N(0, 1) for every entry, as in the DARTS code and AutoDL's; on the CPU."""
         return {KIND: 1e-3 * torch.randn((len(self.edges), len(self.operations)), generator=generator)}
-
-    def mixing(self, alphas: Tree) -> Tree:
-        """Mixing weights of raw alphas: softmax over the operations of each edge (Eq. 1)."""
-        return relaxation.softmax(alphas)
-
-    def logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """(B, classes) for images (B, input_channels, H, W) in floats: pure, differentiable in all three."""
-        return torch.func.functional_call(self.supernet, weights, (images, self.mixing(alphas)))
-
-    def stacked_logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """(M, B, classes): the `logits` of M members at once, every tensor of both trees (M, ...)."""
-        flat = trees.map_tree(lambda tensor: tensor.flatten(0, 1), weights)
-        return torch.func.functional_call(self.supernet, flat, (images, self.mixing(alphas)))
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment: on every edge the operation with the largest weight, `none` included.
