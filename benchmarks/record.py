@@ -23,15 +23,17 @@ def time_in_turn(
     repeats: int,
     device: str = "cpu",
     counts: Mapping[str, int] | None = None,
+    warm_up: bool = True,
 ) -> dict[str, dict[str, float]]:
     """{name: median, min and max seconds a call}. Every repeat times each side once, in turn.
 
     In turn, since the machine drifts: only ratios inside one run mean something. One untimed round goes
-    first. `counts`: calls that make one timing, for sides too short to time alone.
+    first unless `warm_up` is False, for sides of minutes. `counts`: calls that make one timing, for sides
+    too short to time alone.
     """
     synchronise: Callable[[], Any] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     seen: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, call in sides.items():
             count = (counts or {}).get(name, 1)
             synchronise()

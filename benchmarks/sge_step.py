@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[1, 2, 5])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--no-warm-up", action="store_true", help="leave the untimed first round out")
     parser.add_argument("--memory-limit", type=float, default=8, help="GiB for directions side by side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -125,7 +126,9 @@ def main() -> None:
     for inner_steps in arguments.inner_steps:
         for directions in arguments.directions:
             sides = steps.sides(directions, inner_steps, arguments.ways)
-            seconds = time_in_turn(sides, repeats=arguments.repeats, device=arguments.device)
+            seconds = time_in_turn(
+                sides, repeats=arguments.repeats, device=arguments.device, warm_up=not arguments.no_warm_up
+            )
             memory = {name: measured(arguments, name, directions, inner_steps) for name in sides}
             show(directions, inner_steps, seconds, memory)
             row = {"directions": directions, "inner_steps": inner_steps, "seconds": seconds}

@@ -28,7 +28,8 @@ class Plain:
             outer = "" if row["outer_loss"] is None else f"  outer loss {row['outer_loss']:.4f}"
             self._console.print(
                 f"epoch {row['epoch'] + 1}/{self._epochs}  inner loss {row['inner_loss']:.4f}{outer}"
-                f"  validation accuracy {100 * row['val_accuracy']:.2f} %  {row['seconds']:.0f} s",
+                f"  validation accuracy {100 * row['val_accuracy']:.2f} %{_known(row)}"
+                f"  {row['seconds']:.0f} s",
                 soft_wrap=True,
             )
 
@@ -65,10 +66,10 @@ class LiveDisplay:
         self._console.print(_opening(search), soft_wrap=True)
         self._search = search
         # The bar counts passes, not steps: a step of the warm-up is many times cheaper than one of sge.
-        passes = [search.step_cost(epoch).forward for epoch in range(search.config.epochs)]
+        steps = range(search.config.epochs * search.steps_per_epoch)
         self._task = self._progress.add_task(
             "search",
-            total=sum(passes) * search.steps_per_epoch,
+            total=sum(search.step_cost(step).forward for step in steps),
             completed=round(search.cost.forward),
             epoch=search.epoch + 1,
             epochs=search.config.epochs,
@@ -90,7 +91,7 @@ class LiveDisplay:
             self._values["lr"] = f"{row['lr']:.4f}"
         else:
             accuracy = f"{100 * row['val_accuracy']:.2f} % after epoch {row['epoch'] + 1}"
-            self._values["validation accuracy"] = accuracy
+            self._values["validation accuracy"] = accuracy + _known(row)
         if self._task is not None:
             self._progress.update(self._task, epoch=row["epoch"] + 1)
         self._show_cell(genotype)
@@ -126,6 +127,18 @@ def cell_text(genotype: Genotype) -> Text:
         for line in str(cell).split("; "):
             text.append(f"  {line}\n")
     text.rstrip()
+    return text
+
+
+def _known(row: dict[str, Any]) -> str:
+    """What a table knows of the cell of an epoch, and whether the search stops there."""
+    text = "".join(
+        f"  true {name.removeprefix('true_')} {value:.2f} % (rank {row[name.replace('true_', 'rank_')]})"
+        for name, value in row.items()
+        if name.startswith("true_")
+    )
+    if "stopped_early_with_epoch" in row:
+        text += f"  stopped early, with the cell of epoch {row['stopped_early_with_epoch'] + 1}"
     return text
 
 

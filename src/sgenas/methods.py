@@ -50,14 +50,14 @@ METHODS = {
     "pc-darts": Method(
         "SGE-NAS-b",
         "Xu et al., arXiv:1907.05737",
-        {"darts": "pc-darts"},
+        {"darts": "pc-darts", "nasbench201": "pc-darts-nasbench201"},
         options=("partial_channels",),
         settings={"lr": 0.1, "lr_min": 0.0, "batch_size": 256, "alpha_lr": 6e-4, "warmup_epochs": 15},
     ),
     "fair-darts": Method(
         "SGE-NAS-c",
         "Chu et al., arXiv:1911.12126",
-        {"darts": "fair-darts"},
+        {"darts": "fair-darts", "nasbench201": "fair-darts-nasbench201"},
         operations="paper",
         options=("derivation", "threshold"),
         regularisers={

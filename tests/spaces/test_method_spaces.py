@@ -1,8 +1,10 @@
 """The spaces of PC-DARTS and Fair DARTS, and what methods add to the outer loss."""
 
+from typing import Any
+
 import pytest
 import torch
-from plain_darts import plain_logits
+from plain_darts import ACTIVATIONS, Bends, plain_logits, smooth_max_pool
 from torch import Tensor
 
 import sgenas
@@ -19,6 +21,8 @@ SPACES = [
     ("pc-darts", {"channels": 4, "partial_channels": 1, "nodes": 2}, 3, 8),
     ("fair-darts", {"channels": 4}, 5, 16),
     ("fair-darts", {"channels": 3, "nodes": 3}, 3, 9),
+    ("darts", {"channels": 4, "nodes": 2, "activation": "silu", "pooling": "smooth"}, 3, 8),
+    ("pc-darts", {"channels": 4, "partial_channels": 2, "activation": "softplus", "pooling": "smooth"}, 3, 9),
 ]
 
 
@@ -37,17 +41,20 @@ def draw_alphas(space: sgenas.spaces.DartsSpace, seed: int) -> Tree:
 
 @pytest.mark.parametrize(("name", "settings", "layers", "size"), SPACES)
 def test_supernet_equals_the_plain_definition(
-    name: str, settings: dict[str, int], layers: int, size: int
+    name: str, settings: dict[str, Any], layers: int, size: int
 ) -> None:
     space = sgenas.space(name, layers=layers, classes=7, **settings)
     weights = trees.map_tree(Tensor.double, space.initial_weights(generator(1)))
     alphas = draw_alphas(space, 2)
     images = torch.randn(5, 3, size, size, generator=generator(3), dtype=torch.float64)
     cotangent = torch.randn(5, 7, generator=generator(4), dtype=torch.float64)
+    bends = Bends(ACTIVATIONS[settings.get("activation", "relu")])
+    if settings.get("pooling") == "smooth":
+        bends = bends._replace(max_pool=smooth_max_pool)
     results = []
     for logits in (
         lambda w, a: space.logits(w, a, images),
-        lambda w, a: plain_logits(space, w, a, images, layers),
+        lambda w, a: plain_logits(space, w, a, images, layers, bends),
     ):
         w, a = trees.leaves(weights), trees.leaves(alphas)
         out = logits(w, a)
@@ -57,9 +64,9 @@ def test_supernet_equals_the_plain_definition(
         torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10, msg=f"{label} differs")
 
 
-@pytest.mark.parametrize(("name", "settings", "layers", "size"), [SPACES[1], SPACES[2], SPACES[5]])
+@pytest.mark.parametrize(("name", "settings", "layers", "size"), [SPACES[1], SPACES[2], SPACES[5], SPACES[7]])
 def test_members_go_through_one_call_as_they_would_alone(
-    name: str, settings: dict[str, int], layers: int, size: int
+    name: str, settings: dict[str, Any], layers: int, size: int
 ) -> None:
     space = sgenas.space(name, layers=layers, classes=3, **settings)
     weights = [trees.map_tree(Tensor.double, space.initial_weights(generator(seed))) for seed in range(2)]

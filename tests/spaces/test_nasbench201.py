@@ -9,9 +9,9 @@ from torch import Tensor
 
 import sgenas
 from sgenas import trees
-from sgenas.errors import InvalidValueError
+from sgenas.errors import GenotypeError, InvalidValueError
 from sgenas.spaces import NasBench201Space
-from sgenas.spaces.nasbench201_strings import to_string
+from sgenas.spaces.nasbench201_strings import from_string, genotype_of, to_string
 from sgenas.trees import Tree
 
 
@@ -57,10 +57,23 @@ def residual_block(x: Tensor, weights: Tree, prefix: str) -> Tensor:
     return inner + F.conv2d(pooled, weights[f"{prefix}.shortcut.weight"])
 
 
-def plain_logits(weights: Tree, alphas: Tree, images: Tensor, cells: int) -> Tensor:
+def edge_weights(name: str, alphas: Tree) -> tuple[Tensor, Tensor]:
+    """(weights of the operations (6, O), weights of the edges (6,)); node 1 has edge 0, 2 edges 1, 2, ..."""
     table = alphas["cell"].exp()
-    mixing = table / table.sum(1, keepdim=True)
-    names = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"]
+    if name == "fair-darts-nasbench201":
+        return table / (1 + table), torch.ones(6, dtype=table.dtype)
+    softmax = table / table.sum(1, keepdim=True)
+    if name == "nasbench201":
+        return softmax, torch.ones(6, dtype=table.dtype)
+    own = alphas["cell_edges"].exp()
+    return softmax, torch.cat([own[edges] / own[edges].sum() for edges in ([0], [1, 2], [3, 4, 5])])
+
+
+def plain_logits(
+    weights: Tree, alphas: Tree, images: Tensor, cells: int, name: str = "nasbench201", partial: int = 1
+) -> Tensor:
+    mixing, own = edge_weights(name, alphas)
+    names = ["none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"][-mixing.shape[1] :]
     x = affine(F.conv2d(images, weights["stem.0.weight"], padding=1), weights, "stem.1")
     layer = 0
     for stage in range(3):
@@ -71,13 +84,20 @@ def plain_logits(weights: Tree, alphas: Tree, images: Tensor, cells: int) -> Ten
             nodes = [x]
             edge = 0
             for _ in range(3):
-                terms = []
+                total = torch.zeros_like(x)
                 for node in nodes:
-                    for column, name in enumerate(names):
-                        out = operation(name, node, weights, f"layers.{layer}.edges.{edge}")
-                        terms.append(mixing[edge, column] * out)
+                    used = x.shape[1] // partial
+                    front = [
+                        mixing[edge, column]
+                        * operation(name, node[:, :used], weights, f"layers.{layer}.edges.{edge}")
+                        for column, name in enumerate(names)
+                    ]
+                    joined = torch.cat([torch.stack(front).sum(0), node[:, used:]], dim=1)
+                    # shuffled: channel i of each of the K groups, then channel i + 1
+                    order = [group * used + i for i in range(used) for group in range(partial)]
+                    total = total + own[edge] * joined[:, order]
                     edge += 1
-                nodes.append(torch.stack(terms).sum(0))
+                nodes.append(total)
             x = nodes[3]
             layer += 1
     features = F.relu(affine(x, weights, "norm")).flatten(2).mean(2)
@@ -95,6 +115,103 @@ def doubled(space: NasBench201Space, seed: int = 0) -> tuple[Tree, Tree]:
         kind: 1000 * table.double() for kind, table in space.initial_alphas(generator(seed + 1)).items()
     }
     return weights, alphas
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "size"),
+    [
+        ("pc-darts-nasbench201", {"channels": 4, "partial_channels": 2}, 8),
+        ("pc-darts-nasbench201", {"channels": 3, "partial_channels": 3, "cells": 2}, 9),
+        ("pc-darts-nasbench201", {"channels": 2, "partial_channels": 1}, 7),
+        ("fair-darts-nasbench201", {"channels": 3}, 8),
+        ("fair-darts-nasbench201", {"channels": 2, "cells": 2}, 9),
+    ],
+)
+def test_method_spaces_equal_the_plain_definition(name: str, settings: dict[str, int], size: int) -> None:
+    settings = {"cells": 1, **settings}
+    space = sgenas.space(name, classes=7, **settings)
+    weights, alphas = doubled(space)
+    draw = generator(9)
+    alphas = {
+        kind: torch.randn(table.shape, generator=draw, dtype=torch.float64) for kind, table in alphas.items()
+    }
+    images = torch.randn(5, 3, size, size, generator=generator(3), dtype=torch.float64)
+    cotangent = torch.randn(5, 7, generator=generator(4), dtype=torch.float64)
+    partial = settings.get("partial_channels", 1)
+    results = []
+    for logits in (
+        space.logits,
+        lambda w, a, x: plain_logits(w, a, x, settings["cells"], name, partial),
+    ):
+        w, a = trees.leaves(weights), trees.leaves(alphas)
+        out = logits(w, a, images)
+        results.append([out, *torch.autograd.grad((out * cotangent).sum(), [*w.values(), *a.values()])])
+    for label, ours, plain in zip(["logits", *weights, *alphas], *results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10, msg=f"{label} differs")
+
+
+def test_pc_darts_members_go_through_one_call() -> None:
+    space = sgenas.space("pc-darts-nasbench201", channels=4, partial_channels=2, cells=1, classes=3)
+    members = [doubled(space, seed) for seed in range(2)]
+    images = torch.randn(4, 3, 8, 8, generator=generator(), dtype=torch.float64)
+    w, a = (trees.stack(list(part)) for part in zip(*members, strict=True))
+    together = space.stacked_logits(w, a, images)
+    for member, (own, own_alphas) in enumerate(members):
+        alone = space.logits(own, own_alphas, images)
+        torch.testing.assert_close(together[member], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_fair_darts_in_the_benchmark() -> None:
+    """Four operations, none of them `none`; strongest by default, `none` below a threshold where asked."""
+    space = sgenas.space("fair-darts-nasbench201", channels=2, cells=1)
+    alphas = space.initial_alphas(generator())
+    assert alphas["cell"].shape == (6, 4)
+    assert (alphas["cell"] == 0).all()
+    alphas["cell"][:, 2] = torch.tensor([3.0, 1.0, 3.0, 3.0, 1.0, 3.0])
+    assert to_string(space.derive(alphas)).count("nor_conv_3x3") == 6
+    strict = sgenas.space("fair-darts-nasbench201", channels=2, cells=1, derivation="threshold")
+    assert to_string(strict.derive(alphas)) == (
+        "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|nor_conv_3x3~0|none~1|nor_conv_3x3~2|"
+    )
+    assert strict.derive(strict.initial_alphas(generator()))["cell"].edges == ()
+
+
+def test_pc_darts_in_the_benchmark() -> None:
+    space = sgenas.space("pc-darts-nasbench201", channels=4, cells=1)
+    alphas = space.initial_alphas(generator())
+    assert {name: tuple(table.shape) for name, table in alphas.items()} == {
+        "cell": (6, 5),
+        "cell_edges": (6,),
+    }
+    alphas["cell_edges"][5] = -9.0
+    alphas["cell"][:, 3] = 1.0
+    assert to_string(space.derive(alphas)).count("nor_conv_3x3") == 6
+    with pytest.raises(InvalidValueError, match="partial_channels must divide channels 4, got 3"):
+        sgenas.space("pc-darts-nasbench201", channels=4, partial_channels=3)
+
+
+@pytest.mark.parametrize("activation", ["silu", "softplus"])
+def test_smooth_network(activation: str) -> None:
+    """Everywhere the other activation: the plain definition with F.relu replaced."""
+    space = NasBench201Space(channels=2, cells=1, classes=3, activation=activation)
+    weights, alphas = doubled(space)
+    images = torch.randn(4, 3, 8, 8, generator=generator(), dtype=torch.float64)
+    ours = space.logits(weights, alphas, images)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, "relu", getattr(F, activation))
+        plain = plain_logits(weights, alphas, images, 1)
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+
+
+def test_one_hot_is_the_discrete_cell() -> None:
+    space = NasBench201Space(channels=2, cells=1)
+    genotype = from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|")
+    table = space.one_hot(genotype)["cell"]
+    chosen = [space.operations[row.argmax()] if row.any() else "none" for row in table]
+    assert genotype_of(chosen) == genotype
+    assert table.sum() == 4
+    with pytest.raises(GenotypeError, match="cell cell must be of this space"):
+        sgenas.space("nasbench201", operations=("skip_connect",)).one_hot(genotype)
 
 
 @pytest.mark.parametrize(

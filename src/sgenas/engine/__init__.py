@@ -6,6 +6,7 @@ from sgenas.engine.config import (
     EstimatorSettings,
     SearchConfig,
     SpaceSettings,
+    WatchSettings,
     WeightSettings,
 )
 from sgenas.engine.search import Observer, Search, SearchResult, resume_search, run_search
@@ -19,6 +20,7 @@ __all__ = [
     "SearchConfig",
     "SearchResult",
     "SpaceSettings",
+    "WatchSettings",
     "WeightSettings",
     "resume_search",
     "run_search",

@@ -12,7 +12,8 @@ from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
-from sgenas.spaces.fair_darts import DERIVATIONS
+from sgenas.spaces.fair_darts import BENCHMARK_DERIVATIONS, DERIVATIONS
+from sgenas.spaces.nonlinearity import ACTIVATIONS, POOLINGS
 
 ESTIMATOR_NAMES = ("first-order", "second-order", "sge")
 SPACE_NAMES = ("darts", "nasbench201")
@@ -113,21 +114,29 @@ class SpaceSettings(_Checked):
     """pc-darts: K, 1 / K of the channels go through the operations; 4 if not set"""
     derivation: str | None = None
     """fair-darts, how the cell is read: top2 (the DARTS rule), threshold (of those edges the strong ones) or
-    threshold-edges (on every edge up to 2 strong operations); threshold if not set"""
+    threshold-edges (on every edge up to 2 strong operations); threshold if not set. In nasbench201: strongest
+    (on every edge the strongest operation; if not set) or threshold (none where it is not strong)"""
     threshold: float | None = None
     """fair-darts: least weight of what is strong; 0.85 if not set"""
+    activation: str = "relu"
+    """what bends the search network: relu, or smooth: silu or softplus. The derived cell keeps ReLU"""
+    pooling: str = "hard"
+    """darts, max pooling in the search network: hard, or smooth (log-mean-exp). The derived cell keeps the
+    maximum"""
 
     def __post_init__(self) -> None:
         self._one_of("space", SPACE_NAMES)
         in_darts = self.space == "darts"
-        for name in ("layers", "nodes", "operations"):
+        for name in ("layers", "nodes", "operations", "pooling"):
             self._default_unless(name, in_darts, "--space darts")
         self._default_unless("cells", not in_darts, "--space nasbench201")
         self._at_least("cells", 1)
         self._at_least("channels", 2)
         self._at_least("partial_channels", 1)
         if self.derivation is not None:
-            self._one_of("derivation", DERIVATIONS)
+            self._one_of("derivation", DERIVATIONS if in_darts else BENCHMARK_DERIVATIONS)
+        self._one_of("activation", tuple(ACTIVATIONS))
+        self._one_of("pooling", POOLINGS)
         value = self.threshold
         _require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
         self._at_least("layers", 3)
@@ -225,6 +234,8 @@ class AlphaSettings(_Checked):
     """fair-darts, form of the zero-one loss: squared or absolute; squared if not set"""
     warmup_epochs: int = 0
     """epochs at the start in which only the weights are trained"""
+    alpha_every: int = 1
+    """move the alphas at every so many steps of the weights"""
 
     def __post_init__(self) -> None:
         self._one_of("alpha_optimizer", ALPHA_OPTIMIZERS)
@@ -238,6 +249,31 @@ class AlphaSettings(_Checked):
         if self.zero_one is not None:
             self._one_of("zero_one", ("squared", "absolute"))
         self._at_least("warmup_epochs", 0)
+        self._at_least("alpha_every", 1)
+
+
+@dataclass(frozen=True)
+class WatchSettings(_Checked):
+    """Watching: what is measured beside the search, at the end of an epoch, to see whether it collapses."""
+
+    table: str | None = None
+    """nasbench201: CSV file of true accuracies, of which those of the cell of the moment are logged"""
+    derived_every: int = 1
+    """epochs between two measurements of the derived cell with the supernet's weights (0: never)"""
+    eigenvalue_every: int = 0
+    """epochs between two measurements of the largest eigenvalue of the outer loss' Hessian in the alphas, on
+    one batch, at about 100 passes each (0: never)"""
+    early_stop: bool = False
+    """stop where the mean of 5 eigenvalues is 1.3 times that of 4 measurements before, and take that cell"""
+    early_stop_from: int = 10
+    """first epoch, counted from 1, whose cell an early stop may take"""
+
+    def __post_init__(self) -> None:
+        self._at_least("derived_every", 0)
+        self._at_least("eigenvalue_every", 0)
+        self._at_least("early_stop_from", 1)
+        self._default_unless("early_stop", self.eigenvalue_every > 0, "--eigenvalue-every")
+        self._default_unless("early_stop_from", self.early_stop, "--early-stop")
 
 
 @dataclass(frozen=True)
@@ -271,6 +307,7 @@ class SearchConfig(_Checked):
     estimator: EstimatorSettings = field(default_factory=EstimatorSettings)
     weights: WeightSettings = field(default_factory=WeightSettings)
     alphas: AlphaSettings = field(default_factory=AlphaSettings)
+    watch: WatchSettings = field(default_factory=WatchSettings)
 
     def __post_init__(self) -> None:
         self._one_of("method", tuple(METHODS))
@@ -322,9 +359,13 @@ class SearchConfig(_Checked):
             "regulariser_weight", bool(row.regularisers), f"a method that has one, not {self.method}"
         )
         self.alphas._default_unless("zero_one", "squared" in row.regularisers, "--method fair-darts")
-        if self.space.derivation == "top2" and self.space.threshold is not None:
+        in_benchmark = self.space.space == "nasbench201"
+        self.watch._default_unless("table", in_benchmark, "--space nasbench201")
+        derivation = self.space.derivation or ("strongest" if in_benchmark else "threshold")
+        if derivation in ("top2", "strongest") and self.space.threshold is not None:
             raise ConfigError(
-                f"--threshold only applies with a --derivation other than top2, got {self.space.threshold}"
+                f"--threshold only applies with a --derivation other than {derivation},"
+                f" got {self.space.threshold}"
             )
 
     @classmethod

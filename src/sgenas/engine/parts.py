@@ -13,7 +13,7 @@ from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
-from sgenas.spaces import DartsSpace, NasBench201Space, space
+from sgenas.spaces import AccuracyTable, DartsSpace, NasBench201Space, space
 from sgenas.trees import Tree
 
 Space = DartsSpace | NasBench201Space
@@ -71,7 +71,22 @@ def with_absolute_paths(config: SearchConfig) -> SearchConfig:
         parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
         source = f"{kind}:{','.join(parts)}"
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
-    return dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
+    watch = config.watch
+    if watch.table is not None:
+        watch = dataclasses.replace(watch, table=str(Path(watch.table).expanduser().absolute()))
+    return dataclasses.replace(
+        config, data=dataclasses.replace(settings, data=source, data_dir=folder), watch=watch
+    )
+
+
+def load_table(config: SearchConfig) -> AccuracyTable | None:
+    """The table of `--table`; raises DataError where it cannot be read."""
+    if config.watch.table is None:
+        return None
+    try:
+        return AccuracyTable.load(config.watch.table)
+    except DataError as error:
+        raise DataError(f"--table {error}") from None
 
 
 def make_space(config: SearchConfig, images: data.ImageData) -> Space:
@@ -82,6 +97,7 @@ def make_space(config: SearchConfig, images: data.ImageData) -> Space:
             "layers": sizes.layers,
             "nodes": sizes.nodes,
             "operations": sizes.operations or row.operations,
+            "pooling": sizes.pooling,
         }
     else:
         settings = {"cells": sizes.cells}
@@ -91,6 +107,7 @@ def make_space(config: SearchConfig, images: data.ImageData) -> Space:
         channels=sizes.channels,
         classes=len(images.classes),
         input_channels=images.channels,
+        activation=sizes.activation,
         generator=generator(config.seed, "weights"),
         **settings,
         **{name: value for name, value in chosen.items() if value is not None},

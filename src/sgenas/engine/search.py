@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,13 +14,15 @@ from torch import Tensor
 
 from sgenas import data, trees
 from sgenas.bilevel import SGD, BilevelProblem, Cost
+from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import checkpoint, parts
+from sgenas.engine import checkpoint, parts, watch
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
 from sgenas.errors import CheckpointError, ConfigError, DataError, DivergenceError, RunFolderError
 from sgenas.spaces import Genotype
+from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
 
 
@@ -113,6 +115,7 @@ class Search:
         self.config, self.folder = config, folder
         self.epoch = self.step_in_epoch = self.step = 0
         self.device = parts.find_device(config.device)
+        self.table = parts.load_table(config)
         self.images = parts.load_images(config)
         self._digest = parts.digest_of(self.images.train)
         self.split = self._split()
@@ -142,6 +145,12 @@ class Search:
                 f"--inner-steps must be at most the {self.inner_stream.batches_per_pass} batches of an epoch,"
                 f" got {config.estimator.inner_steps}"
             )
+        steps = range(config.epochs * self.steps_per_epoch)
+        if not any(self.moves_alphas(step) for step in steps):
+            raise ConfigError(
+                f"--alpha-every must be at most the {len(steps)} steps of the search, else no alpha moves,"
+                f" got {config.alphas.alpha_every}"
+            )
 
         self.estimator = parts.make_estimator(config.estimator)
         self.directions = parts.generator(config.seed, "directions")
@@ -154,6 +163,8 @@ class Search:
         self.cost = Cost()
         self.seconds = 0.0
         self._history = [trees.clone(self.alphas)]
+        self._eigenvalues: list[tuple[int, float]] = []
+        self._stopped_at: int | None = None
         self._zero_sums()
         self._metrics_bytes = 0
 
@@ -202,11 +213,17 @@ class Search:
         cosine = (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
         return settings.lr_min + (settings.lr - settings.lr_min) * cosine
 
-    def step_cost(self, epoch: int) -> Cost:
-        """Passes that one step of that epoch takes: few in the warm-up, many after it."""
+    def moves_alphas(self, step: int) -> bool:
+        """Whether step number `step`, counted from 0, moves the alphas besides the weights."""
+        settings = self.config.alphas
+        warm = step < settings.warmup_epochs * self.steps_per_epoch
+        return not warm and (step + 1) % settings.alpha_every == 0
+
+    def step_cost(self, step: int) -> Cost:
+        """Passes of step number `step`: few where it only trains the weights, many where it moves alphas."""
         inner_steps = self.config.estimator.inner_steps
         training = Cost(inner_steps, inner_steps, inner_steps)
-        if epoch < self.config.alphas.warmup_epochs:
+        if not self.moves_alphas(step):
             return training
         cost = self.estimator.cost(inner_steps)
         return cost + training if self.config.weights.weights == "separate" else cost
@@ -244,10 +261,10 @@ class Search:
         return BilevelProblem(self._loss, self._outer_loss(), optimizer, self._stacked_loss)
 
     def _take_step(self) -> dict[str, Tensor]:
-        """N inner steps and, after the warm-up, one step of the alphas; what there is to log, as tensors."""
+        """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors."""
         problem = self._problem(self._weight_optimizer())
         inner = [next(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
-        if self.epoch < self.config.alphas.warmup_epochs:
+        if not self.moves_alphas(self.step):
             return {"inner_loss": self._train_weights(problem, inner)}
 
         outer = next(self.outer_stream)
@@ -279,30 +296,50 @@ class Search:
         self.state = trajectory.end
         return torch.stack(trajectory.losses).mean()
 
+    def evaluate(self, genotype: Genotype | None = None) -> tuple[float, float]:
+        """(mean loss, accuracy) of the supernet on the validation images, not augmented, batch statistics.
+
+        With a genotype: of that cell alone, with the supernet's weights.
+        """
+        if genotype is None:
+            return self._evaluate(lambda images: self._forward(self.state.weights, self.alphas, images))
+        chosen = self._to_device(self.space.one_hot(genotype))
+        return self._evaluate(lambda images: self.space.mixed_logits(self.state.weights, chosen, images))
+
     @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """(mean loss, accuracy) of the supernet on the validation images, not augmented, batch statistics."""
+    def _evaluate(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         loss = torch.zeros((), device=self.device)
         correct = torch.zeros((), dtype=torch.long, device=self.device)
-        batches = data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
-        for images, labels in batches:
-            logits = self._forward(self.state.weights, self.alphas, images)
+        for images, labels in self._validation_batches():
+            logits = forward(images)
             loss += F.cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(dim=1) == labels).sum()
         count = len(self._validation)
         return loss.item() / count, correct.item() / count
 
+    def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
+
+    def eigenvalue(self) -> float:
+        """The largest of the outer loss' Hessian in the alphas, on the first batch of validation images."""
+        loss, batch = self._outer_loss(), next(iter(self._validation_batches()))
+        matvec = hessian_operator(lambda alphas: loss(self.state.weights, alphas, batch), self.alphas)
+        draw = parts.generator(self.config.seed, f"eigenvalue {self.epoch}")
+        start = torch.randn(trees.size(self.alphas), generator=draw)
+        return largest_eigenvalue(matvec, start.to(self.device))
+
     # -- the loop -----------------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done."""
-        return self.epoch >= self.config.epochs
+        """Whether all epochs are done, or the search has stopped early."""
+        return self.epoch >= self.config.epochs or self._stopped_at is not None
 
     @property
     def genotype(self) -> Genotype:
-        """The cell of the moment."""
-        return self.space.derive(self.alphas)
+        """The cell of the moment; after an early stop the cell of the epoch that it went back to."""
+        alphas = self.alphas if self._stopped_at is None else self._history[self._stopped_at + 1]
+        return self.space.derive(alphas)
 
     def run(self, observer: Observer, stop: Callable[[], bool]) -> SearchResult:
         """Steps until the last epoch is done or `stop` says so; writes the run folder on the way."""
@@ -331,7 +368,7 @@ class Search:
 
     def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
         values = self._take_step()
-        self.cost += self.step_cost(self.epoch)
+        self.cost += self.step_cost(self.step)
         self.step += 1
         self.step_in_epoch += 1
         for name in self._sums:
@@ -349,16 +386,17 @@ class Search:
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
         val_loss, val_accuracy = self.evaluate()
         steps = self.steps_per_epoch
-        warm = self.epoch < self.config.alphas.warmup_epochs
-        genotype = self.genotype
+        moves = sum(self.moves_alphas(step) for step in range(self.step - steps, self.step))
+        genotype = self.space.derive(self.alphas)
         row = {
             "kind": "epoch",
             "epoch": self.epoch,
             "step": self.step,
             "inner_loss": self._sums["inner_loss"].item() / steps,
-            "outer_loss": None if warm else self._sums["outer_loss"].item() / steps,
+            "outer_loss": self._sums["outer_loss"].item() / moves if moves else None,
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
+            **self._signs(genotype, val_accuracy),
             "seconds": self._clock(),
             "forward": self.cost.forward,
             "backward": self.cost.backward,
@@ -367,13 +405,41 @@ class Search:
             "cell": {name: str(cell) for name, cell in genotype.cells},
         }
         self._require_finite(row)
+        self._history.append(trees.clone(self.alphas))
+        if self.config.watch.early_stop:
+            earliest = self.config.watch.early_stop_from - 1
+            self._stopped_at = watch.early_stop(self._eigenvalues, earliest)
+            if self._stopped_at is not None:
+                row["stopped_early_with_epoch"] = self._stopped_at
+                genotype = self.genotype
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self._zero_sums()
-        self._history.append(trees.clone(self.alphas))
         self.folder.write_arrays("alphas.npz", self._alpha_arrays())
         self.folder.write_genotype(genotype)
         recorder.write(row)
         observer.row(row, genotype)
+        return row
+
+    def _signs(self, genotype: Genotype, val_accuracy: float) -> dict[str, Any]:
+        """Of an epoch: how near to a collapse, and how good the cell of the moment truly is where known."""
+        settings, number = self.config.watch, self.epoch + 1
+        row: dict[str, Any] = {
+            f"skips_{name}": count for name, count in watch.skip_connections(genotype).items()
+        }
+        entropies = watch.edge_entropies(self.space.mixing(self.alphas))
+        row |= {f"entropy_{name}": edges.mean().item() for name, edges in entropies.items()}
+        if settings.derived_every and number % settings.derived_every == 0:
+            _, row["derived_accuracy"] = self.evaluate(genotype)
+            row["accuracy_gap"] = val_accuracy - row["derived_accuracy"]
+        if settings.eigenvalue_every and number % settings.eigenvalue_every == 0:
+            row["eigenvalue"] = self.eigenvalue()
+            self._eigenvalues.append((self.epoch, row["eigenvalue"]))
+        if self.table is not None:
+            for name, accuracy in self.table.query(genotype).items():
+                column = COLUMNS[name].removesuffix("_test")
+                row[f"true_{column}"] = accuracy
+                row[f"rank_{column}"] = self.table.rank(genotype, name)
+                row[f"regret_{column}"] = self.table.regret(genotype, name)
         return row
 
     def _require_finite(self, row: dict[str, Any]) -> None:
@@ -393,8 +459,10 @@ class Search:
         mixing = [self.space.mixing(alphas) for alphas in self._history]
         for name in self.alphas:
             arrays[name] = np.stack([alphas[name].cpu().numpy() for alphas in self._history])
+        entropies = [watch.edge_entropies(weights) for weights in mixing]
         for name in mixing[0]:
             arrays[f"{name}_mixing"] = np.stack([weights[name].cpu().numpy() for weights in mixing])
+            arrays[f"{name}_entropy"] = np.stack([edges[name].cpu().numpy() for edges in entropies])
         return arrays
 
     def _zero_sums(self) -> None:
@@ -435,6 +503,8 @@ class Search:
             "directions": self.directions.get_state(),
             "sums": self._sums,
             "history": self._history,
+            "eigenvalues": [list(pair) for pair in self._eigenvalues],
+            "stopped_at": self._stopped_at,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -460,6 +530,8 @@ class Search:
             self.directions.set_state(state["directions"])
             self._sums = _like(self._sums, self._to_device(state["sums"]))
             self._history = [_like(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
+            self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
+            self._stopped_at = state["stopped_at"]
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
             raise CheckpointError(
                 f"checkpoint {self.folder.checkpoint_path} does not fit this search: {error!r}"

@@ -4,17 +4,19 @@ from typing import Any, Literal, overload
 
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.darts import DartsSpace
-from sgenas.spaces.fair_darts import FairDartsSpace
+from sgenas.spaces.fair_darts import FairDartsSpace, FairNasBench201Space
 from sgenas.spaces.genotype import Cell, Edge, Genotype
 from sgenas.spaces.nasbench201 import NasBench201Space
 from sgenas.spaces.nasbench201_table import AccuracyTable
-from sgenas.spaces.pc_darts import PCDartsSpace
+from sgenas.spaces.pc_darts import PCDartsSpace, PCNasBench201Space
 
 SPACES: dict[str, type[DartsSpace] | type[NasBench201Space]] = {
     "darts": DartsSpace,
     "pc-darts": PCDartsSpace,
     "fair-darts": FairDartsSpace,
     "nasbench201": NasBench201Space,
+    "pc-darts-nasbench201": PCNasBench201Space,
+    "fair-darts-nasbench201": FairNasBench201Space,
 }
 
 
@@ -41,8 +43,10 @@ __all__ = [
     "DartsSpace",
     "Edge",
     "FairDartsSpace",
+    "FairNasBench201Space",
     "Genotype",
     "NasBench201Space",
     "PCDartsSpace",
+    "PCNasBench201Space",
     "space",
 ]

@@ -1,11 +1,11 @@
-"""The searchable cell and the network that stacks it: every operation on every edge, mixed by weights.
+"""What the searchable cells of all spaces are made of: mixed edges, nodes that sum them, the stem.
 
-The network takes *mixing weights* (already relaxed), never raw alphas: relaxation belongs to the space. It
-holds no alphas, no running statistics and no randomness, so that its output is a pure function of
+Networks take *mixing weights* (already relaxed), never raw alphas: relaxation belongs to the space. They
+hold no alphas, no running statistics and no randomness, so that their output is a pure function of
 (weights, mixing, images).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import torch.nn.functional as F
@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from sgenas.spaces.derivation import edges_of
 from sgenas.spaces.kernels import (
     channels_last,
-    classify_members,
     from_phases,
     join,
     shuffle_channels,
     split_channels,
 )
-from sgenas.spaces.normalisation import normalise, weighted_sum
-from sgenas.spaces.ops import BUILDERS, FactorizedReduce, NodeState, PointwiseConv, Term
-from sgenas.trees import Tree
+from sgenas.spaces.nonlinearity import Nonlinearity
+from sgenas.spaces.normalisation import affine_norm, weighted_sum
+from sgenas.spaces.ops import NodeState, Term
+
+Builder = Callable[[int, int], nn.Module]
+"""(channels, stride) -> an operation that takes a NodeState and gives a Term."""
 
 
 class NodeSum:
@@ -48,13 +50,15 @@ class NodeSum:
 
 
 class MixedEdge(nn.Module):
-    """Eq. 1: sum over operations k of m_k o_k(x) on one edge."""
+    """Eq. 1: sum over operations k of m_k o_k(x) on one edge; `builders` makes them, by name."""
 
-    def __init__(self, operations: Sequence[str], channels: int, stride: int) -> None:
+    def __init__(
+        self, operations: Sequence[str], builders: Mapping[str, Builder], channels: int, stride: int
+    ) -> None:
         super().__init__()
         self.columns = [column for column, name in enumerate(operations) if name != "none"]
         names = [operations[column] for column in self.columns]
-        self.operations = nn.ModuleDict({name: BUILDERS[name](channels, stride) for name in names})
+        self.operations = nn.ModuleDict({name: builders[name](channels, stride) for name in names})
 
     def add_to(self, total: NodeSum, node: NodeState, weights: Sequence[Tensor]) -> None:
         """Adds m_k o_k(x) for every operation but `none`; weights: for each operation, (C,)."""
@@ -65,8 +69,9 @@ class MixedEdge(nn.Module):
 class Bypass:
     """The channels of a node that go around the operations of a partially connected cell (PC-DARTS)."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, nonlinearity: Nonlinearity) -> None:
         self._value = value
+        self._nonlinearity = nonlinearity
         self._pooled: Tensor | None = None
 
     def value(self, stride: int) -> Tensor:
@@ -74,15 +79,12 @@ class Bypass:
         if stride == 1:
             return self._value
         if self._pooled is None:
-            self._pooled = F.max_pool2d(self._value, 2, ceil_mode=True)
+            self._pooled = self._nonlinearity.max_pool(self._value, 2, 2)
         return self._pooled
 
 
-class SearchCell(nn.Module):
-    """A cell of `nodes` nodes, each the sum of its mixed incoming edges, joined along the channels.
-
-    Its two inputs are the outputs of the two cells before, brought to `channels` channels and to one size.
-    In a reduction cell the edges that leave the inputs have stride 2.
+class MixedCell(nn.Module):
+    """Nodes that are each the sum of their mixed incoming edges, one from every earlier node.
 
     partial = K > 1 (PC-DARTS, arXiv:1907.05737): only the first 1 / K of a node's channels go through the
     operations, the others around them, weighted by the edge's total weight (the sum of its mixing weights);
@@ -90,35 +92,26 @@ class SearchCell(nn.Module):
     """
 
     def __init__(
-        self,
-        operations: Sequence[str],
-        nodes: int,
-        channels_before_last: int,
-        channels_last: int,
-        channels: int,
-        *,
-        reduction: bool,
-        reduction_before: bool,
-        partial: int = 1,
+        self, nodes: int, inputs: int, channels: int, partial: int, nonlinearity: Nonlinearity
     ) -> None:
         super().__init__()
-        self.partial = partial
-        self.reduction = reduction
-        self.nodes = nodes
-        self.channels = channels
-        first = FactorizedReduce if reduction_before else PointwiseConv
-        self.input_before_last = first(channels_before_last, channels)
-        self.input_last = PointwiseConv(channels_last, channels)
-        self.edge_list = edges_of(nodes)
+        self.nodes, self.inputs, self.channels = nodes, inputs, channels
+        self.partial, self.nonlinearity = partial, nonlinearity
+        self.edge_list = edges_of(nodes, inputs)
+
+    def make_edges(self, operations: Sequence[str], builders: Mapping[str, Builder]) -> None:
+        """Registers the edges, after what a cell has in front of them."""
         self.edges = nn.ModuleList(
-            MixedEdge(operations, channels // partial, self._stride(source)) for source, _ in self.edge_list
+            MixedEdge(operations, builders, self.channels // self.partial, self.stride(source))
+            for source, _ in self.edge_list
         )
 
-    def _stride(self, source: int) -> int:
-        return 2 if self.reduction and source < 2 else 1
+    def stride(self, source: int) -> int:  # noqa: ARG002
+        """Of the edges that leave node `source`."""
+        return 1
 
-    def forward(self, before_last: NodeState, last: NodeState, mixing: Tensor) -> Tensor:
-        """(B, M nodes * channels, H, W) from two node states and mixing (M, E, O), M members."""
+    def node_values(self, entering: Sequence[Tensor], mixing: Tensor) -> list[Tensor]:
+        """All nodes, the inputs (B, M C, H, W) among them, from mixing (M, E, O), M members."""
         members, used = mixing.shape[0], self.channels // self.partial
         # (E, O, M C): one weight for each channel, so that a member's channels get the member's weight
         weights = mixing.permute(1, 2, 0).repeat_interleave(used, dim=2)
@@ -132,12 +125,12 @@ class SearchCell(nn.Module):
             values.append(value)
             if self.partial > 1:
                 value, rest = split_channels(value, members, used)
-                bypasses.append(Bypass(rest))
-            states.append(NodeState(value))
+                bypasses.append(Bypass(rest, self.nonlinearity))
+            states.append(NodeState(value, self.nonlinearity))
 
-        for term in (self.input_before_last(before_last), self.input_last(last)):
-            enter(normalise(term.value))
-        for target in range(2, 2 + self.nodes):
+        for value in entering:
+            enter(value)
+        for target in range(self.inputs, self.inputs + self.nodes):
             total = NodeSum()
             incoming = [row for row, (_, end) in enumerate(self.edge_list) if end == target]
             for row in incoming:
@@ -146,80 +139,27 @@ class SearchCell(nn.Module):
             value = total.value()
             if self.partial > 1:
                 sources = [self.edge_list[row][0] for row in incoming]
-                rests = [bypasses[source].value(self._stride(source)) for source in sources]
+                rests = [bypasses[source].value(self.stride(source)) for source in sources]
                 rest = weighted_sum([around[row] for row in incoming], rests, [False] * len(rests))
                 value = shuffle_channels(join([value, rest], members), members, self.partial)
             enter(value)
-        return join(values[2:], members)
+        return values
 
 
-class SearchNetwork(nn.Module):
-    """Stem, `layers` cells, global average pooling, linear classifier (arXiv:1806.09055).
+class Stem(nn.Sequential):
+    """3x3 convolution and normalisation with scale and shift, of the images that all members share."""
 
-    The cells at layers // 3 and 2 * layers // 3 reduce the image and double the channels; all normal cells
-    share the table mixing["normal"], all reduction cells mixing["reduce"].
-    """
-
-    def __init__(
-        self,
-        operations: Sequence[str],
-        nodes: int,
-        channels: int,
-        layers: int,
-        classes: int,
-        input_channels: int,
-        stem_multiplier: int,
-        partial: int = 1,
-    ) -> None:
-        super().__init__()
-        stem_channels = stem_multiplier * channels
-        self.stem = nn.Sequential(
-            nn.Conv2d(input_channels, stem_channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(stem_channels, track_running_stats=False),
+    def __init__(self, input_channels: int, channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(input_channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels, track_running_stats=False),
         )
-        self.kinds: list[str] = []
-        self.cells = nn.ModuleList()
-        before_last = last = stem_channels
-        reduction_before = False
-        for layer in range(layers):
-            reduction = layer in (layers // 3, 2 * layers // 3)
-            channels *= 2 if reduction else 1
-            cell = SearchCell(
-                operations,
-                nodes,
-                before_last,
-                last,
-                channels,
-                reduction=reduction,
-                reduction_before=reduction_before,
-                partial=partial,
-            )
-            self.kinds.append("reduce" if reduction else "normal")
-            self.cells.append(cell)
-            before_last, last, reduction_before = last, nodes * channels, reduction
-        self.classifier = nn.Linear(last, classes)
 
-    def forward(self, images: Tensor, mixing: Tree) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W), mixing {kind: (E, O)}.
-
-        With mixing {kind: (M, E, O)}, and all weights of M members stacked along their first dimension (M
-        times as long), logits (M, B, classes), of all members on the same images.
-        """
-        stacked = all(table.ndim == 3 for table in mixing.values())
-        tables = mixing if stacked else {kind: table[None] for kind, table in mixing.items()}
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, M channels, H, W), channels-last, by weights that may be those of M members."""
+        convolution, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
+        x = F.conv2d(channels_last(images), convolution.weight, None, padding=1)
         # oneDNN's kernels for channels-last are the faster ones on CPU (docs/speed.md).
         # Asked for after the stem too: images of one channel are in both layouts at once, and the stem's
         # convolution then chooses the slow one.
-        before_last = last = NodeState(channels_last(self._stem(channels_last(images))))
-        for kind, cell in zip(self.kinds, self.cells, strict=True):
-            before_last, last = last, NodeState(cell(before_last, last, tables[kind]))
-        features = last.value.mean(dim=(2, 3))
-        if not stacked:
-            return self.classifier(features)
-        return classify_members(features, self.classifier, tables["normal"].shape[0])
-
-    def _stem(self, images: Tensor) -> Tensor:
-        """The stem by its weights alone, which may be those of several members."""
-        convolution, norm = cast(nn.Conv2d, self.stem[0]), cast(nn.BatchNorm2d, self.stem[1])
-        x = F.conv2d(images, convolution.weight, None, padding=1)
-        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        return channels_last(affine_norm(x, norm))

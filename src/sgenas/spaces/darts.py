@@ -6,9 +6,10 @@ import torch
 
 from sgenas import trees
 from sgenas.errors import InvalidValueError
-from sgenas.spaces.cells import SearchNetwork
+from sgenas.spaces.darts_network import SearchNetwork
 from sgenas.spaces.derivation import edges_of, strongest_edges
 from sgenas.spaces.genotype import DARTS_OPERATIONS, Genotype
+from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.supernet import SupernetSpace
 from sgenas.trees import Tree
 
@@ -26,13 +27,15 @@ class DartsSpace(SupernetSpace):
 
     channels: of the first cell (C); layers: number of cells, at least 3 so that both kinds occur; classes;
     input_channels: of the images; nodes: computed nodes of a cell; stem_multiplier: stem channels / C;
-    partial: K of partially connected cells, see `pc_darts`;
+    partial: K of partially connected cells, see `pc_darts`; activation, pooling: see `nonlinearity`;
     operations: a name in OPERATION_SETS or a sequence of names; generator: draws the first weights (by
     default a fresh one with seed 0). Alphas are a tree {"normal": (E, O), "reduce": (E, O)} with
     E = nodes (nodes + 3) / 2 edges and O operations; weights are the tree of the supernet's parameters.
 
     Raises InvalidValueError for a size below its minimum and for an unknown operation.
     """
+
+    kinds = CELL_KINDS
 
     def __init__(
         self,
@@ -45,6 +48,8 @@ class DartsSpace(SupernetSpace):
         stem_multiplier: int = 3,
         partial: int = 1,
         operations: str | Sequence[str] = "darts",
+        activation: str = "relu",
+        pooling: str = "hard",
         generator: torch.Generator | None = None,
     ) -> None:
         minima = {"channels": (channels, 2), "layers": (layers, 3), "classes": (classes, 2)}
@@ -57,6 +62,7 @@ class DartsSpace(SupernetSpace):
             raise InvalidValueError(
                 f"partial_channels must divide channels {channels} into parts of at least 2, got {partial}"
             )
+        nonlinearity = Nonlinearity(activation, pooling)
         self.operations = operation_set(operations)
         self.nodes = nodes
         self.partial = partial
@@ -64,14 +70,17 @@ class DartsSpace(SupernetSpace):
         # made without storage, then filled from our own generator: torch's global one stays untouched
         with torch.device("meta"):
             network = SearchNetwork(
-                self.operations, nodes, channels, layers, classes, input_channels, stem_multiplier, partial
+                self.operations,
+                nodes,
+                channels,
+                layers,
+                classes,
+                input_channels,
+                stem_multiplier,
+                partial,
+                nonlinearity,
             )
         self._adopt(network, generator)
-
-    def initial_alphas(self, generator: torch.Generator) -> Tree:
-        """1e-3 N(0, 1) for every entry, as in the DARTS code; on the CPU."""
-        shape = (len(self.edges), len(self.operations))
-        return {kind: 1e-3 * torch.randn(shape, generator=generator) for kind in CELL_KINDS}
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment by the DARTS rule, see `derivation.strongest_edges`."""

@@ -1,4 +1,4 @@
-"""The space of Fair DARTS (arXiv:1911.12126): DARTS' cells with operations that do not compete."""
+"""The spaces of Fair DARTS (arXiv:1911.12126): operations that do not compete, strong ones kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,16 +8,44 @@ import torch
 from sgenas import trees
 from sgenas.errors import InvalidValueError
 from sgenas.spaces import relaxation
-from sgenas.spaces.darts import CELL_KINDS, DartsSpace
+from sgenas.spaces.darts import DartsSpace
 from sgenas.spaces.derivation import edges_above, strongest_edges
 from sgenas.spaces.genotype import Cell, Genotype
+from sgenas.spaces.nasbench201 import NasBench201Space
+from sgenas.spaces.nasbench201_strings import KIND, genotype_of
+from sgenas.spaces.nasbench201_strings import OPERATIONS as BENCHMARK_OPERATIONS
+from sgenas.spaces.supernet import SupernetSpace
 from sgenas.trees import Tree
 
 DERIVATIONS = ("top2", "threshold", "threshold-edges")
+BENCHMARK_DERIVATIONS = ("strongest", "threshold")
+THRESHOLD = 0.85
 
 
-class FairDartsSpace(DartsSpace):
-    """DartsSpace with sigmoids for mixing weights, alphas that start at 0 (weights of 1/2), and no `none`.
+class Sigmoids(SupernetSpace):
+    """What Fair DARTS changes in a space: sigmoids for mixing weights, alphas that start at 0 (weights 1/2).
+
+    No operation is `none`, which no sigmoid would compete with.
+    """
+
+    def initial_alphas(self, generator: torch.Generator) -> Tree:  # noqa: ARG002
+        """Zeros: nothing is drawn."""
+        return {kind: torch.zeros(len(self.edges), len(self.operations)) for kind in self.kinds}
+
+    def mixing(self, alphas: Tree) -> Tree:
+        """1 / (1 + exp(-alpha)), entry by entry."""
+        return relaxation.sigmoid(alphas)
+
+
+def _check(derivation: str, known: tuple[str, ...], threshold: float) -> None:
+    if derivation not in known:
+        raise InvalidValueError(f"derivation must be one of {', '.join(known)}, got {derivation!r}")
+    if not 0 < threshold < 1:
+        raise InvalidValueError(f"threshold must be in (0, 1), got {threshold}")
+
+
+class FairDartsSpace(Sigmoids, DartsSpace):
+    """DartsSpace with `Sigmoids`.
 
     derivation: how a cell is read. `top2`: the DARTS rule. `threshold`: of those edges, the ones whose weight
     is at least `threshold`. `threshold-edges`: on every edge the up to 2 best operations with at least that
@@ -25,7 +53,7 @@ class FairDartsSpace(DartsSpace):
     business, the genotype says so plainly. The other settings are DartsSpace's; `operations` is `paper`.
 
     Raises InvalidValueError for an unknown derivation, a threshold outside (0, 1), `none` among the
-    operations (no sigmoid competes with it) and partial channels.
+    operations and partial channels.
     """
 
     def __init__(
@@ -33,28 +61,16 @@ class FairDartsSpace(DartsSpace):
         *,
         operations: str | Sequence[str] = "paper",
         derivation: str = "threshold",
-        threshold: float = 0.85,
+        threshold: float = THRESHOLD,
         **settings: Any,
     ) -> None:
-        if derivation not in DERIVATIONS:
-            raise InvalidValueError(f"derivation must be one of {', '.join(DERIVATIONS)}, got {derivation!r}")
-        if not 0 < threshold < 1:
-            raise InvalidValueError(f"threshold must be in (0, 1), got {threshold}")
+        _check(derivation, DERIVATIONS, threshold)
         if settings.get("partial", 1) != 1:
             raise InvalidValueError(f"partial must be 1 with sigmoids, got {settings['partial']}")
         super().__init__(operations=operations, **settings)
         if "none" in self.operations:
             raise InvalidValueError(f"operations must not hold none with sigmoids, got {self.operations}")
         self.derivation, self.threshold = derivation, threshold
-
-    def initial_alphas(self, generator: torch.Generator) -> Tree:  # noqa: ARG002
-        """Zeros: nothing is drawn."""
-        shape = (len(self.edges), len(self.operations))
-        return {kind: torch.zeros(shape) for kind in CELL_KINDS}
-
-    def mixing(self, alphas: Tree) -> Tree:
-        """1 / (1 + exp(-alpha)), entry by entry."""
-        return relaxation.sigmoid(alphas)
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cells of the moment by `derivation`."""
@@ -66,4 +82,33 @@ class FairDartsSpace(DartsSpace):
             least = 0.0 if self.derivation == "top2" else self.threshold
             return strongest_edges(mixing[kind], self.operations, self.nodes, least=least)
 
-        return Genotype("fair-darts", tuple((kind, cell(kind)) for kind in CELL_KINDS))
+        return Genotype("fair-darts", tuple((kind, cell(kind)) for kind in self.kinds))
+
+
+class FairNasBench201Space(Sigmoids, NasBench201Space):
+    """NasBench201Space with `Sigmoids` over the 4 operations besides `none`.
+
+    The benchmark has one operation on an edge, so the published rules, which take several or none, do not
+    all apply. derivation: `strongest` keeps the strongest operation of every edge; `threshold` puts `none`
+    where that one's weight is below `threshold`, and may give an empty cell. The other settings are
+    NasBench201Space's. Raises InvalidValueError for an unknown derivation and a threshold outside (0, 1).
+    """
+
+    def __init__(
+        self, *, derivation: str = "strongest", threshold: float = THRESHOLD, **settings: Any
+    ) -> None:
+        _check(derivation, BENCHMARK_DERIVATIONS, threshold)
+        chosen = tuple(name for name in BENCHMARK_OPERATIONS if name != "none")
+        super().__init__(operations=chosen, **settings)
+        self.derivation, self.threshold = derivation, threshold
+
+    def derive(self, alphas: Tree) -> Genotype:
+        """The cell of the moment by `derivation`."""
+        strongest = self.strongest(alphas)
+        if self.derivation == "threshold":
+            weights = trees.detach(self.mixing(alphas))[KIND].amax(dim=1).tolist()
+            strongest = [
+                name if weight >= self.threshold else "none"
+                for name, weight in zip(strongest, weights, strict=True)
+            ]
+        return genotype_of(strongest)

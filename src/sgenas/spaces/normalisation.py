@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sgenas.spaces.kernels import channels_last, hand_written
 
@@ -19,6 +19,11 @@ EPSILON = 1e-5
 def normalise(x: Tensor) -> Tensor:
     """zhat of x (B, C, H, W)."""
     return F.batch_norm(x, None, None, training=True, eps=EPSILON)
+
+
+def affine_norm(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """zhat with the scale and shift of `norm`, which may be those of M members."""
+    return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
 
 
 def weighted_sum(weights: Sequence[Tensor], terms: Sequence[Tensor], normalised: Sequence[bool]) -> Tensor:

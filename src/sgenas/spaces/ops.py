@@ -5,7 +5,7 @@ Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to
 DARTS code.
 
 An operation does not read a plain tensor but a `NodeState`: what all edges that leave a node need from it
-(its rectified values, its pooled values) is computed once for the node instead of once for each edge. It
+(its activated values, its pooled values) is computed once for the node instead of once for each edge. It
 does not return a plain tensor but a `Term`, since the sum that it enters can finish it at less cost.
 
 Several members, M copies of the network with their own weights and alphas, may go through one call: their
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.spaces.kernels import channels_last, depthwise, join, pointwise, to_phases
+from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.normalisation import normalise
 
 
@@ -34,32 +35,39 @@ class Term:
 class NodeState:
     """The value of one node and, made on demand and once, what the operations take from it."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, nonlinearity: Nonlinearity) -> None:
         self.value = value
+        self.nonlinearity = nonlinearity
         self._cache: dict[str, Tensor] = {}
 
-    def relu(self) -> Tensor:
-        """max(value, 0)."""
-        return self._once("relu", lambda: F.relu(self.value))
+    def activated(self) -> Tensor:
+        """max(value, 0), or what stands for it."""
+        return self._once("activated", lambda: self.nonlinearity.activate(self.value))
 
     def max_pool(self, stride: int) -> Tensor:
         """3x3 max pooling, then normalisation."""
-        return self._once(f"max{stride}", lambda: normalise(F.max_pool2d(self.value, 3, stride, padding=1)))
+        return self._once(
+            f"max{stride}", lambda: normalise(self.nonlinearity.max_pool(self.value, 3, stride))
+        )
 
     def avg_pool(self, stride: int) -> Tensor:
         """3x3 mean over the pixels inside the image, then normalisation."""
-        return self._once(
-            f"avg{stride}",
-            lambda: normalise(F.avg_pool2d(self.value, 3, stride, padding=1, count_include_pad=False)),
-        )
+        return self._once(f"avg{stride}", lambda: normalise(self._mean(stride)))
+
+    def mean_pool(self) -> Tensor:
+        """3x3 mean over the pixels inside the image, not normalised."""
+        return self._once("mean", lambda: self._mean(1))
+
+    def _mean(self, stride: int) -> Tensor:
+        return F.avg_pool2d(self.value, 3, stride, padding=1, count_include_pad=False)
 
     def even(self) -> Tensor:
-        """relu() at the even pixels: all that a dilated convolution of stride 2 reads."""
-        return self._once("even", lambda: channels_last(self.relu()[:, :, ::2, ::2]))
+        """activated() at the even pixels: all that a dilated convolution of stride 2 reads."""
+        return self._once("even", lambda: channels_last(self.activated()[:, :, ::2, ::2]))
 
     def phases(self) -> Tensor:
-        """relu() with the pixels of each parity apart, see `kernels.to_phases`."""
-        return self._once("phases", lambda: to_phases(self.relu()))
+        """activated() with the pixels of each parity apart, see `kernels.to_phases`."""
+        return self._once("phases", lambda: to_phases(self.activated()))
 
     @property
     def phased(self) -> bool:
@@ -112,7 +120,7 @@ class FactorizedReduce(nn.Module):
         self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
 
     def forward(self, node: NodeState) -> Term:
-        x = node.relu()
+        x = node.activated()
         # with an odd number of rows or columns the shifted half lacks its last one: zeros stand for it
         shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         halves = [pointwise(x, self.even.weight, 2), pointwise(shifted, self.odd.weight, 2)]
@@ -127,11 +135,11 @@ class PointwiseConv(nn.Module):
         self.pointwise = nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, node: NodeState) -> Term:
-        return Term(pointwise(node.relu(), self.pointwise.weight), raw=True)
+        return Term(pointwise(node.activated(), self.pointwise.weight), raw=True)
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise k x k convolution, then 1x1 convolution, of a value that is rectified already."""
+    """Depthwise k x k convolution, then 1x1 convolution, of a value that is activated already."""
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -139,14 +147,14 @@ class DepthwiseSeparable(nn.Module):
         self.depthwise = nn.Conv2d(channels, channels, kernel, groups=channels, bias=False)
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
 
-    def forward(self, rectified: Tensor) -> Tensor:
-        return pointwise(depthwise(rectified, self.depthwise.weight, self.stride), self.pointwise.weight)
+    def forward(self, activated: Tensor) -> Tensor:
+        return pointwise(depthwise(activated, self.depthwise.weight, self.stride), self.pointwise.weight)
 
-    def dilated(self, rectified: Tensor) -> Tensor:
+    def dilated(self, activated: Tensor) -> Tensor:
         """The same with dilation 2 and stride 1, in one call: for what cannot be cut into phases."""
         weight = self.depthwise.weight
         spread = F.conv2d(
-            rectified, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0]
+            activated, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0]
         )
         return pointwise(spread, self.pointwise.weight)
 
@@ -160,7 +168,7 @@ class SeparableConv(nn.Module):
         self.second = DepthwiseSeparable(channels, kernel, 1)
 
     def forward(self, node: NodeState) -> Term:
-        between = F.relu(normalise(self.first(node.relu())))
+        between = node.nonlinearity.activate(normalise(self.first(node.activated())))
         return Term(self.second(between), raw=True)
 
 
@@ -182,7 +190,7 @@ class DilatedConv(nn.Module):
             return Term(self.conv(node.even()), raw=True)
         if node.phased:
             return Term(self.conv(node.phases()), raw=True, phased=True)
-        return Term(self.conv.dilated(node.relu()), raw=True)
+        return Term(self.conv.dilated(node.activated()), raw=True)
 
 
 def _skip(channels: int, stride: int) -> nn.Module:

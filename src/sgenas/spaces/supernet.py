@@ -4,14 +4,22 @@ import torch
 from torch import Tensor, nn
 
 from sgenas import trees
+from sgenas.errors import GenotypeError
 from sgenas.spaces import initial, relaxation
+from sgenas.spaces.genotype import Genotype
 from sgenas.trees import Tree
 
 
 class SupernetSpace:
-    """Base of the search spaces. The network takes (images, mixing weights) and holds no alphas."""
+    """Base of the search spaces. The network takes (images, mixing weights) and holds no alphas.
+
+    kinds: names of the cells. edges: (source, target) of the rows of an alpha table; operations: its columns.
+    """
 
     supernet: nn.Module
+    kinds: tuple[str, ...]
+    edges: tuple[tuple[int, int], ...]
+    operations: tuple[str, ...]
 
     def _adopt(self, network: nn.Module, generator: torch.Generator | None) -> None:
         """Makes a network without storage the space's own, first weights drawn (by default with seed 0)."""
@@ -25,15 +33,43 @@ class SupernetSpace:
         """
         return initial.initial_weights(self.supernet, generator)
 
+    def initial_alphas(self, generator: torch.Generator) -> Tree:
+        """1e-3 N(0, 1) for every entry, as in the DARTS code and AutoDL's; on the CPU."""
+        shape = (len(self.edges), len(self.operations))
+        return {kind: 1e-3 * torch.randn(shape, generator=generator) for kind in self.kinds}
+
+    def derive(self, alphas: Tree) -> Genotype:
+        """The cell of the moment."""
+        raise NotImplementedError
+
     def mixing(self, alphas: Tree) -> Tree:
         """Mixing weights of raw alphas: softmax over the operations of each edge (Eq. 1)."""
         return relaxation.softmax(alphas)
 
     def logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
         """(B, classes) for images (B, input_channels, H, W) in floats: pure, differentiable in all three."""
-        return torch.func.functional_call(self.supernet, weights, (images, self.mixing(alphas)))
+        return self.mixed_logits(weights, self.mixing(alphas), images)
+
+    def mixed_logits(self, weights: Tree, mixing: Tree, images: Tensor) -> Tensor:
+        """`logits` for given mixing weights, {kind: (E, O)}."""
+        return torch.func.functional_call(self.supernet, weights, (images, mixing))
 
     def stacked_logits(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
         """(M, B, classes): the `logits` of M members at once, every tensor of both trees (M, ...)."""
         flat = trees.map_tree(lambda tensor: tensor.flatten(0, 1), weights)
         return torch.func.functional_call(self.supernet, flat, (images, self.mixing(alphas)))
+
+    def one_hot(self, genotype: Genotype) -> Tree:
+        """The mixing weights of a discrete cell: 1 where it has an operation on an edge, 0 elsewhere.
+
+        Raises GenotypeError for a cell that this space does not have.
+        """
+        tables: Tree = {}
+        for kind in self.kinds:
+            tables[kind] = torch.zeros(len(self.edges), len(self.operations))
+            for edge in genotype[kind].edges:
+                place = (edge.source, edge.target)
+                if place not in self.edges or edge.operation not in self.operations:
+                    raise GenotypeError(f"cell {kind} must be of this space, got edge {edge}")
+                tables[kind][self.edges.index(place), self.operations.index(edge.operation)] = 1.0
+        return tables
