@@ -86,7 +86,7 @@ class SizeCommand:
     """
 
     genotype: str
-    """name of a published cell, genotype file (JSON), or run folder"""
+    """name of a published cell, genotype file (JSON), run folder, or a cell of NAS-Bench-201 in its own form"""
     channels: int | None = None
     """channels of the first cell; 36 if not set (16 for NAS-Bench-201)"""
     layers: int | None = None
@@ -308,7 +308,7 @@ def _query(command: QueryCommand) -> int:
     from sgenas.spaces import AccuracyTable
 
     table = AccuracyTable.load(command.table)
-    arch = command.arch if command.arch.startswith("|") else find_genotype(command.arch)
+    arch = find_genotype(command.arch)
     found = {
         name: {"accuracy": value, "rank": table.rank(arch, name), "regret": table.regret(arch, name)}
         for name, value in table.query(arch).items()

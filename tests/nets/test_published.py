@@ -12,6 +12,7 @@ from sgenas.errors import GenotypeError, InvalidValueError
 from sgenas.nets import DartsNetwork, NasBench201Network, Size, build, find_genotype, names, network_size
 from sgenas.nets import published as published_cells
 from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.nasbench201_strings import to_string
 
 SHARED = Path(__file__).parents[3] / "shared" / "genotypes.json"
 NAMES = {
@@ -128,6 +129,8 @@ def test_build_draws_from_a_generator() -> None:
 def test_find_genotype(tmp_path: Path) -> None:
     genotype = published_cells("darts-v1")
     assert find_genotype("darts-v1") == genotype
+    arch = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+    assert to_string(find_genotype(arch)) == arch
     (tmp_path / "genotype.json").write_text(genotype.to_json())
     assert find_genotype(str(tmp_path)) == genotype
     assert find_genotype(str(tmp_path / "genotype.json")) == genotype

@@ -11,6 +11,7 @@ from typing import Any
 
 from sgenas.errors import GenotypeError
 from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.nasbench201_strings import from_string
 
 
 @cache
@@ -31,11 +32,14 @@ def published(name: str) -> Genotype:
 
 
 def find_genotype(text: str) -> Genotype:
-    """The genotype that `text` stands for: a published name, a JSON file, or a run folder with its cell.
+    """The genotype that `text` stands for.
 
-    A published name goes before a file of the same name. Raises GenotypeError when it is none of the three,
-    when the run has no cell yet, and for a malformed file.
+    A published name, a cell of NAS-Bench-201 in the benchmark's own form (it begins with |), a JSON file, or
+    a run folder with its cell. A published name goes before a file of the same name. Raises GenotypeError
+    when it is none of these, when the run has no cell yet, and for a malformed string or file.
     """
+    if text.startswith("|"):
+        return from_string(text)
     if text in names():
         return published(text)
     path = Path(text)

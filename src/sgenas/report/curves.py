@@ -29,10 +29,12 @@ def draw_curves(record: RunRecord) -> "Figure":
     estimator = any(
         len(_series(record.steps, "step", key, positive=True)[0]) for key in ("direct_norm", "indirect_norm")
     )
-    rows = 1 + len(tables) + estimator
+    known = sorted({key for row in record.epochs for key in row if key.startswith("true_")})
+    signs = any(key.startswith(("skips_", "entropy_")) for row in record.epochs for key in row)
+    rows = 1 + len(tables) + estimator + bool(known) + signs
     # a row of mixing weights is as high as its heat map needs to keep the edges' names apart
     edges = 0 if alphas is None else len(alphas.edges)
-    heights = [2.9, *[max(2.9, 0.9 + 0.17 * edges)] * len(tables), *[2.4] * estimator]
+    heights = [2.9, *[max(2.9, 0.9 + 0.17 * edges)] * len(tables), *[2.4] * (estimator + bool(known) + signs)]
     with house_style():
         figure = Figure(
             figsize=(10, sum(heights) + (0.5 if tables else 0)),
@@ -46,8 +48,17 @@ def draw_curves(record: RunRecord) -> "Figure":
             _draw_means(figure.add_subplot(grid[row, 0]), name, table, alphas)
             cell = dict(record.genotype.cells).get(name) if record.genotype is not None else None
             _draw_strongest(figure.add_subplot(grid[row, 1]), name, table, alphas, cell)
+        row = 1 + len(tables)
+        if known:
+            _draw_true(figure.add_subplot(grid[row, 0]), record, known)
+            _draw_ranks(figure.add_subplot(grid[row, 1]), record, known)
+            row += 1
+        if signs:
+            _draw_skips(figure.add_subplot(grid[row, 0]), record)
+            _draw_sharpness(figure.add_subplot(grid[row, 1]), record)
+            row += 1
         if estimator:
-            _draw_estimator(figure.add_subplot(grid[-1, :]), record)
+            _draw_estimator(figure.add_subplot(grid[row, :]), record)
         if alphas is not None and tables:
             _add_legend(figure, alphas.operations)
     return figure
@@ -134,7 +145,7 @@ def _draw_losses(axes: "Axes", record: RunRecord) -> None:
 def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
     x, y = _series(record.epochs, "epoch", "val_accuracy")
     if len(x):
-        axes.plot(x + 1, 100 * y, color=INNER, linewidth=1.8, **_markers(len(x)))
+        axes.plot(x + 1, 100 * y, color=INNER, linewidth=1.8, label="supernet", **_markers(len(x)))
         axes.annotate(
             f"{100 * y[-1]:.1f} %",
             (x[-1] + 1, 100 * y[-1]),
@@ -159,10 +170,66 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
                 size=8,
                 color="#666666",
             )
+        x, y = _series(record.epochs, "epoch", "derived_accuracy")
+        if len(x):
+            style = {"color": OUTER, "linestyle": "--", "linewidth": 1.8, **_markers(len(x))}
+            axes.plot(x + 1, 100 * y, label="derived cell, same weights", **style)
+            low, high = min(low, 100 * y.min()), max(high, 100 * y.max())
+            _legend_above(axes)
         room = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
         _whole_epochs(axes)
     _finish(axes, "Validation accuracy", "epoch", "per cent")
+
+
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+STYLES = ("-", "--", "-.", ":")
+
+
+def _draw_by_epoch(
+    axes: "Axes", record: RunRecord, keys: Mapping[str, str], *, positive: bool = False
+) -> None:
+    """A line over the epochs for each key, with its name."""
+    for (key, name), shade, style in zip(keys.items(), SERIES, STYLES, strict=False):
+        x, y = _series(record.epochs, "epoch", key, positive=positive)
+        if len(x):
+            axes.plot(x + 1, y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
+    if axes.has_data():
+        axes.legend(fontsize=8, frameon=False, loc="best")
+        _whole_epochs(axes)
+
+
+def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
+    _draw_by_epoch(axes, record, {key: key.removeprefix("true_") for key in known})
+    _finish(axes, "True test accuracy of the cell of the moment", "epoch", "per cent")
+
+
+def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
+    names = {key.replace("true_", "rank_"): key.removeprefix("true_") for key in known}
+    _draw_by_epoch(axes, record, names, positive=True)
+    if axes.has_data():
+        axes.set_yscale("log")
+        axes.invert_yaxis()
+    _finish(axes, "Its rank among the 15,625 cells", "epoch", "rank")
+
+
+def _draw_skips(axes: "Axes", record: RunRecord) -> None:
+    names = sorted({key for row in record.epochs for key in row if key.startswith("skips_")})
+    _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
+    if axes.has_data():
+        axes.set_ylim(bottom=-0.3)
+    _finish(axes, "Skip connections in the cell", "epoch", "number")
+
+
+def _draw_sharpness(axes: "Axes", record: RunRecord) -> None:
+    """The largest eigenvalue where it was measured, the entropy of the edges otherwise."""
+    if any("eigenvalue" in row for row in record.epochs):
+        _draw_by_epoch(axes, record, {"eigenvalue": "alpha Hessian"})
+        _finish(axes, "Largest eigenvalue of the outer loss", "epoch", "eigenvalue")
+        return
+    names = sorted({key for row in record.epochs for key in row if key.startswith("entropy_")})
+    _draw_by_epoch(axes, record, {key: key.removeprefix("entropy_") for key in names})
+    _finish(axes, "Undecidedness: entropy of the edges", "epoch", "share of the largest")
 
 
 def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory) -> None:

@@ -12,12 +12,24 @@ from sgenas.report.curves import draw_curves
 from sgenas.report.figures import inline_svg
 from sgenas.report.run_folder import RunRecord, read_run
 
-COLUMNS = (
-    # key of an epoch row, heading, digits after the point
+Column = tuple[str, str, int | None]
+"""Key of an epoch row, heading, digits after the point; None for a fraction shown in per cent."""
+COLUMNS: tuple[Column, ...] = (
     ("inner_loss", "inner loss", 4),
     ("outer_loss", "outer loss", 4),
     ("val_loss", "validation loss", 4),
     ("val_accuracy", "validation accuracy", None),
+    ("derived_accuracy", "of the derived cell", None),
+    ("skips_normal", "skips, normal", 0),
+    ("skips_reduce", "skips, reduce", 0),
+    ("skips_cell", "skips", 0),
+    ("eigenvalue", "largest eigenvalue", 4),
+    ("true_cifar10", "true CIFAR-10, %", 2),
+    ("rank_cifar10", "rank", 0),
+    ("true_cifar100", "true CIFAR-100, %", 2),
+    ("rank_cifar100", "rank", 0),
+    ("true_imagenet16_120", "true ImageNet-16-120, %", 2),
+    ("rank_imagenet16_120", "rank", 0),
     ("seconds", "seconds", 1),
     ("forward", "forward passes", 0),
     ("backward", "backward passes", 0),
@@ -54,6 +66,12 @@ def render(record: RunRecord) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    # a column that no epoch has a number for is not shown, but for the losses, whose absence says something
+    columns = [
+        column
+        for column in COLUMNS
+        if "loss" in column[0] or any(_is_number(row.get(column[0])) for row in record.epochs)
+    ]
     template = environment.from_string(files("sgenas.report").joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(
         title=record.path.resolve().name,
@@ -61,8 +79,8 @@ def render(record: RunRecord) -> str:
         cells=Markup(cells),
         curves=Markup(curves),
         genotype=record.genotype,
-        headings=[heading for _, heading, _ in COLUMNS],
-        epochs=[[str(row["epoch"] + 1), *_numbers(row)] for row in record.epochs],
+        headings=[heading for _, heading, _ in columns],
+        epochs=[[str(row["epoch"] + 1), *_numbers(row, columns)] for row in record.epochs],
         folded=len(record.epochs) > LONG,
         changed=last_change(record.epochs),
         settings=_groups(record.config),
@@ -129,9 +147,9 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _numbers(row: Mapping[str, Any]) -> list[str]:
+def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
     texts = []
-    for key, _, digits in COLUMNS:
+    for key, _, digits in columns:
         value = row.get(key)
         if not _is_number(value):
             texts.append(NOTHING)
