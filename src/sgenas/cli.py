@@ -86,7 +86,7 @@ class SizeCommand:
     """
 
     genotype: str
-    """name of a published cell, genotype file (JSON), run folder, or a cell of NAS-Bench-201 in its own form"""
+    """name of a published cell, genotype file (JSON), run folder, or the string of a NAS-Bench-201 cell"""
     channels: int | None = None
     """channels of the first cell; 36 if not set (16 for NAS-Bench-201)"""
     layers: int | None = None
