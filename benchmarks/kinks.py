@@ -2,8 +2,8 @@
 
     python benchmarks/kinks.py [--space nasbench201] [--smoothings 0.001 0.01 0.1 1] [--directions 40] ...
 
-For random directions u and one inner step: the projection <w'(alpha + mu u) - w'(alpha), v> that SGE measures,
-over mu, against its limit for mu to 0, <dw'/dalpha u, v>, by automatic differentiation. Over the directions:
+For random directions u and one inner step: what SGE measures, <w'(alpha + mu u) - w'(alpha), v> over mu,
+against its limit for mu to 0, <dw'/dalpha u, v>, by automatic differentiation. Over the directions:
 correlation of the two, and the slope of a straight line through 0 (1 where the projections are right on
 average). Batches of `--batch-sizes` images of CIFAR-10, with the published ReLU and max pooling and with
 smooth ones, at the supernet's first weights and after some epochs of training. Prints a table and adds a JSON
