@@ -81,6 +81,12 @@ ARMS: dict[str, Callable[[SearchConfig], SearchConfig]] = {
     "sge-mu0.1": _with(estimator={"smoothing": 0.1}),
     "sge-mu1": _with(estimator={"smoothing": 1.0}),
     "sge-smooth": _with(space={"activation": "silu"}),
+    "sge-orthogonal": _with(estimator={"direction_kind": "orthogonal"}),
+    "sge-variate": _with(estimator={"directions": 8, "control_variate": "finite-difference"}),
+    "sge-variate-smooth": _with(
+        estimator={"directions": 8, "control_variate": "finite-difference"}, space={"activation": "silu"}
+    ),
+    "second-smooth": lambda config: _with(space={"activation": "silu"})(ARMS["second"](config)),
     "sge-q40": _with(estimator={"directions": 40}),
     "sge-separate": _with(weights={"weights": "separate"}),
     "sge-no-momentum": _with(weights={"momentum": 0.0}),

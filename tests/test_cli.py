@@ -365,9 +365,20 @@ def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> 
     out = ("--out", str(tmp_path / "run"))
     known = "must be one of darts, pc-darts, fair-darts, beta-darts, got 'nas'"
     assert known in fails("search", "--method", "nas", *out)
-    assert "--space must be darts with --method pc-darts, got 'nasbench201'" in fails(
-        *("search", "--method", "pc-darts", "--space", "nasbench201", *out)
+    assert "--pooling only applies with --space darts, got 'smooth'" in fails(
+        *("search", "--pooling", "smooth", "--space", "nasbench201", *out)
     )
+    fair = ("search", "--method", "fair-darts", "--space", "nasbench201")
+    assert "--derivation must be one of strongest, threshold, got 'top2'" in fails(
+        *(*fair, "--derivation", "top2", *out)
+    )
+    assert "--threshold only applies with a --derivation other than strongest, got 0.5" in fails(
+        *(*fair, "--threshold", "0.5", *out)
+    )
+    assert "--zero-one must be one of squared, absolute, got 'cubed'" in fails(
+        *("search", "--method", "fair-darts", "--zero-one", "cubed", *out)
+    )
+    assert "--table" in fails("search", "--space", "nasbench201", "--table", str(tmp_path / "no.csv"), *out)
     assert "--threshold only applies with a method that has it, not darts, got 0.5" in fails(
         *("search", "--threshold", "0.5", *out)
     )

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
@@ -20,6 +21,13 @@ SPACE_NAMES = ("darts", "nasbench201")
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
+CONTROL_VARIATES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "finite-difference": ("finite-difference",),
+    "memory": ("memory",),
+    "both": ("finite-difference", "memory"),
+}
+"""name -> variates of `sgenas.bilevel.control_variates`."""
 AUGMENTATIONS = ("auto", "none")
 
 
@@ -165,6 +173,11 @@ class EstimatorSettings(_Checked):
     memory, or a quarter of the machine's, where auto takes only small passes side by side"""
     batch_fraction: float = 1.0
     """share of each batch on which sge's perturbed steps run: cheaper, noisier"""
+    direction_kind: str = "gaussian"
+    """sge's directions: gaussian (the paper's), orthogonal, sphere, or antithetic (pairs u, -u)"""
+    control_variate: str = "none"
+    """what takes noise out of sge: none (the paper's), finite-difference (second-order's term; 2 more
+    passes), memory (the estimate before) or both"""
 
     def __post_init__(self) -> None:
         self._one_of("estimator", ESTIMATOR_NAMES)
@@ -174,7 +187,21 @@ class EstimatorSettings(_Checked):
         self._one_of("computation", tuple(COMPUTATIONS))
         self._positive("memory_limit")
         _require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
-        for name in ("directions", "smoothing", "computation", "memory_limit", "batch_fraction"):
+        self._one_of("direction_kind", tuple(KINDS))
+        self._one_of("control_variate", tuple(CONTROL_VARIATES))
+        if self.direction_kind == "antithetic":
+            _require(
+                self.directions % 2 == 0, "directions", "even with antithetic directions", self.directions
+            )
+        for name in (
+            "directions",
+            "smoothing",
+            "computation",
+            "memory_limit",
+            "batch_fraction",
+            "direction_kind",
+            "control_variate",
+        ):
             self._default_unless(name, self.estimator == "sge", "--estimator sge")
         beside = self.computation in ("auto", "vectorised")
         self._default_unless("memory_limit", beside, "--computation auto or vectorised")

@@ -10,7 +10,7 @@ import torch
 
 from sgenas import data
 from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
-from sgenas.engine.config import EstimatorSettings, SearchConfig
+from sgenas.engine.config import CONTROL_VARIATES, EstimatorSettings, SearchConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
 from sgenas.spaces import AccuracyTable, DartsSpace, NasBench201Space, space
@@ -32,6 +32,8 @@ def make_estimator(settings: EstimatorSettings) -> Estimator:
             settings.computation,
             memory_limit=settings.memory_limit,
             batch_fraction=settings.batch_fraction,
+            directions=settings.direction_kind,
+            control_variate=CONTROL_VARIATES[settings.control_variate],
         ),
     }
     return estimators[settings.estimator]()

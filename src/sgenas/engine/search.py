@@ -165,6 +165,7 @@ class Search:
         self._history = [trees.clone(self.alphas)]
         self._eigenvalues: list[tuple[int, float]] = []
         self._stopped_at: int | None = None
+        self._memory: Tree | None = None
         self._zero_sums()
         self._metrics_bytes = 0
 
@@ -274,7 +275,10 @@ class Search:
         if separate and self.config.weights.trajectory_lr is not None:
             own = self._problem(SGD(self.config.weights.trajectory_lr))
             start = InnerState(self.state.weights, {}, self.state.step)
-        result = self.estimator(own, start, self.alphas, inner, outer, generator=self.directions)
+        result = self.estimator(
+            own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
+        )
+        self._memory = result.indirect
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
         self.alpha_optimizer.step()
@@ -284,12 +288,15 @@ class Search:
         else:
             self.state = result.state
             inner_loss = torch.stack(result.inner_losses).mean()
-        return {
+        found = {
             "inner_loss": inner_loss,
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(result.indirect),
         }
+        if "standard_error" in result.diagnostics:
+            found["standard_error"] = result.diagnostics["standard_error"]
+        return found
 
     def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
@@ -505,6 +512,7 @@ class Search:
             "history": self._history,
             "eigenvalues": [list(pair) for pair in self._eigenvalues],
             "stopped_at": self._stopped_at,
+            "memory": self._memory,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -532,6 +540,8 @@ class Search:
             self._history = [_like(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
             self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
             self._stopped_at = state["stopped_at"]
+            before = state["memory"]
+            self._memory = None if before is None else _like(self.alphas, self._to_device(before))
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
             raise CheckpointError(
                 f"checkpoint {self.folder.checkpoint_path} does not fit this search: {error!r}"
