@@ -81,6 +81,7 @@ METHODS = {
 
 PAPER: dict[str, Any] = {
     "operations": "paper",
+    "activation": "relu",
     "estimator": "sge",
     "directions": 10,
     "weights": "separate",

@@ -126,8 +126,9 @@ class SpaceSettings(_Checked):
     (on every edge the strongest operation; if not set) or threshold (none where it is not strong)"""
     threshold: float | None = None
     """fair-darts: least weight of what is strong; 0.85 if not set"""
-    activation: str = "relu"
-    """what bends the search network: relu, or smooth: silu or softplus. The derived cell keeps ReLU"""
+    activation: str = "auto"
+    """what bends the search network: relu, silu or softplus; auto: silu with sge, whose differences see the
+    jumps of ReLU's gradient as noise, else relu. The derived cell keeps ReLU"""
     pooling: str = "hard"
     """darts, max pooling in the search network: hard, or smooth (log-mean-exp). The derived cell keeps the
     maximum"""
@@ -143,7 +144,7 @@ class SpaceSettings(_Checked):
         self._at_least("partial_channels", 1)
         if self.derivation is not None:
             self._one_of("derivation", DERIVATIONS if in_darts else BENCHMARK_DERIVATIONS)
-        self._one_of("activation", tuple(ACTIVATIONS))
+        self._one_of("activation", ("auto", *ACTIVATIONS))
         self._one_of("pooling", POOLINGS)
         value = self.threshold
         _require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)

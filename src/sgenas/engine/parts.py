@@ -109,12 +109,19 @@ def make_space(config: SearchConfig, images: data.ImageData) -> Space:
         channels=sizes.channels,
         classes=len(images.classes),
         input_channels=images.channels,
-        activation=sizes.activation,
+        activation=activation(config),
         generator=generator(config.seed, "weights"),
         **settings,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     return made
+
+
+def activation(config: SearchConfig) -> str:
+    """What bends the search network, `auto` decided: evidence in docs/choosing.md, "Kinks"."""
+    if config.space.activation != "auto":
+        return config.space.activation
+    return "silu" if config.estimator.estimator == "sge" else "relu"
 
 
 def regulariser(config: SearchConfig, epoch: int) -> Callable[[Tree], torch.Tensor] | None:

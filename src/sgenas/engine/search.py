@@ -176,6 +176,7 @@ class Search:
             "images": {name: len(part) for name, part in self.split.items()},
             "weights": trees.size(self.state.weights),
             "alphas": trees.size(self.alphas),
+            "activation": parts.activation(self.config),
         }
 
     # -- making the parts ---------------------------------------------------------------------------------
