@@ -399,6 +399,9 @@ def test_a_method_setting_without_effect_gives_way(fails: Callable[..., str], tm
 
     found = _parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
     assert found.space.operations is None
+    assert found.estimator.smoothing == 0.01
+    found = _parse(["search", "--settings", "paper", "--estimator", "second-order"]).chosen
+    assert found.estimator.smoothing is None
     found = _parse(["search", "--method", "fair-darts", "--alpha-optimizer", "sgd"]).chosen
     assert found.alphas.alpha_beta1 == 0.5
     assert found.weights.lr == 0.005

@@ -207,6 +207,24 @@ def test_the_activation_follows_the_estimator(
     assert torch.equal(search.space.logits(search.state.weights, search.alphas, images), expected)
 
 
+@pytest.mark.parametrize(
+    ("space_settings", "given", "used"),
+    [
+        ({}, None, 0.1),
+        ({"pooling": "smooth"}, None, 0.01),
+        ({"pooling": "smooth", "activation": "relu"}, None, 0.1),
+        ({"space": "nasbench201", "layers": 8, "nodes": 4, "cells": 1}, None, 0.01),
+        ({}, 0.5, 0.5),
+    ],
+)
+def test_the_smoothing_follows_the_network(
+    space_settings: dict[str, Any], given: float | None, used: float, small: Make, tmp_path: Path
+) -> None:
+    config = small(space=space_settings, estimator={"smoothing": given})
+    search = Search(config, RunFolder(tmp_path / "run"))
+    assert search.describe()["smoothing"] == search.estimator.smoothing == used
+
+
 def test_alphas_that_would_never_move(small: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--alpha-every must be at most the 9 steps"):
         Search(small(alphas={"alpha_every": 10}), RunFolder(tmp_path / "run"))

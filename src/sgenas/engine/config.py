@@ -164,8 +164,9 @@ class EstimatorSettings(_Checked):
     """N: steps of the weights for one step of the alphas"""
     directions: int = 10
     """Q: random directions of sge"""
-    smoothing: float = 0.01
-    """mu: step along a direction of sge, in units of alpha"""
+    smoothing: float | None = None
+    """mu: step along a direction of sge, in units of alpha. If not set 0.01 in a smooth search network, and
+    0.1 where ReLU or hard pooling bend it, whose jumps drown smaller steps"""
     computation: str = "auto"
     """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
     numbers at different cost; difference is an approximation"""

@@ -10,7 +10,7 @@ import torch
 
 from sgenas import data
 from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
-from sgenas.engine.config import CONTROL_VARIATES, EstimatorSettings, SearchConfig
+from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
 from sgenas.spaces import AccuracyTable, DartsSpace, NasBench201Space, space
@@ -21,14 +21,15 @@ Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
 """forward(weights, alphas, images) -> logits."""
 
 
-def make_estimator(settings: EstimatorSettings) -> Estimator:
+def make_estimator(config: SearchConfig) -> Estimator:
     """The estimator that the settings name. A new estimator gets its row here."""
+    settings = config.estimator
     estimators: dict[str, Callable[[], Estimator]] = {
         "first-order": FirstOrder,
         "second-order": FiniteDifference,
         "sge": lambda: SGE(
             settings.directions,
-            settings.smoothing,
+            smoothing(config),
             settings.computation,
             memory_limit=settings.memory_limit,
             batch_fraction=settings.batch_fraction,
@@ -122,6 +123,14 @@ def activation(config: SearchConfig) -> str:
     if config.space.activation != "auto":
         return config.space.activation
     return "silu" if config.estimator.estimator == "sge" else "relu"
+
+
+def smoothing(config: SearchConfig) -> float:
+    """mu, decided where it is not set: evidence in docs/choosing.md, "Kinks"."""
+    if config.estimator.smoothing is not None:
+        return config.estimator.smoothing
+    has_maximum = config.space.space == "darts" and config.space.pooling == "hard"
+    return 0.1 if activation(config) == "relu" or has_maximum else 0.01
 
 
 def regulariser(config: SearchConfig, epoch: int) -> Callable[[Tree], torch.Tensor] | None:

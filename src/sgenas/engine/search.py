@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, BilevelProblem, Cost
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
@@ -152,7 +152,7 @@ class Search:
                 f" got {config.alphas.alpha_every}"
             )
 
-        self.estimator = parts.make_estimator(config.estimator)
+        self.estimator = parts.make_estimator(config)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
         self.alpha_optimizer = self._alpha_optimizer()
@@ -177,7 +177,7 @@ class Search:
             "weights": trees.size(self.state.weights),
             "alphas": trees.size(self.alphas),
             "activation": parts.activation(self.config),
-        }
+        } | ({"smoothing": self.estimator.smoothing} if isinstance(self.estimator, SGE) else {})
 
     # -- making the parts ---------------------------------------------------------------------------------
 
