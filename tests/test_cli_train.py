@@ -203,7 +203,7 @@ def test_the_live_display_shows_a_training(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_stops_cleanly_and_resume_ends_in_the_same_place(tmp_path: Path) -> None:
-    longer = ("--epochs", "30", "--checkpoint-every", "1")
+    longer = ("--epochs", "12", "--checkpoint-every", "1")
     assert main(arguments(tmp_path / "whole", *longer)) == 0
     path = tmp_path / "stopped"
     process = subprocess.Popen(

@@ -153,20 +153,25 @@ def _draw_losses(axes: "Axes", record: RunRecord) -> None:
 
 ACCURACIES = {
     "search": (
-        ("val_accuracy", "supernet"),
-        ("derived_accuracy", "derived cell, same weights"),
+        ("val_accuracy", "supernet", INNER, "-"),
+        ("derived_accuracy", "derived cell, same weights", OUTER, "--"),
         "Validation accuracy",
     ),
-    "training": (("test_accuracy", "test"), ("train_accuracy", "training"), "Accuracy"),
+    "training": (
+        ("test_accuracy", "test", OUTER, "--"),
+        ("train_accuracy", "training", INNER, "-"),
+        "Accuracy",
+    ),
 }
-"""For each kind of run: (key, name) of the accuracy that counts, those of the other one, and the title."""
+"""For each kind of run: key, name, colour and style of the accuracy that counts, of the other one; title."""
 
 
 def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
-    (key, name), (other_key, other_name), title = ACCURACIES[record.kind]
+    main, other, title = ACCURACIES[record.kind]
+    key, name, shade, style = main
     x, y = _series(record.epochs, "epoch", key)
     if len(x):
-        axes.plot(x + 1, 100 * y, color=INNER, linewidth=1.8, label=name, **_markers(len(x)))
+        axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
         axes.annotate(
             f"{100 * y[-1]:.1f} %",
             (x[-1] + 1, 100 * y[-1]),
@@ -191,10 +196,10 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
                 size=8,
                 color="#666666",
             )
-        x, y = _series(record.epochs, "epoch", other_key)
+        key, name, shade, style = other
+        x, y = _series(record.epochs, "epoch", key)
         if len(x):
-            style = {"color": OUTER, "linestyle": "--", "linewidth": 1.8, **_markers(len(x))}
-            axes.plot(x + 1, 100 * y, label=other_name, **style)
+            axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
             low, high = min(low, 100 * y.min()), max(high, 100 * y.max())
             _legend_above(axes)
         room = 0.15 * (high - low) or 1.0
