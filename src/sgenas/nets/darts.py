@@ -233,8 +233,10 @@ class DartsNetwork(nn.Module):
         """
         image_batch(images, self.input_channels)
         auxiliary_logits = None
+        # drawn first: torch.compile leaves its graph for a generator, and has nothing to carry over here yet
+        drawn = self._scales(images)
         before_last = last = self.stem(images)
-        for layer, (cell, scales) in enumerate(zip(self.cells, self._scales(images), strict=True)):
+        for layer, (cell, scales) in enumerate(zip(self.cells, drawn, strict=True)):
             before_last, last = last, cell(before_last, last, scales)
             if layer == self.auxiliary_layer and self.training and self.auxiliary is not None:
                 if min(last.shape[2:]) < AUXILIARY_SIDE:
