@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed
 	$(BIN)/sgenas search --data digits --method darts --estimator sge --directions 10 --inner-steps 1 \
-	    --smoothing 0.01 --channels 8 --layers 3 --epochs 12 --warmup-epochs 8 --alpha-lr 0.01 \
+	    --channels 8 --layers 3 --epochs 12 --warmup-epochs 8 --alpha-lr 0.01 \
 	    --log-every 1 --seed 0 --out runs/demo --overwrite
 	@echo "Open runs/demo/report.html in a browser; watch runs live with $(BIN)/tensorboard --logdir runs"
 

@@ -37,6 +37,11 @@ def settings(directions: list[int], fractions: list[float], smoothing: float) ->
         for count in directions:
             part = "" if fraction == 1 else f", {fraction:g} of the batch"
             found[f"sge Q = {count}{part}"] = SGE(count, smoothing, batch_fraction=fraction)
+    for count in directions:
+        found[f"sge Q = {count}, orthogonal"] = SGE(count, smoothing, directions="orthogonal")
+    for count in directions:
+        if count >= 3:  # fewer leave nothing to fit the coefficient by
+            found[f"sge Q = {count}, variate"] = SGE(count, smoothing, control_variate=("finite-difference",))
     return found
 
 
@@ -70,9 +75,12 @@ def main() -> None:
     parser.add_argument("--estimates", type=int, default=5, help="of each setting, for its error")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--smooth", action="store_true", help="a smooth search network; errors alone")
     parser.add_argument("--no-timing", action="store_true", help="errors alone")
     parser.add_argument("--no-errors", action="store_true", help="seconds alone")
     arguments = parser.parse_args()
+    if arguments.smooth and not arguments.no_timing:
+        parser.error("--smooth must stand beside --no-timing: the plain definition is not smooth here")
     torch.set_num_threads(arguments.threads)
 
     count = arguments.batch_size * (arguments.train_steps + arguments.inner_steps + 1)
@@ -82,7 +90,14 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     stream = data.BatchStream(images.train, arguments.batch_size, augmentation, generator)
 
-    made = space("darts", channels=arguments.channels, layers=arguments.layers, classes=len(images.classes))
+    made = space(
+        "darts",
+        channels=arguments.channels,
+        layers=arguments.layers,
+        classes=len(images.classes),
+        activation="silu" if arguments.smooth else "relu",
+        pooling="smooth" if arguments.smooth else "hard",
+    )
 
     def loss(w: Tree, a: Tree, batch: Batch) -> Tensor:
         return F.cross_entropy(made.logits(w, a, batch[0]), batch[1])

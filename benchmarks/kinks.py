@@ -44,10 +44,13 @@ def main() -> None:
     mean, std = data.statistics(images.train.images)
     augmentation = data.Augmentation(pad=0, mirror=False, cutout=0, mean=mean, std=std)
     rows = []
-    for activation in ("relu", "silu"):
+    networks = [("relu", "hard"), ("silu", "hard")]
+    if arguments.space == "darts":  # the benchmark's cells have no maximum
+        networks.append(("silu", "smooth"))
+    for network in networks:
         for steps in arguments.train_steps:
             for batch_size in arguments.batch_sizes:
-                rows += measure(arguments, images.train, augmentation, activation, steps, batch_size)
+                rows += measure(arguments, images.train, augmentation, network, steps, batch_size)
     add_result("kinks", vars(arguments) | {"rows": rows})
 
 
@@ -55,19 +58,17 @@ def measure(
     arguments: argparse.Namespace,
     images: data.ImageSet,
     augmentation: data.Augmentation,
-    activation: str,
+    network: tuple[str, str],
     train_steps: int,
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Prints and returns the rows of one network, training and batch size, one for each smoothing."""
+    activation, pooling = network
     settings: dict[str, Any] = {"channels": arguments.channels, "activation": activation}
     if arguments.space == "nasbench201":
         settings["cells"] = arguments.cells
     else:
-        settings |= {
-            "layers": max(3, arguments.cells),
-            "pooling": "hard" if activation == "relu" else "smooth",
-        }
+        settings |= {"layers": max(3, arguments.cells), "pooling": pooling}
     made = space(arguments.space, **settings)
 
     def loss(weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -107,6 +108,7 @@ def measure(
         x, y = torch.stack(exact), torch.stack(measured)
         row = {
             "activation": activation,
+            "pooling": pooling,
             "train_steps": train_steps,
             "batch_size": batch_size,
             "smoothing": smoothing,
@@ -116,7 +118,7 @@ def measure(
         }
         rows.append(row)
         print(
-            f"{activation:6}{train_steps:5} steps, batch {batch_size:4}, mu {smoothing:<7g}"
+            f"{activation:5}{pooling:7}{train_steps:5} steps, batch {batch_size:4}, mu {smoothing:<7g}"
             f" correlation {row['correlation']:6.3f}  slope {row['slope']:7.3f}  size {row['size']:7.2f}",
             flush=True,
         )

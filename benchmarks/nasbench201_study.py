@@ -5,7 +5,8 @@
 Each run is a process with one thread, `--jobs` of them at a time. A run that `--out` holds already is not
 taken again, so that the study can be stopped and extended. Prints, for every method and arm, mean and
 standard deviation over the seeds of the true test accuracies of the found cell (in per cent, from the table),
-and adds a JSON line to benchmarks/results/nasbench201_study.jsonl.
+and the same for CIFAR-10 and the cell that a search had when it had taken as many passes as `first` takes in
+all. Adds a JSON line to benchmarks/results/nasbench201_study.jsonl.
 
 Scaled down for a CPU: `--channels` and `--cells` of the supernet, `--images` of CIFAR-10 (half train the
 weights, half the alphas), `--epochs`. Alphas would hardly move in so few steps, so each method's own alpha
@@ -81,6 +82,12 @@ ARMS: dict[str, Callable[[SearchConfig], SearchConfig]] = {
     "sge-mu0.1": _with(estimator={"smoothing": 0.1}),
     "sge-mu1": _with(estimator={"smoothing": 1.0}),
     "sge-smooth": _with(space={"activation": "silu"}),
+    "sge-orthogonal": _with(estimator={"direction_kind": "orthogonal"}),
+    "sge-variate": _with(estimator={"directions": 8, "control_variate": "finite-difference"}),
+    "sge-variate-smooth": _with(
+        estimator={"directions": 8, "control_variate": "finite-difference"}, space={"activation": "silu"}
+    ),
+    "second-smooth": lambda config: _with(space={"activation": "silu"})(ARMS["second"](config)),
     "sge-q40": _with(estimator={"directions": 40}),
     "sge-separate": _with(weights={"weights": "separate"}),
     "sge-no-momentum": _with(weights={"momentum": 0.0}),
@@ -156,7 +163,9 @@ def settings(arguments: argparse.Namespace, method: str, arm: str, seed: int) ->
             train_images=arguments.images,
             batch_size=arguments.batch_size,
         ),
-        space=SpaceSettings(space="nasbench201", channels=arguments.channels, cells=arguments.cells),
+        space=SpaceSettings(
+            space="nasbench201", activation="relu", channels=arguments.channels, cells=arguments.cells
+        ),
         alphas=dataclasses.replace(
             source.alphas,
             alpha_lr=arguments.alpha_lr_scale * source.alphas.alpha_lr,
@@ -199,6 +208,7 @@ def row(arguments: argparse.Namespace, method: str, arm: str) -> dict[str, Any]:
         "arm": arm,
         "cells": [],
         "true": [],
+        "at_equal_passes": [],
         "forward": [],
         "seconds": [],
     }
@@ -209,9 +219,18 @@ def row(arguments: argparse.Namespace, method: str, arm: str) -> dict[str, Any]:
         last = epochs_of(folder)[-1]
         found["cells"].append((folder / "done").read_text())
         found["true"].append(table.query(found["cells"][-1]))
+        budget = passes_of_first(arguments, method, seed)
+        within = [each for each in epochs_of(folder) if each["forward"] <= budget]
+        found["at_equal_passes"].append(within[-1]["true_cifar10"] if within else None)
         found["forward"].append(last["forward"])
         found["seconds"].append(last["seconds"])
     return found
+
+
+def passes_of_first(arguments: argparse.Namespace, method: str, seed: int) -> float:
+    """Forward passes that the first-order search of that method and seed took; 0 where it is not there."""
+    folder = folder_of(arguments, method, "first", seed)
+    return float(epochs_of(folder)[-1]["forward"]) if (folder / "done").exists() else 0.0
 
 
 def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
@@ -220,16 +239,16 @@ def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     print(
         f"\n{'method':12}{'arm':16}"
         + "".join(f"{name:>18}" for name in names)
-        + f"{'passes':>9}{'s':>7}  skips"
+        + f"{'at equal passes':>18}{'passes':>9}{'s':>7}  skips"
     )
     for each in rows:
         if not each["true"]:
             continue
         text = f"{each['method']:12}{each['arm']:16}"
-        for name in names:
-            values = [true[name] for true in each["true"]]
+        early = [value for value in each["at_equal_passes"] if value is not None]
+        for values in [*([true[name] for true in each["true"]] for name in names), early]:
             spread = stdev(values) if len(values) > 1 else 0.0
-            text += f"{mean(values):11.2f} ± {spread:4.2f}"
+            text += f"{mean(values):11.2f} ± {spread:4.2f}" if values else f"{'-':>18}"
         skips = [cell.count("skip_connect") for cell in each["cells"]]
         print(f"{text}{mean(each['forward']):9.0f}{mean(each['seconds']):7.0f}  {skips}")
 

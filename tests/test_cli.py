@@ -351,9 +351,20 @@ def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> 
     out = ("--out", str(tmp_path / "run"))
     known = "must be one of darts, pc-darts, fair-darts, beta-darts, got 'nas'"
     assert known in fails("search", "--method", "nas", *out)
-    assert "--space must be darts with --method pc-darts, got 'nasbench201'" in fails(
-        *("search", "--method", "pc-darts", "--space", "nasbench201", *out)
+    assert "--pooling only applies with --space darts, got 'smooth'" in fails(
+        *("search", "--pooling", "smooth", "--space", "nasbench201", *out)
     )
+    fair = ("search", "--method", "fair-darts", "--space", "nasbench201")
+    assert "--derivation must be one of strongest, threshold, got 'top2'" in fails(
+        *(*fair, "--derivation", "top2", *out)
+    )
+    assert "--threshold only applies with a --derivation other than strongest, got 0.5" in fails(
+        *(*fair, "--threshold", "0.5", *out)
+    )
+    assert "--zero-one must be one of squared, absolute, got 'cubed'" in fails(
+        *("search", "--method", "fair-darts", "--zero-one", "cubed", *out)
+    )
+    assert "--table" in fails("search", "--space", "nasbench201", "--table", str(tmp_path / "no.csv"), *out)
     assert "--threshold only applies with a method that has it, not darts, got 0.5" in fails(
         *("search", "--threshold", "0.5", *out)
     )
@@ -374,6 +385,9 @@ def test_a_method_setting_without_effect_gives_way(fails: Callable[..., str], tm
 
     found = _parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
     assert found.space.operations is None
+    assert found.estimator.smoothing == 0.01
+    found = _parse(["search", "--settings", "paper", "--estimator", "second-order"]).chosen
+    assert found.estimator.smoothing is None
     found = _parse(["search", "--method", "fair-darts", "--alpha-optimizer", "sgd"]).chosen
     assert found.alphas.alpha_beta1 == 0.5
     assert found.weights.lr == 0.005

@@ -263,6 +263,8 @@ def _search_defaults(arguments: list[str]) -> SearchCommand:
         without.append("operations")
     if _value_of(arguments, "--alpha-optimizer") == "sgd":
         without.append("alpha_beta1")
+    if _value_of(arguments, "--estimator") not in (None, "sge"):
+        without.append("smoothing")
     settings = SearchConfig.of_method(
         _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source", without
     )

@@ -81,6 +81,8 @@ METHODS = {
 
 PAPER: dict[str, Any] = {
     "operations": "paper",
+    "activation": "relu",
+    "smoothing": 0.01,
     "estimator": "sge",
     "directions": 10,
     "weights": "separate",
@@ -91,7 +93,8 @@ PAPER: dict[str, Any] = {
     "alpha_weight_decay": 0.0,
 }
 """The paper's own settings, the same for its four searches (section 4 and Algorithm 1), by flag name. Where
-it says nothing (smoothing, batch size, epochs, warm-up) the method's source is followed."""
+it says nothing (batch size, epochs, warm-up) the method's source is followed; the smoothing, which it does
+not give either, is that of its reference [11] (PZOBO, arXiv:2110.07004)."""
 
 PRESETS = ("source", "paper")
 

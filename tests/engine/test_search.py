@@ -98,6 +98,8 @@ MODES = {
     "first-order": {"estimator": {"estimator": "first-order", "directions": 10}},
     "second-order": {"estimator": {"estimator": "second-order", "directions": 10}},
     "separate": {"weights": {"weights": "separate"}, "alphas": {"alpha_optimizer": "sgd", "alpha_lr": 0.01}},
+    "variates": {"estimator": {"directions": 4, "direction_kind": "antithetic", "control_variate": "both"}},
+    "seldom": {"alphas": {"alpha_every": 2}, "watch": {"eigenvalue_every": 1}},
     "warm-up": {"alphas": {"warmup_epochs": 1}, "estimator": {"inner_steps": 2}, "data": {"batch_size": 8}},
 }
 

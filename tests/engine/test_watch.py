@@ -14,7 +14,7 @@ from sgenas import trees
 from sgenas.engine import Search, SearchConfig, resume_search, run_search, watch
 from sgenas.engine.run_folder import RunFolder
 from sgenas.errors import ConfigError, DataError
-from sgenas.spaces import AccuracyTable, Genotype
+from sgenas.spaces import AccuracyTable, Genotype, space
 from sgenas.spaces.genotype import Cell, Edge
 from sgenas.spaces.nasbench201_strings import all_strings, to_string
 
@@ -171,13 +171,58 @@ def test_alphas_move_at_every_kth_step(small: Make, tmp_path: Path) -> None:
         ({"watch": {"early_stop_from": 3}}, "--early-stop-from only applies with --early-stop"),
         ({"watch": {"table": "t.csv"}}, "--table only applies with --space nasbench201"),
         ({"watch": {"derived_every": -1}}, "--derived-every must be >= 0, got -1"),
-        ({"space": {"activation": "tanh"}}, "--activation must be one of relu, silu, softplus, got 'tanh'"),
+        (
+            {"space": {"activation": "tanh"}},
+            "--activation must be one of auto, relu, silu, softplus, got 'tanh'",
+        ),
         ({"space": {"pooling": "soft"}}, "--pooling must be one of hard, smooth, got 'soft'"),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str, small: Make) -> None:
     with pytest.raises(ConfigError, match=message):
         small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "wanted", "used"),
+    [
+        ("sge", "auto", "silu"),
+        ("second-order", "auto", "relu"),
+        ("sge", "relu", "relu"),
+        ("first-order", "softplus", "softplus"),
+    ],
+)
+def test_the_activation_follows_the_estimator(
+    estimator: str, wanted: str, used: str, small: Make, tmp_path: Path
+) -> None:
+    config = small(
+        estimator={"estimator": estimator, "directions": 2 if estimator == "sge" else 10},
+        space={"activation": wanted},
+    )
+    search = Search(config, RunFolder(tmp_path / "run"))
+    assert search.describe()["activation"] == used
+    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    by_name = space("darts", channels=2, layers=3, nodes=1, input_channels=1, activation=used)
+    expected = by_name.logits(search.state.weights, search.alphas, images)
+    assert torch.equal(search.space.logits(search.state.weights, search.alphas, images), expected)
+
+
+@pytest.mark.parametrize(
+    ("space_settings", "given", "used"),
+    [
+        ({}, None, 0.1),
+        ({"pooling": "smooth"}, None, 0.01),
+        ({"pooling": "smooth", "activation": "relu"}, None, 0.1),
+        ({"space": "nasbench201", "layers": 8, "nodes": 4, "cells": 1}, None, 0.01),
+        ({}, 0.5, 0.5),
+    ],
+)
+def test_the_smoothing_follows_the_network(
+    space_settings: dict[str, Any], given: float | None, used: float, small: Make, tmp_path: Path
+) -> None:
+    config = small(space=space_settings, estimator={"smoothing": given})
+    search = Search(config, RunFolder(tmp_path / "run"))
+    assert search.describe()["smoothing"] == search.estimator.smoothing == used
 
 
 def test_alphas_that_would_never_move(small: Make, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from sgenas import trees
 from sgenas.bilevel.inner import InnerState
-from sgenas.bilevel.problem import BilevelProblem
+from sgenas.bilevel.problem import BilevelProblem, Trajectory
 from sgenas.bilevel.result import Cost, HypergradientResult
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
@@ -51,19 +51,25 @@ class FiniteDifference:
         outer_batch: Any,
         *,
         generator: torch.Generator | None = None,  # noqa: ARG002
+        memory: Tree | None = None,  # noqa: ARG002
     ) -> HypergradientResult:
-        optimizer = problem.inner_optimizer
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, v, direct = problem.outer_gradients(trajectory.end.weights, alphas, outer_batch)
-
-        v = optimizer.pull_back(trajectory.last_grad, v)
-        length = trees.norm(v)
-        # v = 0 has no indirect part: the floor makes both sides of the difference equal instead of 0/0
-        epsilon = self.radius / length.clamp_min(torch.finfo(length.dtype).tiny)
-        weights, batch = trajectory.before_last.weights, inner_batches[-1]
-        _, plus = problem.inner_alpha_gradient(trees.add(weights, v, epsilon), alphas, batch)
-        _, minus = problem.inner_alpha_gradient(trees.add(weights, v, -epsilon), alphas, batch)
-        indirect = trees.scale(trees.subtract(plus, minus), -optimizer.lr / (2 * epsilon))
-
+        indirect = one_step_indirect(problem, trajectory, alphas, inner_batches[-1], v, self.radius)
         grad, cost = trees.add(direct, indirect), self.cost(len(inner_batches))
         return HypergradientResult(grad, direct, trajectory.end, trajectory.losses, outer_loss, cost)
+
+
+def one_step_indirect(
+    problem: BilevelProblem, trajectory: Trajectory, alphas: Tree, batch: Any, v: Tree, radius: float
+) -> Tree:
+    """The indirect part of `FiniteDifference`, by two passes on the batch of the last inner step."""
+    optimizer = problem.inner_optimizer
+    v = optimizer.pull_back(trajectory.last_grad, v)
+    length = trees.norm(v)
+    # v = 0 has no indirect part: the floor makes both sides of the difference equal instead of 0/0
+    epsilon = radius / length.clamp_min(torch.finfo(length.dtype).tiny)
+    weights = trajectory.before_last.weights
+    _, plus = problem.inner_alpha_gradient(trees.add(weights, v, epsilon), alphas, batch)
+    _, minus = problem.inner_alpha_gradient(trees.add(weights, v, -epsilon), alphas, batch)
+    return trees.scale(trees.subtract(plus, minus), -optimizer.lr / (2 * epsilon))

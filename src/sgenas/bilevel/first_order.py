@@ -34,6 +34,7 @@ class FirstOrder:
         outer_batch: Any,
         *,
         generator: torch.Generator | None = None,  # noqa: ARG002
+        memory: Tree | None = None,  # noqa: ARG002
     ) -> HypergradientResult:
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, direct = problem.outer_alpha_gradient(trajectory.end.weights, alphas, outer_batch)

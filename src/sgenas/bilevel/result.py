@@ -60,6 +60,7 @@ class Estimator(Protocol):
     It writes nothing: no `.grad`, no weights, no buffers. Both sides of every difference see the same
     batches. `inner_batches` holds N batches, one an inner step; `outer_batch` is D_F of Algorithm 1.
     Estimators that draw random numbers take them from `generator`, on any device, and raise without one.
+    `memory` is the indirect part of the estimate before this one, for those that make use of it.
     """
 
     def cost(self, inner_steps: int) -> Cost:
@@ -75,4 +76,5 @@ class Estimator(Protocol):
         outer_batch: Any,
         *,
         generator: torch.Generator | None = None,
+        memory: Tree | None = None,
     ) -> HypergradientResult: ...

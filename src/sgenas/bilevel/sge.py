@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sgenas import trees
-from sgenas.bilevel import projections, vectorised
-from sgenas.bilevel.directions import gaussian
+from sgenas.bilevel import control_variates, projections, vectorised
+from sgenas.bilevel.control_variates import VARIATES, Known, Variate
+from sgenas.bilevel.directions import KINDS, draw
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.projections import Perturbation
@@ -49,15 +50,24 @@ class SGE:
     perturbed trajectories run, paired with an unperturbed one on the same part; v and the result's state come
     from the whole batches. What is measured is then the Jacobian of the steps on the part: cheaper, noisier.
 
+    directions: how the u_j are drawn, a name in `directions.KINDS`; all have E[u u^T] = I. `orthogonal` ones
+    share no component (with Q = p they see everything once), `antithetic` ones are Q / 2 pairs u, -u, whose
+    differences are central: error O(mu^2) instead of O(mu). control_variate: guesses of the indirect part
+    that take noise out, see `control_variates`: names in VARIATES (`finite-difference`, two more passes;
+    `memory`, the estimate before this one, given as memory=...) or functions of a `control_variates.Known`.
+    All are off by default: then it is the paper's.
+
     A single <delta_j, v> is off the derivative of the N steps along u_j by O(mu), the estimate is unbiased up
     to O(mu^2). With p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
-    `diagnostics["projections"]` holds <delta_j, v>, shape (Q,).
+    `diagnostics`: "projections" holds <delta_j, v>, (Q,); "standard_error", for independent directions (and
+    pairs), the estimated length of the indirect part's error; "coefficients", with variates, c (K,).
 
-    Cost: (Q + 1) N + 1 forward and backward passes (with f < 1, N more, all perturbed ones at f of the
-    price); `directional` and `difference` have no backward pass in the last step of a perturbed trajectory.
-    Memory: one more set of weights at a time, but for trajectories side by side. Raises InvalidValueError for
-    Q < 1, mu <= 0, an unknown computation, f outside (0, 1], a chunk < 1 or a memory limit <= 0 or either
-    without effect, batches that cannot be cut, and a missing generator.
+    Cost: (Q + 1) N + 1 forward and backward passes, 2 more with the variate `finite-difference` (with f < 1,
+    N more, all perturbed ones at f of the price); `directional` and `difference` have no backward pass in
+    the last step of a perturbed trajectory. Memory: one more set of weights at a time, but for trajectories
+    side by side. Raises InvalidValueError for Q < 1, mu <= 0, unknown directions, an odd number of antithetic
+    ones, an unknown variate or one of a wrong shape, an unknown computation, f outside (0, 1], a chunk < 1 or
+    a memory limit <= 0 or either without effect, batches that cannot be cut, and a missing generator.
     """
 
     num_directions: int = 10
@@ -66,6 +76,8 @@ class SGE:
     chunk: int | None = None
     memory_limit: float | None = None
     batch_fraction: float = 1.0
+    directions: str = "gaussian"
+    control_variate: tuple[str | Variate, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_directions < 1:
@@ -93,13 +105,28 @@ class SGE:
         if not 0 < self.batch_fraction <= 1:
             raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
 
+        if self.directions not in KINDS:
+            raise InvalidValueError(
+                f"SGE.directions must be one of {', '.join(KINDS)}, got {self.directions!r}"
+            )
+        if self.directions == "antithetic" and self.num_directions % 2:
+            raise InvalidValueError(
+                f"SGE.num_directions must be even with antithetic directions, got {self.num_directions}"
+            )
+        for variate in self.control_variate:
+            if isinstance(variate, str) and variate not in VARIATES:
+                raise InvalidValueError(
+                    f"SGE.control_variate must be among {', '.join(VARIATES)}, got {variate!r}"
+                )
+
     def cost(self, inner_steps: int) -> Cost:
         """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what changes that.
 
         A forward-mode derivative counts as one forward pass.
         """
         perturbed, unperturbed = self.num_directions * inner_steps, inner_steps + 1
-        forward = backward = perturbed
+        guessing = sum(VARIATES[name][1] for name in self.control_variate if isinstance(name, str))
+        forward = backward = perturbed + guessing
         if self.computation in ("directional", "difference"):
             backward -= self.num_directions
         if self.computation == "difference":
@@ -122,6 +149,7 @@ class SGE:
         outer_batch: Any,
         *,
         generator: torch.Generator | None = None,
+        memory: Tree | None = None,
     ) -> HypergradientResult:
         if generator is None:
             raise InvalidValueError("SGE needs generator=torch.Generator() for its directions, got None")
@@ -132,16 +160,16 @@ class SGE:
         counts = self.computation == "vectorised" and self.chunk is None
         # (torch.func inside a loss does not bear the hooks, so `auto` measures only where it may need it)
         counts |= self.computation == "auto" and problem.stacked_inner_loss is not None
-        memory = vectorised.SavedMemory()
-        with memory if counts and batches is inner_batches else contextlib.nullcontext():
+        saved = vectorised.SavedMemory()
+        with saved if counts and batches is inner_batches else contextlib.nullcontext():
             trajectory = problem.run(state, alphas, inner_batches)
         end, losses = trajectory.end, trajectory.losses
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
         if batches is not inner_batches:
-            with memory if counts else contextlib.nullcontext():
+            with saved if counts else contextlib.nullcontext():
                 trajectory = problem.run(state, alphas, batches)
 
-        directions = gaussian(self.num_directions, alphas, generator)
+        directions = draw(self.directions, self.num_directions, alphas, generator)
         task = Perturbation(
             problem,
             state,
@@ -153,14 +181,27 @@ class SGE:
             v,
             self.chunk,
             self.memory_limit,
-            memory.peak,
+            saved.peak,
         )
         measured = COMPUTATIONS[self.computation](task)
-        grad = direct
-        for direction, projection in zip(directions, measured, strict=True):
+        known = Known(problem, alphas, batches, trajectory, v, memory)
+        guesses = control_variates.guesses(self.control_variate, known)
+        grad, left, diagnostics = direct, measured, {"projections": measured}
+        group = 2 if self.directions == "antithetic" else 1
+        if guesses:
+            products = torch.stack([torch.stack([trees.dot(h, u) for h in guesses]) for u in directions])
+            coefficients = control_variates.fitted(measured, products, group)
+            left = measured - (coefficients * products).sum(dim=1)
+            diagnostics["coefficients"] = coefficients.mean(dim=0)
+            for guess, coefficient in zip(guesses, diagnostics["coefficients"], strict=True):
+                grad = trees.add(grad, guess, coefficient)
+        for direction, projection in zip(directions, left, strict=True):
             grad = trees.add(grad, direction, projection / self.num_directions)
+        if self.directions != "orthogonal" and self.num_directions > group:
+            terms = left[:, None] * torch.stack([trees.flatten(direction) for direction in directions])
+            means = terms.reshape(-1, group, terms.shape[1]).mean(dim=1)
+            diagnostics["standard_error"] = (means.var(dim=0).sum() / len(means)).sqrt()
         cost = self.cost(len(inner_batches))
-        diagnostics = {"projections": measured}
         return HypergradientResult(grad, direct, end, losses, outer_loss, cost, diagnostics)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.engine.settings import Checked, read, require
 from sgenas.errors import ConfigError, InvalidValueError
@@ -19,6 +20,13 @@ SPACE_NAMES = ("darts", "nasbench201")
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
+CONTROL_VARIATES: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "finite-difference": ("finite-difference",),
+    "memory": ("memory",),
+    "both": ("finite-difference", "memory"),
+}
+"""name -> variates of `sgenas.bilevel.control_variates`."""
 AUGMENTATIONS = ("auto", "none")
 
 
@@ -86,8 +94,9 @@ class SpaceSettings(Checked):
     (on every edge the strongest operation; if not set) or threshold (none where it is not strong)"""
     threshold: float | None = None
     """fair-darts: least weight of what is strong; 0.85 if not set"""
-    activation: str = "relu"
-    """what bends the search network: relu, or smooth: silu or softplus. The derived cell keeps ReLU"""
+    activation: str = "auto"
+    """what bends the search network: relu, silu or softplus; auto: silu with sge, whose differences see the
+    jumps of ReLU's gradient as noise, else relu. The derived cell keeps ReLU"""
     pooling: str = "hard"
     """darts, max pooling in the search network: hard, or smooth (log-mean-exp). The derived cell keeps the
     maximum"""
@@ -103,7 +112,7 @@ class SpaceSettings(Checked):
         self._at_least("partial_channels", 1)
         if self.derivation is not None:
             self._one_of("derivation", DERIVATIONS if in_darts else BENCHMARK_DERIVATIONS)
-        self._one_of("activation", tuple(ACTIVATIONS))
+        self._one_of("activation", ("auto", *ACTIVATIONS))
         self._one_of("pooling", POOLINGS)
         value = self.threshold
         require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
@@ -123,8 +132,9 @@ class EstimatorSettings(Checked):
     """N: steps of the weights for one step of the alphas"""
     directions: int = 10
     """Q: random directions of sge"""
-    smoothing: float = 0.01
-    """mu: step along a direction of sge, in units of alpha"""
+    smoothing: float | None = None
+    """mu: step along a direction of sge, in units of alpha. If not set 0.01 in a smooth search network, and
+    0.1 where ReLU or hard pooling bend it, whose jumps drown smaller steps"""
     computation: str = "auto"
     """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
     numbers at different cost; difference is an approximation"""
@@ -133,6 +143,11 @@ class EstimatorSettings(Checked):
     memory, or a quarter of the machine's, where auto takes only small passes side by side"""
     batch_fraction: float = 1.0
     """share of each batch on which sge's perturbed steps run: cheaper, noisier"""
+    direction_kind: str = "gaussian"
+    """sge's directions: gaussian (the paper's), orthogonal, sphere, or antithetic (pairs u, -u)"""
+    control_variate: str = "none"
+    """what takes noise out of sge: none (the paper's), finite-difference (second-order's term; 2 more
+    passes), memory (the estimate before) or both"""
 
     def __post_init__(self) -> None:
         self._one_of("estimator", ESTIMATOR_NAMES)
@@ -142,7 +157,21 @@ class EstimatorSettings(Checked):
         self._one_of("computation", tuple(COMPUTATIONS))
         self._positive("memory_limit")
         require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
-        for name in ("directions", "smoothing", "computation", "memory_limit", "batch_fraction"):
+        self._one_of("direction_kind", tuple(KINDS))
+        self._one_of("control_variate", tuple(CONTROL_VARIATES))
+        if self.direction_kind == "antithetic":
+            require(
+                self.directions % 2 == 0, "directions", "even with antithetic directions", self.directions
+            )
+        for name in (
+            "directions",
+            "smoothing",
+            "computation",
+            "memory_limit",
+            "batch_fraction",
+            "direction_kind",
+            "control_variate",
+        ):
             self._default_unless(name, self.estimator == "sge", "--estimator sge")
         beside = self.computation in ("auto", "vectorised")
         self._default_unless("memory_limit", beside, "--computation auto or vectorised")

@@ -11,7 +11,7 @@ import torch
 
 from sgenas import data, trees
 from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
-from sgenas.engine.config import EstimatorSettings, SearchConfig
+from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
@@ -24,17 +24,20 @@ Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
 AnyConfig = TypeVar("AnyConfig", SearchConfig, TrainConfig)
 
 
-def make_estimator(settings: EstimatorSettings) -> Estimator:
+def make_estimator(config: SearchConfig) -> Estimator:
     """The estimator that the settings name. A new estimator gets its row here."""
+    settings = config.estimator
     estimators: dict[str, Callable[[], Estimator]] = {
         "first-order": FirstOrder,
         "second-order": FiniteDifference,
         "sge": lambda: SGE(
             settings.directions,
-            settings.smoothing,
+            smoothing(config),
             settings.computation,
             memory_limit=settings.memory_limit,
             batch_fraction=settings.batch_fraction,
+            directions=settings.direction_kind,
+            control_variate=CONTROL_VARIATES[settings.control_variate],
         ),
     }
     return estimators[settings.estimator]()
@@ -109,12 +112,27 @@ def make_space(config: SearchConfig, images: data.ImageData) -> Space:
         channels=sizes.channels,
         classes=len(images.classes),
         input_channels=images.channels,
-        activation=sizes.activation,
+        activation=activation(config),
         generator=generator(config.seed, "weights"),
         **settings,
         **{name: value for name, value in chosen.items() if value is not None},
     )
     return made
+
+
+def activation(config: SearchConfig) -> str:
+    """What bends the search network, `auto` decided: evidence in docs/choosing.md, "Kinks"."""
+    if config.space.activation != "auto":
+        return config.space.activation
+    return "silu" if config.estimator.estimator == "sge" else "relu"
+
+
+def smoothing(config: SearchConfig) -> float:
+    """mu, decided where it is not set: evidence in docs/choosing.md, "Kinks"."""
+    if config.estimator.smoothing is not None:
+        return config.estimator.smoothing
+    has_maximum = config.space.space == "darts" and config.space.pooling == "hard"
+    return 0.1 if activation(config) == "relu" or has_maximum else 0.01
 
 
 def regulariser(config: SearchConfig, epoch: int) -> Callable[[Tree], torch.Tensor] | None:

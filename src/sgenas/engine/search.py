@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, BilevelProblem, Cost
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
@@ -125,7 +125,7 @@ class Search(Run):
                 f" got {config.alphas.alpha_every}"
             )
 
-        self.estimator = parts.make_estimator(config.estimator)
+        self.estimator = parts.make_estimator(config)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
         self.alpha_optimizer = self._alpha_optimizer()
@@ -137,6 +137,7 @@ class Search(Run):
         self._history = [trees.clone(self.alphas)]
         self._eigenvalues: list[tuple[int, float]] = []
         self._stopped_at: int | None = None
+        self._memory: Tree | None = None
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
@@ -145,7 +146,8 @@ class Search(Run):
             "images": {name: len(part) for name, part in self.split.items()},
             "weights": trees.size(self.state.weights),
             "alphas": trees.size(self.alphas),
-        }
+            "activation": parts.activation(self.config),
+        } | ({"smoothing": self.estimator.smoothing} if isinstance(self.estimator, SGE) else {})
 
     # -- making the parts ---------------------------------------------------------------------------------
 
@@ -244,7 +246,10 @@ class Search(Run):
         if separate and self.config.weights.trajectory_lr is not None:
             own = self._problem(SGD(self.config.weights.trajectory_lr))
             start = InnerState(self.state.weights, {}, self.state.step)
-        result = self.estimator(own, start, self.alphas, inner, outer, generator=self.directions)
+        result = self.estimator(
+            own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
+        )
+        self._memory = result.indirect
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
         self.alpha_optimizer.step()
@@ -254,12 +259,15 @@ class Search(Run):
         else:
             self.state = result.state
             inner_loss = torch.stack(result.inner_losses).mean()
-        return {
+        found = {
             "inner_loss": inner_loss,
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(result.indirect),
         }
+        if "standard_error" in result.diagnostics:
+            found["standard_error"] = result.diagnostics["standard_error"]
+        return found
 
     def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
@@ -423,6 +431,7 @@ class Search(Run):
             "history": self._history,
             "eigenvalues": [list(pair) for pair in self._eigenvalues],
             "stopped_at": self._stopped_at,
+            "memory": self._memory,
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
@@ -440,3 +449,5 @@ class Search(Run):
         self._history = [same_shapes(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
         self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
         self._stopped_at = state["stopped_at"]
+        before = state["memory"]
+        self._memory = None if before is None else same_shapes(self.alphas, self._to_device(before))

@@ -116,7 +116,7 @@ def _finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
 def _legend_above(axes: "Axes") -> None:
     """A legend in one line beside the title, where it covers no data."""
     axes.legend(
-        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, borderaxespad=0.0
+        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, borderaxespad=0.0
     )
 
 
@@ -154,7 +154,7 @@ def _draw_losses(axes: "Axes", record: RunRecord) -> None:
 ACCURACIES = {
     "search": (
         ("val_accuracy", "supernet", INNER, "-"),
-        ("derived_accuracy", "derived cell, same weights", OUTER, "--"),
+        ("derived_accuracy", "derived cell", OUTER, "--"),
         "Validation accuracy",
     ),
     "training": (
@@ -221,22 +221,23 @@ def _draw_by_epoch(
         if len(x):
             axes.plot(x + 1, y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
     if axes.has_data():
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        if len(keys) > 1:
+            _legend_above(axes)
         _whole_epochs(axes)
 
 
 def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
-    _draw_by_epoch(axes, record, {key: key.removeprefix("true_") for key in known})
-    _finish(axes, "True test accuracy of the cell of the moment", "epoch", "per cent")
+    _draw_by_epoch(axes, record, {key: key.removeprefix("true_").replace("16_120", "") for key in known})
+    _finish(axes, "True accuracy", "epoch", "per cent")
 
 
 def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
-    names = {key.replace("true_", "rank_"): key.removeprefix("true_") for key in known}
+    names = {key.replace("true_", "rank_"): key.removeprefix("true_").replace("16_120", "") for key in known}
     _draw_by_epoch(axes, record, names, positive=True)
     if axes.has_data():
         axes.set_yscale("log")
         axes.invert_yaxis()
-    _finish(axes, "Its rank among the 15,625 cells", "epoch", "rank")
+    _finish(axes, "Rank", "epoch", "rank")
 
 
 def _draw_skips(axes: "Axes", record: RunRecord) -> None:
