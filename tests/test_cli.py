@@ -27,20 +27,6 @@ def arguments(out: Path, *more: str) -> list[str]:
     return ["search", *SMALL, *more, "--out", str(out)]
 
 
-@pytest.fixture
-def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    def run(*command: str) -> str:
-        """The one line that the command fails with."""
-        assert main(command) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.count("\n") == 1
-        assert captured.err.startswith("sgenas: ")
-        return captured.err.strip()
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "finished"

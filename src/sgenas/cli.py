@@ -1,6 +1,6 @@
-"""The command `sgenas`: search, resume, show, size, query. Flags and help come from dataclasses.
+"""The command `sgenas`: search, train, resume, show and more. Flags and help come from dataclasses.
 
-Exit codes: 0 done; 1 the search diverged; 2 bad input, one line on stderr says which; 130 stopped by Ctrl-C
+Exit codes: 0 done; 1 the run diverged; 2 bad input, one line on stderr says which; 130 stopped by Ctrl-C
 or SIGTERM after a checkpoint was written.
 """
 
@@ -9,8 +9,9 @@ import io
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -20,12 +21,24 @@ from rich.console import Console
 
 import sgenas
 from sgenas.display import cell_text, display_for
-from sgenas.engine import SearchConfig, SearchResult, resume_search, run_search
-from sgenas.engine.run_folder import read_config
+from sgenas.engine import (
+    RECIPES,
+    SearchConfig,
+    SearchResult,
+    TrainConfig,
+    TrainResult,
+    TrainSettings,
+    resume_search,
+    resume_training,
+    run_search,
+    run_training,
+)
+from sgenas.engine.run_folder import read_config, read_settings, read_train_config
 from sgenas.errors import ConfigError, DivergenceError, RunFolderError, SgenasError
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
+Result = SearchResult | TrainResult
 STOPPED = 130
 BAD_INPUT = 2
 DIVERGED = 1
@@ -55,8 +68,40 @@ class SearchCommand(SearchConfig):
 
 
 @dataclass(frozen=True)
+class TrainCommand(TrainSettings):
+    """Train the network of a genotype from scratch, test it, and write a run folder.
+
+    Example: sgenas train --genotype runs/first --data cifar10 --recipe source --out runs/first-trained
+    """
+
+    genotype: str | None = None
+    """name of a published cell, genotype file (JSON), run folder, or the string of a NAS-Bench-201 cell"""
+    out: Path | None = None
+    """run folder to make; runs/train-DATA-SEED if not set"""
+    overwrite: bool = False
+    """replace the run that the folder holds"""
+    recipe: Literal["source", "paper", "fast"] | None = None
+    """start from these settings: source (the default; DARTS' 600 epochs), paper (the SGE paper's where it
+    says something) or fast (few epochs); other flags change them"""
+    config: Path | None = None
+    """start from the settings and genotype of this config.json (or run folder); other flags change them"""
+
+    @property
+    def chosen(self) -> TrainConfig:
+        """The settings alone with the genotype, as a run folder keeps them."""
+        from sgenas.nets import find_genotype
+
+        settings = {item.name: getattr(self, item.name) for item in fields(TrainSettings)}
+        if self.genotype is not None:
+            return TrainConfig(**settings, genotype=find_genotype(self.genotype))
+        if self.config is None:
+            raise ConfigError("--genotype must be given: a published name, a genotype file or a run folder")
+        return TrainConfig(**settings, genotype=read_train_config(self.config).genotype)
+
+
+@dataclass(frozen=True)
 class ResumeCommand:
-    """Go on with a search that was stopped or killed, exactly where its checkpoint stands.
+    """Go on with a search or training that was stopped or killed, exactly where its checkpoint stands.
 
     Example: sgenas resume runs/first
     """
@@ -67,7 +112,7 @@ class ResumeCommand:
 
 @dataclass(frozen=True)
 class ShowCommand:
-    """Print the cell of a run and draw it, with the curves of the search and a report.
+    """Print the cell of a run and draw it, with the curves of the run and a report.
 
     Example: sgenas show runs/first
     """
@@ -76,6 +121,36 @@ class ShowCommand:
     """run folder, or a genotype file (JSON)"""
     out: Path | None = None
     """draw only the cell, into this .png or .svg file"""
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Test a trained network again, from its checkpoint, and compare with what was logged.
+
+    Example: sgenas evaluate runs/first-trained
+    """
+
+    run: tyro.conf.Positional[Path]
+    """run folder of a training"""
+    json: bool = False
+    """print one JSON object"""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """Write a trained network to a file for others.
+
+    Example: sgenas export runs/first-trained --format onnx --out cell.onnx
+    """
+
+    run: tyro.conf.Positional[Path]
+    """run folder of a training"""
+    format: Literal["state-dict", "torch-export", "onnx"]
+    """state-dict (weights by name), torch-export (a program) or onnx (pip install 'sgenas[onnx]')"""
+    out: Path
+    """file to write"""
+    overwrite: bool = False
+    """replace the file if there is one"""
 
 
 @dataclass(frozen=True)
@@ -122,15 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         command = _parse(arguments or ["--help"])
-        if isinstance(command, ShowCommand):
-            return _show(command)
-        if isinstance(command, SizeCommand):
-            return _size(command)
-        if isinstance(command, QueryCommand):
-            return _query(command)
+        for kind, act in ACTIONS.items():
+            if isinstance(command, kind):
+                return act(command)
         return _run(command)
     except KeyboardInterrupt:
-        sys.stderr.write("sgenas: stopped at once; a search can be resumed from its last checkpoint\n")
+        sys.stderr.write("sgenas: stopped at once; a run can be resumed from its last checkpoint\n")
         return STOPPED
     except DivergenceError as error:
         sys.stderr.write(f"sgenas: {error}\n")
@@ -142,11 +214,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     """The command as an object; a fault is a ConfigError of one line instead of tyro's drawn box."""
-    defaults = _search_defaults(arguments)
+    search = _search_defaults(arguments) if arguments[0] == "search" else SearchCommand()
+    train = _train_defaults(arguments) if arguments[0] == "train" else TrainCommand()
     kinds: Any = (
-        Annotated[SearchCommand, tyro.conf.subcommand("search", default=defaults)]
+        Annotated[SearchCommand, tyro.conf.subcommand("search", default=search)]
+        | Annotated[TrainCommand, tyro.conf.subcommand("train", default=train)]
         | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
         | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+        | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
+        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]
         | Annotated[QueryCommand, tyro.conf.subcommand("query")]
     )
@@ -195,6 +271,17 @@ def _search_defaults(arguments: list[str]) -> SearchCommand:
     return SearchCommand(**vars(settings))
 
 
+def _train_defaults(arguments: list[str]) -> TrainCommand:
+    """Defaults of `train`: of the file that `--config` names, or those of the recipe."""
+    file, recipe = _value_of(arguments, "--config"), _value_of(arguments, "--recipe")
+    if file is None:
+        return TrainCommand.of_recipe(recipe or next(iter(RECIPES)))
+    if recipe is not None:
+        raise ConfigError("--recipe must not stand beside --config, which has all settings already")
+    kept = read_train_config(file)
+    return TrainCommand(**{item.name: getattr(kept, item.name) for item in fields(TrainSettings)})
+
+
 def _value_of(arguments: list[str], flag: str) -> str | None:
     """What follows a flag, read before the command line as a whole; None where it is not given."""
     for index, argument in enumerate(arguments):
@@ -219,20 +306,12 @@ def _undrawn(box: str) -> str:
     return " ".join(words) or "bad command line; see sgenas --help"
 
 
-def _run(command: SearchCommand | ResumeCommand) -> int:
+def _run(command: SearchCommand | TrainCommand | ResumeCommand) -> int:
     keep_freed_memory()
     console = _console()
+    begin = _beginning(command)
     with _stop_signals() as stopped, display_for(console) as display:
-        if isinstance(command, SearchCommand):
-            result = run_search(
-                command.chosen,
-                command.out or _default_folder(command.chosen),
-                overwrite=command.overwrite,
-                observer=display,
-                stop=lambda: bool(stopped),
-            )
-        else:
-            result = resume_search(command.run, observer=display, stop=lambda: bool(stopped))
+        result = begin(observer=display, stop=lambda: bool(stopped))
     if not result.finished:
         console.print(f"Stopped. Go on with:  sgenas resume {result.path}", soft_wrap=True)
         return STOPPED
@@ -240,12 +319,28 @@ def _run(command: SearchCommand | ResumeCommand) -> int:
     return 0
 
 
-def _default_folder(settings: SearchConfig) -> Path:
+def _beginning(command: SearchCommand | TrainCommand | ResumeCommand) -> Callable[..., Result]:
+    """What runs the command, once it is given an observer and when to stop."""
+    if isinstance(command, ResumeCommand):
+        if not command.run.is_dir():
+            raise RunFolderError(f"run folder {command.run} does not exist")
+        is_search = isinstance(read_settings(command.run), SearchConfig)
+        return partial(resume_search if is_search else resume_training, command.run)
+    if isinstance(command, SearchCommand):
+        search = command.chosen
+        out = command.out or _default_folder(f"{search.method}-{search.estimator.estimator}", search)
+        return partial(run_search, search, out, overwrite=command.overwrite)
+    training = command.chosen
+    out = command.out or _default_folder("train", training)
+    return partial(run_training, training, out, overwrite=command.overwrite)
+
+
+def _default_folder(what: str, settings: SearchConfig | TrainConfig) -> Path:
     source = settings.data.data.split(":")[0]
-    return Path("runs") / f"{settings.method}-{settings.estimator.estimator}-{source}-{settings.seed}"
+    return Path("runs") / f"{what}-{source}-{settings.seed}"
 
 
-def _close(console: Console, result: SearchResult) -> None:
+def _close(console: Console, result: Result) -> None:
     """Draws the pictures and says what came out."""
     from sgenas.report import read_run, save_all
 
@@ -253,12 +348,19 @@ def _close(console: Console, result: SearchResult) -> None:
     record = read_run(result.path)
     last = record.epochs[-1]
     console.print(cell_text(result.genotype))
-    chance = 100 / len(record.environment["classes"])
-    console.print(
-        f"validation accuracy of the supernet: {100 * last['val_accuracy']:.2f} % (chance {chance:.3g} %)"
-        f" after {last['epoch'] + 1} epochs and {last['seconds']:.0f} s",
-        soft_wrap=True,
-    )
+    after = f"after {last['epoch'] + 1} epochs and {last['seconds']:.0f} s"
+    if isinstance(result, TrainResult):
+        outcome = (
+            f"test accuracy of the last epoch: {100 * last['test_accuracy']:.2f} % {after}"
+            f" (best epoch, chosen on the test images: {100 * last['best_test_accuracy']:.2f} %)"
+        )
+    else:
+        chance = 100 / len(record.environment["classes"])
+        outcome = (
+            f"validation accuracy of the supernet: {100 * last['val_accuracy']:.2f} %"
+            f" (chance {chance:.3g} %) {after}"
+        )
+    console.print(outcome, soft_wrap=True)
     for path in written:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 
@@ -271,7 +373,7 @@ def _show(command: ShowCommand) -> int:
         raise RunFolderError(f"{path} does not exist: show needs a run folder or a genotype file")
     genotype_path = path / "genotype.json" if path.is_dir() else path
     if path.is_dir():
-        read_config(path)
+        read_settings(path)
         if not genotype_path.exists():
             raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
     genotype = Genotype.load(genotype_path)
@@ -283,6 +385,34 @@ def _show(command: ShowCommand) -> int:
         written = save_all(path)
     for drawn in written:
         console.print(f"  {drawn}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _evaluate(command: EvaluateCommand) -> int:
+    from sgenas.engine.evaluate import evaluate_run
+
+    found = evaluate_run(command.run)
+    if command.json:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+        return 0
+    if found.logged_test_accuracy is None:
+        said = "nothing is logged there: the checkpoint stands in the middle of an epoch"
+    elif found.equal:
+        said = "equal to the logged figure"
+    else:
+        said = f"not equal to the logged figure, {100 * found.logged_test_accuracy:.2f} %"
+    sys.stdout.write(
+        f"test accuracy {100 * found.test_accuracy:.2f} %  test loss {found.test_loss:.4f}  on"
+        f" {found.test_images} images, after {found.epochs} epochs and {found.step} steps: {said}\n"
+    )
+    return 0
+
+
+def _export(command: ExportCommand) -> int:
+    from sgenas.engine.export import export_run
+
+    written = export_run(command.run, command.format, command.out, overwrite=command.overwrite)
+    sys.stdout.write(f"{written}\n")
     return 0
 
 
@@ -322,6 +452,16 @@ def _query(command: QueryCommand) -> int:
     for name, row in found.items():
         sys.stdout.write(f"{name:28}{row['accuracy']:10.2f}{row['rank']:8}{row['regret']:9.2f}\n")
     return 0
+
+
+ACTIONS: dict[type[Any], Callable[[Any], int]] = {
+    ShowCommand: _show,
+    EvaluateCommand: _evaluate,
+    ExportCommand: _export,
+    SizeCommand: _size,
+    QueryCommand: _query,
+}
+"""What each command does that neither begins a run nor goes on with one."""
 
 
 def _console() -> Console:

@@ -1,4 +1,4 @@
-"""What a search looks like while it runs: a live display on a terminal, plain lines anywhere else."""
+"""What a run looks like while it goes on: a live display on a terminal, plain lines anywhere else."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from sgenas.engine import Search
+from sgenas.engine import Run, Search
 from sgenas.spaces import Genotype
 
 
@@ -17,19 +17,16 @@ class Plain:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def begin(self, search: Search) -> None:
-        self._epochs = search.config.epochs
-        self._console.print(_opening(search), soft_wrap=True)
+    def begin(self, run: Run) -> None:
+        self._epochs = run.config.epochs
+        self._console.print(_opening(run), soft_wrap=True)
 
     def advance(self) -> None: ...
 
     def row(self, row: dict[str, Any], genotype: Genotype) -> None:  # noqa: ARG002
         if row["kind"] == "epoch":
-            outer = "" if row["outer_loss"] is None else f"  outer loss {row['outer_loss']:.4f}"
             self._console.print(
-                f"epoch {row['epoch'] + 1}/{self._epochs}  inner loss {row['inner_loss']:.4f}{outer}"
-                f"  validation accuracy {100 * row['val_accuracy']:.2f} %{_known(row)}"
-                f"  {row['seconds']:.0f} s",
+                f"epoch {row['epoch'] + 1}/{self._epochs}  {_epoch(row)}  {row['seconds']:.0f} s",
                 soft_wrap=True,
             )
 
@@ -62,36 +59,34 @@ class LiveDisplay:
         # transient: what it showed last, the cell above all, is printed again at the end
         self._live = Live(self._render(), console=console, refresh_per_second=4, transient=True)
 
-    def begin(self, search: Search) -> None:
-        self._console.print(_opening(search), soft_wrap=True)
-        self._search = search
-        # The bar counts passes, not steps: a step of the warm-up is many times cheaper than one of sge.
-        steps = range(search.config.epochs * search.steps_per_epoch)
+    def begin(self, run: Run) -> None:
+        self._console.print(_opening(run), soft_wrap=True)
+        self._run = run
         self._task = self._progress.add_task(
-            "search",
-            total=sum(search.step_cost(step).forward for step in steps),
-            completed=round(search.cost.forward),
-            epoch=search.epoch + 1,
-            epochs=search.config.epochs,
-            step=search.step,
-            steps=search.config.epochs * search.steps_per_epoch,
+            run.noun,
+            total=run.work_total,
+            completed=round(run.work_done),
+            epoch=run.epoch + 1,
+            epochs=run.config.epochs,
+            step=run.step,
+            steps=run.config.epochs * run.steps_per_epoch,
         )
-        self._show_cell(search.genotype)
+        self._show_cell(run.genotype)
         self._live.update(self._render())
 
     def advance(self) -> None:
         if self._task is not None:
-            self._progress.update(self._task, completed=self._search.cost.forward, step=self._search.step)
+            self._progress.update(self._task, completed=self._run.work_done, step=self._run.step)
 
     def row(self, row: dict[str, Any], genotype: Genotype) -> None:
         if row["kind"] == "step":
-            for name in ("inner_loss", "outer_loss"):
+            for name in ("inner_loss", "outer_loss", "loss"):
                 if name in row:
                     self._values[name.replace("_", " ")] = f"{row[name]:.4f}"
             self._values["lr"] = f"{row['lr']:.4f}"
         else:
-            accuracy = f"{100 * row['val_accuracy']:.2f} % after epoch {row['epoch'] + 1}"
-            self._values["validation accuracy"] = accuracy + _known(row)
+            name, value = _accuracy(row)
+            self._values[name] = f"{value} after epoch {row['epoch'] + 1}{_known(row)}"
         if self._task is not None:
             self._progress.update(self._task, epoch=row["epoch"] + 1)
         self._show_cell(genotype)
@@ -131,8 +126,11 @@ def cell_text(genotype: Genotype) -> Text:
 
 
 def _known(row: dict[str, Any]) -> str:
-    """What a table knows of the cell of an epoch, and whether the search stops there."""
-    text = "".join(
+    """What a table knows of the cell of an epoch, the best epoch so far, whether the search stops there."""
+    text = ""
+    if "best_test_accuracy" in row:
+        text = f"  (best so far, chosen on the test images: {100 * row['best_test_accuracy']:.2f} %)"
+    text += "".join(
         f"  true {name.removeprefix('true_')} {value:.2f} % (rank {row[name.replace('true_', 'rank_')]})"
         for name, value in row.items()
         if name.startswith("true_")
@@ -142,12 +140,34 @@ def _known(row: dict[str, Any]) -> str:
     return text
 
 
-def _opening(search: Search) -> str:
-    config, facts = search.config, search.describe()
-    half = facts["images"]
+def _epoch(row: dict[str, Any]) -> str:
+    """What an epoch came to: losses, accuracy, and what is known of it besides."""
+    losses = [
+        f"{name.replace('_', ' ')} {row[name]:.4f}"
+        for name in ("inner_loss", "outer_loss", "train_loss", "test_loss")
+        if row.get(name) is not None
+    ]
+    return "  ".join([*losses, " ".join(_accuracy(row))]) + _known(row)
+
+
+def _accuracy(row: dict[str, Any]) -> tuple[str, str]:
+    """(whose accuracy, in per cent) of an epoch."""
+    if "test_accuracy" in row:
+        return "test accuracy", f"{100 * row['test_accuracy']:.2f} %"
+    return "validation accuracy", f"{100 * row['val_accuracy']:.2f} %"
+
+
+def _opening(run: Run) -> str:
+    source, facts = run.config.data.data, run.describe()
+    part, classes = facts["images"], len(facts["classes"])
+    if not isinstance(run, Search):
+        return (
+            f"training on {source}: {part['training']} images train, {part['test']} test, {classes} classes;"
+            f" network of {facts['weights']:,} weights on {run.device}"
+        )
     return (
-        f"{config.method} with {config.estimator.estimator} on {config.data.data}:"
-        f" {half['training']} images train the weights, {half['validation']} the alphas,"
-        f" {len(facts['classes'])} classes; supernet of {facts['weights']:,} weights and"
-        f" {facts['alphas']} alphas on {search.device}"
+        f"{run.config.method} with {run.config.estimator.estimator} on {source}:"
+        f" {part['training']} images train the weights, {part['validation']} the alphas,"
+        f" {classes} classes; supernet of {facts['weights']:,} weights and"
+        f" {facts['alphas']} alphas on {run.device}"
     )

@@ -130,3 +130,20 @@ def test_saves_both_formats_and_leaves_settings_alone(record: RunRecord, tmp_pat
         assert f">{operation}</text>" in text
     with pytest.raises(InvalidValueError, match=r"\.png, \.svg"):
         save_curves(record, tmp_path / "curves.jpg")
+
+
+def test_a_training_has_two_panels(record: RunRecord) -> None:
+    steps = tuple({"kind": "step", "epoch": 0, "step": n, "loss": 3.0 - n, "lr": 0.1} for n in (1, 2))
+    numbers = {"train_loss": 1.5, "test_loss": 2.5, "train_accuracy": 0.4, "test_accuracy": 0.3}
+    epochs = ({"kind": "epoch", "epoch": 0, "step": 2, **numbers},)
+    figure = draw_curves(replace(record, kind="training", steps=steps, epochs=epochs, alphas=None))
+    render(figure)
+    found = panels(figure)
+    assert list(found) == ["Losses", "Accuracy"]
+    lines = {line.get_label(): line.get_ydata() for line in found["Losses"].lines}
+    assert lines["training, epoch mean"].tolist() == [1.5]
+    assert lines["test"].tolist() == [2.5]
+    assert any(line.get_ydata().tolist() == [2.0, 1.0] for line in found["Losses"].lines)
+    lines = {line.get_label(): line.get_ydata() for line in found["Accuracy"].lines}
+    assert lines["test"].tolist() == [30.0]
+    assert lines["training"].tolist() == [40.0]

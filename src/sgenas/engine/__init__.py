@@ -1,4 +1,4 @@
-"""Running searches: the only place where bilevel optimisation, search spaces and data meet."""
+"""Running searches and trainings: the only place where bilevel optimisation, networks and data meet."""
 
 from sgenas.engine.config import (
     AlphaSettings,
@@ -9,19 +9,40 @@ from sgenas.engine.config import (
     WatchSettings,
     WeightSettings,
 )
-from sgenas.engine.search import Observer, Search, SearchResult, resume_search, run_search
+from sgenas.engine.loop import Observer, Run
+from sgenas.engine.search import Search, SearchResult, resume_search, run_search
+from sgenas.engine.train import Training, TrainResult, resume_training, run_training
+from sgenas.engine.train_config import (
+    RECIPES,
+    NetworkSettings,
+    OptimizerSettings,
+    TrainConfig,
+    TrainingImageSettings,
+    TrainSettings,
+)
 
 __all__ = [
+    "RECIPES",
     "AlphaSettings",
     "DataSettings",
     "EstimatorSettings",
+    "NetworkSettings",
     "Observer",
+    "OptimizerSettings",
+    "Run",
     "Search",
     "SearchConfig",
     "SearchResult",
     "SpaceSettings",
+    "TrainConfig",
+    "TrainResult",
+    "TrainSettings",
+    "Training",
+    "TrainingImageSettings",
     "WatchSettings",
     "WeightSettings",
     "resume_search",
+    "resume_training",
     "run_search",
+    "run_training",
 ]

@@ -31,7 +31,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises CheckpointError when it is missing, truncated, not a checkpoint or of another version.
     """
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist: start the search again, with --overwrite")
+        raise CheckpointError(f"checkpoint {path} does not exist: start the run again, with --overwrite")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import types
-import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.engine.settings import Checked, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
@@ -31,51 +30,9 @@ CONTROL_VARIATES: dict[str, tuple[str, ...]] = {
 AUGMENTATIONS = ("auto", "none")
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _require(good: bool, name: str, limit: str, value: Any) -> None:
-    if not good:
-        raise ConfigError(f"{_flag(name)} must be {limit}, got {value!r}")
-
-
-class _Checked:
-    """Helpers for the checks of a settings group; comparisons are written so that nan fails them."""
-
-    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        _require(value in known, name, f"one of {', '.join(known)}", value)
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        _require(value is None or value >= least, name, f">= {least}", value)
-
-    def _positive(self, name: str) -> None:
-        value = getattr(self, name)
-        _require(value is None or 0 < value < math.inf, name, "> 0 and finite", value)
-
-    def _not_negative(self, name: str) -> None:
-        value = getattr(self, name)
-        _require(0 <= value < math.inf, name, ">= 0 and finite", value)
-
-    def _fraction(self, name: str) -> None:
-        value = getattr(self, name)
-        _require(0 <= value < 1, name, "in [0, 1)", value)
-
-    def _default_unless(self, name: str, applies: bool, where: str) -> None:
-        """An option that would be ignored is an error: it must stand at its default."""
-        default = next(f.default for f in dataclasses.fields(self) if f.name == name)  # type: ignore[arg-type]
-        value = getattr(self, name)
-        if not applies and value != default:
-            raise ConfigError(
-                f"{_flag(name)} only applies with {where}, got {value!r} without it; leave it at {default!r}"
-            )
-
-
 @dataclass(frozen=True)
-class DataSettings(_Checked):
-    """Images: half of the training images trains the weights, the other half the alphas."""
+class ImageSettings(Checked):
+    """Images: where they come from and how they are changed."""
 
     data: str = "cifar10"
     """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES or folder:DIR"""
@@ -83,19 +40,16 @@ class DataSettings(_Checked):
     """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
     train_images: int | None = None
     """use only so many training images, drawn evenly over the classes; all if not set"""
-    train_fraction: float = 0.5
-    """share of the images that trains the weights; the rest trains the alphas"""
     batch_size: int = 64
-    """images in a batch, inner and outer"""
+    """images in a batch"""
     augment: str = "auto"
     """auto: random crops, and mirroring where it keeps the class; none: images as they are"""
     cutout: int = 0
     """side in pixels of a square that is blanked in each training image"""
 
     def __post_init__(self) -> None:
-        _require(bool(self.data), "data", "the name of a data set", self.data)
+        require(bool(self.data), "data", "the name of a data set", self.data)
         self._at_least("train_images", 2)
-        _require(0 < self.train_fraction < 1, "train_fraction", "in (0, 1)", self.train_fraction)
         # a batch of one image has no batch statistics
         self._at_least("batch_size", 2)
         self._one_of("augment", AUGMENTATIONS)
@@ -103,7 +57,21 @@ class DataSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class SpaceSettings(_Checked):
+class DataSettings(ImageSettings):
+    """Images: half of the training images trains the weights, the other half the alphas."""
+
+    train_fraction: float = 0.5
+    """share of the images that trains the weights; the rest trains the alphas"""
+    batch_size: int = 64
+    """images in a batch, inner and outer"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.train_fraction < 1, "train_fraction", "in (0, 1)", self.train_fraction)
+
+
+@dataclass(frozen=True)
+class SpaceSettings(Checked):
     """Search space: the size of the supernet and what may stand on an edge."""
 
     space: str = "darts"
@@ -147,7 +115,7 @@ class SpaceSettings(_Checked):
         self._one_of("activation", ("auto", *ACTIVATIONS))
         self._one_of("pooling", POOLINGS)
         value = self.threshold
-        _require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
+        require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
         self._at_least("layers", 3)
         self._at_least("nodes", 1)
         if self.operations is not None:
@@ -155,7 +123,7 @@ class SpaceSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class EstimatorSettings(_Checked):
+class EstimatorSettings(Checked):
     """Hypergradient: how the derivative of the outer loss with respect to the alphas is found."""
 
     estimator: str = "sge"
@@ -188,11 +156,11 @@ class EstimatorSettings(_Checked):
         self._positive("smoothing")
         self._one_of("computation", tuple(COMPUTATIONS))
         self._positive("memory_limit")
-        _require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
+        require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
         self._one_of("direction_kind", tuple(KINDS))
         self._one_of("control_variate", tuple(CONTROL_VARIATES))
         if self.direction_kind == "antithetic":
-            _require(
+            require(
                 self.directions % 2 == 0, "directions", "even with antithetic directions", self.directions
             )
         for name in (
@@ -210,7 +178,7 @@ class EstimatorSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class WeightSettings(_Checked):
+class WeightSettings(Checked):
     """Weights: stochastic gradient descent with a learning rate that falls by a cosine, epoch by epoch."""
 
     weights: str = "trajectory"
@@ -234,7 +202,7 @@ class WeightSettings(_Checked):
         self._one_of("weights", WEIGHT_MODES)
         self._positive("lr")
         self._not_negative("lr_min")
-        _require(self.lr_min <= self.lr, "lr_min", f"at most --lr {self.lr}", self.lr_min)
+        require(self.lr_min <= self.lr, "lr_min", f"at most --lr {self.lr}", self.lr_min)
         self._fraction("momentum")
         self._not_negative("weight_decay")
         self._positive("grad_clip")
@@ -243,7 +211,7 @@ class WeightSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class AlphaSettings(_Checked):
+class AlphaSettings(Checked):
     """Alphas: the optimiser that follows the hypergradient."""
 
     alpha_optimizer: str = "adam"
@@ -282,7 +250,7 @@ class AlphaSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class WatchSettings(_Checked):
+class WatchSettings(Checked):
     """Watching: what is measured beside the search, at the end of an epoch, to see whether it collapses."""
 
     table: str | None = None
@@ -306,7 +274,7 @@ class WatchSettings(_Checked):
 
 
 @dataclass(frozen=True)
-class SearchConfig(_Checked):
+class SearchConfig(Checked):
     """Search a cell: differentiable architecture search with the stochastic gradient estimator.
 
     Raises ConfigError for a setting outside what it accepts or without effect.
@@ -342,7 +310,7 @@ class SearchConfig(_Checked):
         self._one_of("method", tuple(METHODS))
         self._check_method(METHODS[self.method])
         self._at_least("epochs", 1)
-        _require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         self._one_of("precision", PRECISIONS)
         if self.precision != "float32" and self.estimator.estimator != "first-order":
             raise ConfigError(
@@ -352,7 +320,7 @@ class SearchConfig(_Checked):
         self._at_least("log_every", 1)
         self._at_least("checkpoint_every", 1)
         warmup = self.alphas.warmup_epochs
-        _require(
+        require(
             warmup < self.epochs,
             "warmup_epochs",
             f"below --epochs {self.epochs} (else no alpha moves)",
@@ -360,7 +328,7 @@ class SearchConfig(_Checked):
         )
 
         part = math.ceil(self.estimator.batch_fraction * self.data.batch_size)
-        _require(
+        require(
             part >= 2, "batch_fraction", f"large enough to leave 2 of {self.data.batch_size} images", part
         )
 
@@ -376,7 +344,7 @@ class SearchConfig(_Checked):
     def _check_method(self, row: Method) -> None:
         """The space must be one that the method knows, and its options must have an effect."""
         known = tuple(row.spaces)
-        _require(
+        require(
             self.space.space in known,
             "space",
             f"{' or '.join(known)} with --method {self.method}",
@@ -424,33 +392,4 @@ class SearchConfig(_Checked):
     @classmethod
     def from_dict(cls, data: Any) -> Self:
         """Reads what `to_dict` writes, all of it; raises ConfigError naming the first fault."""
-        return _read(cls, data, "config")
-
-
-def _read(cls: type[Any], data: Any, place: str) -> Any:
-    if not isinstance(data, Mapping):
-        raise ConfigError(f"{place} must be an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    names = [item.name for item in dataclasses.fields(cls)]
-    unknown = [str(key) for key in data if key not in names]
-    missing = [name for name in names if name not in data]
-    if unknown or missing:
-        fault = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
-        raise ConfigError(f"{place} must have the settings of this version, got {fault}")
-    values: dict[str, Any] = {}
-    for name in names:
-        value, hint = data[name], hints[name]
-        if dataclasses.is_dataclass(hint):
-            values[name] = _read(typing.cast(type[Any], hint), value, f"{place}.{name}")
-            continue
-        accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if type(value) is int and float in accepted:
-            value = float(value)
-        if type(value) not in accepted:
-            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in accepted)
-            raise ConfigError(f"{place}.{name} must be {wanted}, got {value!r}")
-        values[name] = value
-    try:
-        return cls(**values)
-    except InvalidValueError as error:
-        raise ConfigError(str(error)) from None
+        return read(cls, data, "config")

@@ -1,16 +1,18 @@
-"""The parts of a search, made from its settings: device, images, space, estimator, random generators."""
+"""The parts of a run, made from its settings: device, images, space, estimator, random generators."""
 
 import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from sgenas import data
+from sgenas import data, trees
 from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
+from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError
 from sgenas.methods import method
 from sgenas.spaces import AccuracyTable, DartsSpace, NasBench201Space, space
@@ -19,6 +21,7 @@ from sgenas.trees import Tree
 Space = DartsSpace | NasBench201Space
 Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
 """forward(weights, alphas, images) -> logits."""
+AnyConfig = TypeVar("AnyConfig", SearchConfig, TrainConfig)
 
 
 def make_estimator(config: SearchConfig) -> Estimator:
@@ -40,8 +43,8 @@ def make_estimator(config: SearchConfig) -> Estimator:
     return estimators[settings.estimator]()
 
 
-def load_images(config: SearchConfig) -> data.ImageData:
-    """The data set of `--data`; raises DataError where it cannot be had."""
+def load_images(config: SearchConfig | TrainConfig, *, test: bool) -> data.ImageData:
+    """The data set of `--data`, with its test images or without; raises DataError where it cannot be had."""
     settings = config.data
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     try:
@@ -50,13 +53,13 @@ def load_images(config: SearchConfig) -> data.ImageData:
             data_dir=folder,
             limit=settings.train_images,
             seed=seed_of(config.seed, "sample"),
-            test=False,
+            test=test,
         )
     except DataError as error:
         raise data_error(config, error) from None
 
 
-def data_error(config: SearchConfig, error: DataError) -> DataError:
+def data_error(config: SearchConfig | TrainConfig, error: DataError) -> DataError:
     """`error` with the flags that it is about in front."""
     settings = config.data
     flags = f"--data {settings.data}"
@@ -65,7 +68,7 @@ def data_error(config: SearchConfig, error: DataError) -> DataError:
     return DataError(f"{flags}: {error}")
 
 
-def with_absolute_paths(config: SearchConfig) -> SearchConfig:
+def with_absolute_paths(config: AnyConfig) -> AnyConfig:
     """The same settings with absolute paths to the data, so that a run can be resumed from anywhere."""
     settings = config.data
     kind, separator, paths = settings.data.partition(":")
@@ -74,12 +77,11 @@ def with_absolute_paths(config: SearchConfig) -> SearchConfig:
         parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
         source = f"{kind}:{','.join(parts)}"
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
-    watch = config.watch
-    if watch.table is not None:
-        watch = dataclasses.replace(watch, table=str(Path(watch.table).expanduser().absolute()))
-    return dataclasses.replace(
-        config, data=dataclasses.replace(settings, data=source, data_dir=folder), watch=watch
-    )
+    config = dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
+    if isinstance(config, SearchConfig) and config.watch.table is not None:
+        table = str(Path(config.watch.table).expanduser().absolute())
+        config = dataclasses.replace(config, watch=dataclasses.replace(config.watch, table=table))
+    return config
 
 
 def load_table(config: SearchConfig) -> AccuracyTable | None:
@@ -157,7 +159,7 @@ def forward_passes(config: SearchConfig, made: Space) -> tuple[Forward, Forward]
 
 
 def make_augmentation(
-    config: SearchConfig, images: data.ImageData, training: data.ImageSet
+    config: SearchConfig | TrainConfig, images: data.ImageData, training: data.ImageSet
 ) -> data.Augmentation:
     """Crop, mirroring and cutout as set, normalisation by the statistics of the images that train."""
     settings = config.data
@@ -209,8 +211,20 @@ def digest_of(images: data.ImageSet) -> str:
     return total.hexdigest()
 
 
+def to_device(tree: Tree, device: torch.device) -> Tree:
+    """The tensors of `tree` on `device`, without their history."""
+    return trees.map_tree(lambda tensor: tensor.detach().to(device), tree)
+
+
 def exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """On a GPU: the same convolutions each time, and no TF32, whose rounding drowns steps of size mu."""
     if device.type != "cuda":
         return contextlib.nullcontext()
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def fast_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU: TF32, and for each shape the fastest of cuDNN's ways; no two runs need be equal there."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)

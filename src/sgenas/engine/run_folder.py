@@ -1,4 +1,4 @@
-"""The run folder: what a search writes, where, and in what form. `sgenas.report` reads nothing else."""
+"""The run folder: what a run writes, where, and in what form. `sgenas.report` reads nothing else."""
 
 import json
 import os
@@ -17,17 +17,21 @@ from numpy.typing import NDArray
 
 import sgenas
 from sgenas.engine.config import SearchConfig
+from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, RunFolderError
 from sgenas.files import naming, replacing
 from sgenas.spaces.genotype import Genotype
 
+Config = SearchConfig | TrainConfig
 FORMAT = "sgenas-run"
 VERSION = 1
+KINDS: dict[str, type[Config]] = {"search": SearchConfig, "training": TrainConfig}
+"""Values of `kind` in config.json, with the settings that stand there. Without it, a run is a search."""
 RUN_FILES = (
     *("split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz"),
     *("genotype.json", "cell.png", "cell.svg", "curves.png", "report.html"),
 )
-"""What a search and its report write besides config.json and tensorboard/; `--overwrite` removes them."""
+"""What a run and its report write besides config.json and tensorboard/; `--overwrite` removes them."""
 
 
 class RunFolder:
@@ -62,7 +66,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"--out {self.path} cannot be read: {error.strerror}") from None
 
-    def create(self, config: SearchConfig, environment: Mapping[str, Any], *, overwrite: bool) -> None:
+    def create(self, config: Config, environment: Mapping[str, Any], *, overwrite: bool) -> None:
         """Makes the folder and writes config.json; an old run is removed only with `overwrite`.
 
         Raises RunFolderError as `check` does, and when the folder cannot be made.
@@ -72,7 +76,9 @@ class RunFolder:
             self._remove_run()
         with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        data = {"format": FORMAT, "version": VERSION, "config": config.to_dict(), "environment": environment}
+        kind = next(name for name, settings in KINDS.items() if isinstance(config, settings))
+        data = {"format": FORMAT, "version": VERSION, "kind": kind}
+        data |= {"config": config.to_dict(), "environment": environment}
         self.write_text("config.json", json.dumps(data, indent=2) + "\n")
 
     def _remove_run(self) -> None:
@@ -102,11 +108,36 @@ class RunFolder:
         self.write_text("genotype.json", genotype.to_json())
 
 
-def read_config(path: str | Path) -> SearchConfig:
-    """The settings in a config.json, or in the one of a run folder.
+def read_settings(path: str | Path) -> Config:
+    """The settings in a config.json, or in the one of a run folder, of whatever kind the run is.
 
     Raises RunFolderError when there is none, ConfigError when it is damaged or of another version.
     """
+    return _read_file(path)[0]
+
+
+def read_config(path: str | Path) -> SearchConfig:
+    """`read_settings` of a search; ConfigError for a run of another kind."""
+    config = read_settings(path)
+    if not isinstance(config, SearchConfig):
+        raise ConfigError(f"{path} must be of a search, got a training run")
+    return config
+
+
+def read_train_config(path: str | Path) -> TrainConfig:
+    """`read_settings` of a training run; ConfigError for a run of another kind."""
+    config = read_settings(path)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{path} must be of a training run (`sgenas train`), got a search")
+    return config
+
+
+def read_environment(path: str | Path) -> dict[str, Any]:
+    """What config.json says about where the run happened and what it was given; raises as `read_settings`."""
+    return _read_file(path)[1]
+
+
+def _read_file(path: str | Path) -> tuple[Config, dict[str, Any]]:
     path = Path(path)
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -120,8 +151,11 @@ def read_config(path: str | Path) -> SearchConfig:
         raise ConfigError(f"config file {path} must be JSON, got text that is not") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
         raise ConfigError(f"config file {path} must be of format {FORMAT!r}, version {VERSION}")
+    kind, facts = data.get("kind", "search"), data.get("environment", {})
+    if kind not in KINDS or not isinstance(facts, dict):
+        raise ConfigError(f"config file {path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
-        return SearchConfig.from_dict(data.get("config"))
+        return KINDS[kind].from_dict(data.get("config")), facts
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -1,11 +1,10 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,36 +16,14 @@ from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import checkpoint, parts, watch
+from sgenas.engine import parts, watch
 from sgenas.engine.config import SearchConfig
+from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
-from sgenas.errors import CheckpointError, ConfigError, DataError, DivergenceError, RunFolderError
+from sgenas.errors import ConfigError, DataError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
-
-
-class Observer(Protocol):
-    """Whoever watches a search, a display for example. Called from the search's own thread."""
-
-    def begin(self, search: "Search") -> None:
-        """Once, before the first step of this process."""
-
-    def advance(self) -> None:
-        """After every step."""
-
-    def row(self, row: dict[str, Any], genotype: Genotype) -> None:
-        """For every row of metrics.jsonl, with the cell of the moment."""
-
-
-class Silent:
-    """The observer that shows nothing."""
-
-    def begin(self, search: "Search") -> None: ...
-
-    def advance(self) -> None: ...
-
-    def row(self, row: dict[str, Any], genotype: Genotype) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -97,27 +74,23 @@ def resume_search(
     if not folder.path.is_dir():
         raise RunFolderError(f"run folder {folder.path} does not exist")
     config = read_config(folder.path)
-    state = checkpoint.load(folder.checkpoint_path)
-    difference = _first_difference(config.to_dict(), state.get("config"))
-    if difference:
-        raise CheckpointError(
-            f"checkpoint {folder.checkpoint_path} is from another configuration: {difference}"
-        )
+    state = load_checkpoint(folder, config)
     search = Search(config, folder)
     search.load_state_dict(state)
     return search.run(observer or Silent(), stop)
 
 
-class Search:
+class Search(Run):
     """A search in the middle of its work. Made from its settings; nothing is written before `run`."""
 
+    noun = "search"
+    remedy = "a lower --lr or --alpha-lr"
+    summed = ("inner_loss", "outer_loss")
+    config: SearchConfig
+
     def __init__(self, config: SearchConfig, folder: RunFolder) -> None:
-        self.config, self.folder = config, folder
-        self.epoch = self.step_in_epoch = self.step = 0
-        self.device = parts.find_device(config.device)
         self.table = parts.load_table(config)
-        self.images = parts.load_images(config)
-        self._digest = parts.digest_of(self.images.train)
+        super().__init__(config, folder, test=False)
         self.split = self._split()
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
@@ -161,13 +134,10 @@ class Search:
         )
 
         self.cost = Cost()
-        self.seconds = 0.0
         self._history = [trees.clone(self.alphas)]
         self._eigenvalues: list[tuple[int, float]] = []
         self._stopped_at: int | None = None
         self._memory: Tree | None = None
-        self._zero_sums()
-        self._metrics_bytes = 0
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
@@ -191,7 +161,7 @@ class Search:
         return {"training": first, "validation": second}
 
     def _to_device(self, tree: Tree) -> Tree:
-        return trees.map_tree(lambda tensor: tensor.detach().to(self.device), tree)
+        return parts.to_device(tree, self.device)
 
     def _alpha_optimizer(self) -> torch.optim.Optimizer:
         settings = self.config.alphas
@@ -351,45 +321,22 @@ class Search:
 
     def run(self, observer: Observer, stop: Callable[[], bool]) -> SearchResult:
         """Steps until the last epoch is done or `stop` says so; writes the run folder on the way."""
-        rows: list[dict[str, Any]] = []
-        if self.finished:
-            return SearchResult(self.folder.path, self.genotype, True, ())
-        self._started = time.perf_counter() - self.seconds
-        with (
-            Recorder(self.folder, keep_bytes=self._metrics_bytes, step=self.step) as recorder,
-            parts.exact_convolutions(self.device),
-        ):
-            if self.step == 0:
-                self._save(recorder)
-            observer.begin(self)
-            while not self.finished:
-                self._step_and_record(recorder, observer)
-                if self.step_in_epoch == self.steps_per_epoch:
-                    rows.append(self._end_epoch(recorder, observer))
-                    self._save(recorder)
-                elif self.step % self.config.checkpoint_every == 0:
-                    self._save(recorder)
-                if stop() and not self.finished:
-                    self._save(recorder)
-                    break
-        return SearchResult(self.folder.path, self.genotype, self.finished, tuple(rows))
+        rows = self._loop(observer, stop)
+        return SearchResult(self.folder.path, self.genotype, self.finished, rows)
 
-    def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
-        values = self._take_step()
+    @property
+    def work_done(self) -> float:
+        """Forward passes, not steps: a step of the warm-up is many times cheaper than one of sge."""
+        return self.cost.forward
+
+    @property
+    def work_total(self) -> float:
+        steps = range(self.config.epochs * self.steps_per_epoch)
+        return sum(self.step_cost(step).forward for step in steps)
+
+    def _count_step(self) -> None:
         self.cost += self.step_cost(self.step)
-        self.step += 1
-        self.step_in_epoch += 1
-        for name in self._sums:
-            if name in values:
-                self._sums[name] = self._sums[name] + values[name]
-        observer.advance()
-        # reading a value waits for the device, so it is done only for the rows that are kept
-        if self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
-            row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": self.learning_rate()}
-            row |= {name: value.item() for name, value in values.items()} | {"seconds": self._clock()}
-            self._require_finite(row)
-            recorder.write(row)
-            observer.row(row, self.genotype)
+        super()._count_step()
 
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
         val_loss, val_accuracy = self.evaluate()
@@ -420,8 +367,7 @@ class Search:
             if self._stopped_at is not None:
                 row["stopped_early_with_epoch"] = self._stopped_at
                 genotype = self.genotype
-        self.epoch, self.step_in_epoch = self.epoch + 1, 0
-        self._zero_sums()
+        self._next_epoch()
         self.folder.write_arrays("alphas.npz", self._alpha_arrays())
         self.folder.write_genotype(genotype)
         recorder.write(row)
@@ -450,14 +396,6 @@ class Search:
                 row[f"regret_{column}"] = self.table.regret(genotype, name)
         return row
 
-    def _require_finite(self, row: dict[str, Any]) -> None:
-        for name, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise DivergenceError(
-                    f"{name} is {value} at step {self.step} (epoch {self.epoch + 1}): the search diverged;"
-                    f" try a lower --lr or --alpha-lr; {self.folder.checkpoint_path} is from before that"
-                )
-
     def _alpha_arrays(self) -> dict[str, Any]:
         arrays: dict[str, Any] = {
             "epoch": np.arange(len(self._history)),
@@ -473,33 +411,14 @@ class Search:
             arrays[f"{name}_entropy"] = np.stack([edges[name].cpu().numpy() for edges in entropies])
         return arrays
 
-    def _zero_sums(self) -> None:
-        zero = torch.zeros((), device=self.device)
-        self._sums = {"inner_loss": zero, "outer_loss": zero}
-
-    def _clock(self) -> float:
-        return round(time.perf_counter() - self._started, 3)
-
     # -- checkpoints --------------------------------------------------------------------------------------
 
-    def _save(self, recorder: Recorder) -> None:
-        # steps between two logged rows are not looked at, so a search may have diverged unseen
+    def _norms(self) -> dict[str, float]:
         norms = {"norm of the weights": self.state.weights, "norm of the alphas": self.alphas}
-        self._require_finite({name: trees.norm(tree).item() for name, tree in norms.items()})
-        self.seconds = self._clock()
-        self._metrics_bytes = recorder.flush()
-        checkpoint.save(self.folder.checkpoint_path, self.state_dict())
+        return {name: trees.norm(tree).item() for name, tree in norms.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, as plain data and tensors."""
+    def _own_state(self) -> dict[str, Any]:
         return {
-            "config": self.config.to_dict(),
-            "images_digest": self._digest,
-            "epoch": self.epoch,
-            "step_in_epoch": self.step_in_epoch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "metrics_bytes": self._metrics_bytes,
             "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
             "weights": self.state.weights,
             "buffers": self.state.buffers,
@@ -509,60 +428,26 @@ class Search:
             "inner_stream": self.inner_stream.state_dict(),
             "outer_stream": self.outer_stream.state_dict(),
             "directions": self.directions.get_state(),
-            "sums": self._sums,
             "history": self._history,
             "eigenvalues": [list(pair) for pair in self._eigenvalues],
             "stopped_at": self._stopped_at,
             "memory": self._memory,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where `state_dict` was taken. Raises CheckpointError when it does not fit."""
-        try:
-            if state["images_digest"] != self._digest:
-                raise CheckpointError(
-                    f"checkpoint {self.folder.checkpoint_path} was made with other images than"
-                    f" --data {self.config.data.data} holds now"
-                )
-            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
-            self.seconds, self._metrics_bytes = state["seconds"], state["metrics_bytes"]
-            self.cost = Cost(*state["cost"])
-            weights = _like(self.state.weights, self._to_device(state["weights"]))
-            buffers = _like(self.state.buffers, self._to_device(state["buffers"]))
-            self.state = InnerState(weights, buffers, state["inner_step"])
-            alphas = _like(self.alphas, self._to_device(state["alphas"]))
-            for name, alpha in self.alphas.items():
-                alpha.copy_(alphas[name])
-            self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
-            self.inner_stream.load_state_dict(state["inner_stream"])
-            self.outer_stream.load_state_dict(state["outer_stream"])
-            self.directions.set_state(state["directions"])
-            self._sums = _like(self._sums, self._to_device(state["sums"]))
-            self._history = [_like(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
-            self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
-            self._stopped_at = state["stopped_at"]
-            before = state["memory"]
-            self._memory = None if before is None else _like(self.alphas, self._to_device(before))
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder.checkpoint_path} does not fit this search: {error!r}"
-            ) from None
-
-
-def _like(expected: Tree, tree: Tree) -> Tree:
-    """`tree`, once its names and shapes are those of `expected`."""
-    shapes = {name: tensor.shape for name, tensor in expected.items()}
-    if {name: tensor.shape for name, tensor in tree.items()} != shapes:
-        raise ValueError("tensors of other names or shapes")
-    return {name: tree[name] for name in expected}
-
-
-def _first_difference(ours: Any, theirs: Any, place: str = "") -> str:
-    """Where two nested settings differ first, in words; empty when they do not."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for name in [*ours, *(key for key in theirs if key not in ours)]:
-            found = _first_difference(ours.get(name), theirs.get(name), f"{place}.{name}" if place else name)
-            if found:
-                return found
-        return ""
-    return "" if ours == theirs else f"{place or 'config'} is {ours!r} in config.json, {theirs!r} there"
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self.cost = Cost(*state["cost"])
+        weights = same_shapes(self.state.weights, self._to_device(state["weights"]))
+        buffers = same_shapes(self.state.buffers, self._to_device(state["buffers"]))
+        self.state = InnerState(weights, buffers, state["inner_step"])
+        alphas = same_shapes(self.alphas, self._to_device(state["alphas"]))
+        for name, alpha in self.alphas.items():
+            alpha.copy_(alphas[name])
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        self.inner_stream.load_state_dict(state["inner_stream"])
+        self.outer_stream.load_state_dict(state["outer_stream"])
+        self.directions.set_state(state["directions"])
+        self._history = [same_shapes(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
+        self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
+        self._stopped_at = state["stopped_at"]
+        before = state["memory"]
+        self._memory = None if before is None else same_shapes(self.alphas, self._to_device(before))

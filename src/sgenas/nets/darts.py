@@ -233,8 +233,10 @@ class DartsNetwork(nn.Module):
         """
         image_batch(images, self.input_channels)
         auxiliary_logits = None
+        # drawn first: torch.compile leaves its graph there, and has nothing to carry over yet
+        drawn = self._scales(images)
         before_last = last = self.stem(images)
-        for layer, (cell, scales) in enumerate(zip(self.cells, self._scales(images), strict=True)):
+        for layer, (cell, scales) in enumerate(zip(self.cells, drawn, strict=True)):
             before_last, last = last, cell(before_last, last, scales)
             if layer == self.auxiliary_layer and self.training and self.auxiliary is not None:
                 if min(last.shape[2:]) < AUXILIARY_SIDE:
@@ -248,6 +250,8 @@ class DartsNetwork(nn.Module):
         logits = self.classifier(last.mean(dim=(2, 3)))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
+    # a generator, and a probability that is another one each epoch: neither fits a compiled graph
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _scales(self, images: Tensor) -> list[Tensor | None]:
         """For every cell its rows of `path_scales`, all drawn at once; None where nothing is dropped."""
         if not self.training or self._drop_path == 0:

@@ -1,4 +1,4 @@
-"""Draws what happened during a search: losses, accuracy, mixing weights and the estimator's two parts."""
+"""Draws what happened during a run: losses, accuracy, mixing weights and the estimator's two parts."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,26 +126,52 @@ def _whole_epochs(axes: "Axes") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+LOSSES = {
+    "search": (
+        ("inner_loss", "inner_loss", "inner, epoch mean"),
+        ("outer_loss", "outer_loss", "outer, epoch mean"),
+    ),
+    "training": (("loss", "train_loss", "training, epoch mean"), ("test_loss", "test_loss", "test")),
+}
+"""For each kind of run: key in step rows, key in epoch rows, name."""
+
+
 def _draw_losses(axes: "Axes", record: RunRecord) -> None:
-    for key, name, shade in (("inner_loss", "inner", INNER), ("outer_loss", "outer", OUTER)):
-        x, y = _series(record.steps, "step", key)
+    shades = (INNER, OUTER)
+    for (step_key, epoch_key, name), shade in zip(LOSSES[record.kind], shades, strict=True):
+        x, y = _series(record.steps, "step", step_key)
         if len(x):
             axes.plot(*_thin(x, y), color=shade, alpha=0.3, linewidth=0.8)
-        x, y = _series(record.epochs, "step", key)
+        x, y = _series(record.epochs, "step", epoch_key)
         if len(x):
-            style = "-" if name == "inner" else "--"
-            axes.plot(
-                x, y, style, color=shade, label=f"{name}, epoch mean", linewidth=1.8, **_markers(len(x))
-            )
+            style = "-" if shade == INNER else "--"
+            axes.plot(x, y, style, color=shade, label=name, linewidth=1.8, **_markers(len(x)))
     if axes.get_legend_handles_labels()[0]:
         _legend_above(axes)
     _finish(axes, "Losses", "step", "loss")
 
 
+ACCURACIES = {
+    "search": (
+        ("val_accuracy", "supernet", INNER, "-"),
+        ("derived_accuracy", "derived cell", OUTER, "--"),
+        "Validation accuracy",
+    ),
+    "training": (
+        ("test_accuracy", "test", OUTER, "--"),
+        ("train_accuracy", "training", INNER, "-"),
+        "Accuracy",
+    ),
+}
+"""For each kind of run: key, name, colour and style of the accuracy that counts, of the other one; title."""
+
+
 def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
-    x, y = _series(record.epochs, "epoch", "val_accuracy")
+    main, other, title = ACCURACIES[record.kind]
+    key, name, shade, style = main
+    x, y = _series(record.epochs, "epoch", key)
     if len(x):
-        axes.plot(x + 1, 100 * y, color=INNER, linewidth=1.8, label="supernet", **_markers(len(x)))
+        axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
         axes.annotate(
             f"{100 * y[-1]:.1f} %",
             (x[-1] + 1, 100 * y[-1]),
@@ -170,16 +196,16 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
                 size=8,
                 color="#666666",
             )
-        x, y = _series(record.epochs, "epoch", "derived_accuracy")
+        key, name, shade, style = other
+        x, y = _series(record.epochs, "epoch", key)
         if len(x):
-            style = {"color": OUTER, "linestyle": "--", "linewidth": 1.8, **_markers(len(x))}
-            axes.plot(x + 1, 100 * y, label="derived cell", **style)
+            axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
             low, high = min(low, 100 * y.min()), max(high, 100 * y.max())
             _legend_above(axes)
         room = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
         _whole_epochs(axes)
-    _finish(axes, "Validation accuracy", "epoch", "per cent")
+    _finish(axes, title, "epoch", "per cent")
 
 
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")

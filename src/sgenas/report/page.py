@@ -17,7 +17,12 @@ Column = tuple[str, str, int | None]
 COLUMNS: tuple[Column, ...] = (
     ("inner_loss", "inner loss", 4),
     ("outer_loss", "outer loss", 4),
+    ("train_loss", "training loss", 4),
     ("val_loss", "validation loss", 4),
+    ("test_loss", "test loss", 4),
+    ("train_accuracy", "training accuracy", None),
+    ("test_accuracy", "test accuracy", None),
+    ("best_test_accuracy", "best so far, chosen on the test images", None),
     ("val_accuracy", "validation accuracy", None),
     ("derived_accuracy", "of the derived cell", None),
     ("skips_normal", "skips, normal", 0),
@@ -32,6 +37,11 @@ COLUMNS: tuple[Column, ...] = (
     ("images", "images", 0),
 )
 NOTHING = "\u2013"
+ALWAYS = {
+    "search": ("inner_loss", "outer_loss", "val_loss"),
+    "training": ("train_loss", "test_loss"),
+}
+"""For each kind of run, the columns that are shown even if no epoch has a number for them."""
 LONG = 15
 """From this many epochs on, their table starts folded."""
 
@@ -57,7 +67,7 @@ def render(record: RunRecord) -> str:
     if record.genotype is not None:
         cells = inline_svg(genotype_figure(record.genotype), "cells", f"The cells\n{record.genotype}")
     curves = inline_svg(
-        draw_curves(record), "curves", "Curves of the search; the table of epochs has the numbers"
+        draw_curves(record), "curves", f"Curves of the {record.kind}; the table of epochs has the numbers"
     )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -66,11 +76,12 @@ def render(record: RunRecord) -> str:
     columns = [
         column
         for column in COLUMNS
-        if "loss" in column[0] or any(_is_number(row.get(column[0])) for row in record.epochs)
+        if column[0] in ALWAYS[record.kind] or any(_is_number(row.get(column[0])) for row in record.epochs)
     ]
     template = environment.from_string(files("sgenas.report").joinpath("page.html.jinja").read_text("utf-8"))
     return template.render(
         title=record.path.resolve().name,
+        kind=record.kind.capitalize(),
         result=result(record),
         cells=Markup(cells),
         curves=Markup(curves),
@@ -79,7 +90,8 @@ def render(record: RunRecord) -> str:
         epochs=[[str(row["epoch"] + 1), *_numbers(row, columns)] for row in record.epochs],
         folded=len(record.epochs) > LONG,
         changed=last_change(record.epochs),
-        settings=_groups(record.config),
+        # the genotype stands above, as a drawing and in words
+        settings=_groups({key: value for key, value in record.config.items() if key != "genotype"}),
         environment=[(key, _text(value)) for key, value in _flat(record.environment)],
     )
 
@@ -87,10 +99,11 @@ def render(record: RunRecord) -> str:
 def result(record: RunRecord) -> str:
     """What came out, in one sentence: method, data, estimator, epochs, accuracy and time."""
     method, data, estimator = (_name(record.config, key) for key in ("method", "data", "estimator"))
+    searched = record.kind == "search"
     parts = [
-        f"Search with {method}" if method else "Search",
+        f"Search with {method}" if searched and method else record.kind.capitalize(),
         f" on {data}" if data else "",
-        f", estimator {estimator}" if estimator else "",
+        f", estimator {estimator}" if searched and estimator else "",
     ]
     what = "".join(parts)
     if not record.epochs:
@@ -101,10 +114,11 @@ def result(record: RunRecord) -> str:
     seconds = last.get("seconds")
     if _is_number(seconds):
         text += f" in {_duration(seconds)}"
-    accuracy = last.get("val_accuracy")
+    name = "validation" if searched else "test"
+    accuracy = last.get("val_accuracy" if searched else "test_accuracy")
     if _is_number(accuracy):
-        return f"{text}, final validation accuracy {100 * accuracy:.2f}\u00a0%."
-    return f"{text}, validation accuracy not measured."
+        return f"{text}, final {name} accuracy {100 * accuracy:.2f}\u00a0%."
+    return f"{text}, {name} accuracy not measured."
 
 
 def last_change(epochs: Iterable[Mapping[str, Any]]) -> int | None:

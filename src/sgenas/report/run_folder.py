@@ -15,6 +15,7 @@ from sgenas.spaces.genotype import Genotype
 
 FORMAT = "sgenas-run"
 VERSION = 1
+KINDS = ("search", "training")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class AlphaHistory:
 class RunRecord:
     """What a run folder holds.
 
-    `config` is the nested settings, `environment` the versions and the machine; `steps` and `epochs` are the
-    rows of metrics.jsonl in order, a row written again after a resume replacing the first. `alphas` and
-    `genotype` are None while the run has not written them.
+    `kind` is "search" or "training". `config` is the nested settings, `environment` the versions and the
+    machine; `steps` and `epochs` are the rows of metrics.jsonl in order, a row written again after a resume
+    replacing the first. `alphas` and `genotype` are None while the run has not written them, `alphas` always
+    in a training.
     """
 
     path: Path
@@ -55,6 +57,7 @@ class RunRecord:
     epochs: tuple[dict[str, Any], ...]
     alphas: AlphaHistory | None
     genotype: Genotype | None
+    kind: str = "search"
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -68,15 +71,15 @@ def read_run(path: str | Path) -> RunRecord:
         raise RunFolderError(f"run folder {path} does not exist or is not a folder")
     if not (path / "config.json").is_file():
         raise RunFolderError(f"folder {path} holds no run: it has no config.json")
-    config, environment = _read_config(path / "config.json")
+    config, environment, kind = _read_config(path / "config.json")
     steps, epochs = _read_metrics(path / "metrics.jsonl")
     alphas = _read_alphas(path / "alphas.npz")
     genotype_path = path / "genotype.json"
     genotype = Genotype.load(genotype_path) if genotype_path.exists() else None
-    return RunRecord(path, config, environment, steps, epochs, alphas, genotype)
+    return RunRecord(path, config, environment, steps, epochs, alphas, genotype, kind)
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -89,7 +92,10 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     for field in ("config", "environment"):
         if not isinstance(data.get(field), dict):
             raise RunFolderError(f"{path}: {field} must be an object, got {type(data.get(field)).__name__}")
-    return data["config"], data["environment"]
+    kind = data.get("kind", "search")
+    if kind not in KINDS:
+        raise RunFolderError(f"{path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    return data["config"], data["environment"], kind
 
 
 def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:

@@ -1,0 +1,272 @@
+"""What every run has in common: counting steps, the clock, the log, checkpoints, and going on from them."""
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from sgenas.engine import checkpoint, parts
+from sgenas.engine.run_folder import Config, Recorder, RunFolder
+from sgenas.errors import CheckpointError, DataError, DivergenceError, RunFolderError
+from sgenas.spaces import Genotype
+from sgenas.trees import Tree
+
+
+class Observer(Protocol):
+    """Whoever watches a run, a display for example. Called from the run's own thread."""
+
+    def begin(self, run: "Run") -> None:
+        """Once, before the first step of this process."""
+
+    def advance(self) -> None:
+        """After every step."""
+
+    def row(self, row: dict[str, Any], genotype: Genotype) -> None:
+        """For every row of metrics.jsonl, with the cell of the moment."""
+
+
+class Silent:
+    """The observer that shows nothing."""
+
+    def begin(self, run: "Run") -> None: ...
+
+    def advance(self) -> None: ...
+
+    def row(self, row: dict[str, Any], genotype: Genotype) -> None: ...
+
+
+class Run(ABC):
+    """A run in the middle of its work: epochs of steps, rows of metrics.jsonl and checkpoints on the way.
+
+    Nothing is written before `_loop`. What a step does, what an epoch ends with and what a checkpoint holds
+    besides the counters is the subclass's.
+    """
+
+    noun: ClassVar[str]
+    """What it is called in messages."""
+    remedy: ClassVar[str]
+    """What to try when it diverges."""
+    summed: ClassVar[tuple[str, ...]]
+    """The values of a step that are summed up over an epoch."""
+
+    config: Config
+    steps_per_epoch: int
+
+    def __init__(self, config: Config, folder: RunFolder, *, test: bool) -> None:
+        self.config, self.folder = config, folder
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.seconds = 0.0
+        self.device = parts.find_device(config.device)
+        self.images = parts.load_images(config, test=test)
+        self._digest = "".join(
+            parts.digest_of(part) for part in (self.images.train, self.images.test) if part is not None
+        )
+        self._metrics_bytes = 0
+        self._zero_sums()
+
+    # -- what a subclass says ------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+
+    @property
+    @abstractmethod
+    def genotype(self) -> Genotype:
+        """The cell of the moment."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What the run was given: classes, images in each part, sizes; plain data."""
+
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """Of the weights, in the step that comes next."""
+
+    @abstractmethod
+    def _take_step(self) -> dict[str, Tensor]:
+        """One step; what there is to log of it, as tensors of one number."""
+
+    @abstractmethod
+    def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
+        """Measures and logs what the epoch came to, and goes to the next; its row."""
+
+    @abstractmethod
+    def _norms(self) -> dict[str, float]:
+        """Numbers that are finite as long as the run has not diverged."""
+
+    @abstractmethod
+    def _own_state(self) -> dict[str, Any]:
+        """What the next step depends on besides the counters, as plain data and tensors."""
+
+    @abstractmethod
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        """Goes to where `_own_state` was taken; raises any of the usual errors when it does not fit."""
+
+    def convolutions(self) -> AbstractContextManager[None]:
+        """How convolutions are computed while the run goes on."""
+        return parts.exact_convolutions(self.device)
+
+    # -- progress ------------------------------------------------------------------------------------------
+
+    @property
+    def work_done(self) -> float:
+        """How much of `work_total` is done."""
+        return self.step
+
+    @property
+    def work_total(self) -> float:
+        """The whole run's work; in steps, unless some cost more than others."""
+        return self.config.epochs * self.steps_per_epoch
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def _loop(self, observer: Observer, stop: Callable[[], bool]) -> tuple[dict[str, Any], ...]:
+        """Steps until the run is finished or `stop` says so; the epoch rows that it wrote."""
+        rows: list[dict[str, Any]] = []
+        if self.finished:
+            return ()
+        self._started = time.perf_counter() - self.seconds
+        with (
+            Recorder(self.folder, keep_bytes=self._metrics_bytes, step=self.step) as recorder,
+            self.convolutions(),
+        ):
+            if self.step == 0:
+                self._save(recorder)
+            observer.begin(self)
+            while not self.finished:
+                self._step_and_record(recorder, observer)
+                if self.step_in_epoch == self.steps_per_epoch:
+                    rows.append(self._end_epoch(recorder, observer))
+                    self._save(recorder)
+                elif self.step % self.config.checkpoint_every == 0:
+                    self._save(recorder)
+                if stop() and not self.finished:
+                    self._save(recorder)
+                    break
+        return tuple(rows)
+
+    def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
+        lr = self.learning_rate()
+        values = self._take_step()
+        self._count_step()
+        for name in self._sums:
+            if name in values:
+                self._sums[name] = self._sums[name] + values[name]
+        observer.advance()
+        # reading a value waits for the device, so it is done only for the rows that are kept
+        if self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+            row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": lr}
+            row |= {name: value.item() for name, value in values.items()} | {"seconds": self._clock()}
+            self._require_finite(row)
+            recorder.write(row)
+            observer.row(row, self.genotype)
+
+    def _count_step(self) -> None:
+        self.step += 1
+        self.step_in_epoch += 1
+
+    def _next_epoch(self) -> None:
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self._zero_sums()
+
+    def _zero_sums(self) -> None:
+        zero = torch.zeros((), device=self.device)
+        self._sums = dict.fromkeys(self.summed, zero)
+
+    def _require_finite(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DivergenceError(
+                    f"{name} is {value} at step {self.step} (epoch {self.epoch + 1}): the {self.noun}"
+                    f" diverged; try {self.remedy}; {self.folder.checkpoint_path} is from before that"
+                )
+
+    def _clock(self) -> float:
+        return round(time.perf_counter() - self._started, 3)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------
+
+    def _save(self, recorder: Recorder) -> None:
+        # steps between two logged rows are not looked at, so a run may have diverged unseen
+        self._require_finite(self._norms())
+        self.seconds = self._clock()
+        self._metrics_bytes = recorder.flush()
+        checkpoint.save(self.folder.checkpoint_path, self.state_dict())
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they are not all there."""
+        path = self.folder.metrics_path
+        try:
+            lines = path.read_bytes()[: self._metrics_bytes].splitlines()
+            return [json.loads(line) for line in lines]
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} must hold the rows up to the checkpoint: {error}") from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, as plain data and tensors."""
+        return {
+            "config": self.config.to_dict(),
+            "images_digest": self._digest,
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "metrics_bytes": self._metrics_bytes,
+            "sums": self._sums,
+            **self._own_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken. Raises CheckpointError when it does not fit."""
+        try:
+            if state["images_digest"] != self._digest:
+                raise CheckpointError(
+                    f"checkpoint {self.folder.checkpoint_path} was made with other images than"
+                    f" --data {self.config.data.data} holds now"
+                )
+            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+            self.seconds, self._metrics_bytes = state["seconds"], state["metrics_bytes"]
+            self._sums = same_shapes(self._sums, parts.to_device(state["sums"], self.device))
+            self._load_own_state(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
+            raise CheckpointError(
+                f"checkpoint {self.folder.checkpoint_path} does not fit this {self.noun}: {error!r}"
+            ) from None
+
+
+def load_checkpoint(folder: RunFolder, config: Config) -> dict[str, Any]:
+    """The state in the run folder's checkpoint; CheckpointError when it is another configuration's."""
+    state = checkpoint.load(folder.checkpoint_path)
+    difference = _first_difference(config.to_dict(), state.get("config"))
+    if difference:
+        raise CheckpointError(
+            f"checkpoint {folder.checkpoint_path} is from another configuration: {difference}"
+        )
+    return state
+
+
+def same_shapes(expected: Tree, tree: Tree) -> Tree:
+    """`tree`, once its names and shapes are those of `expected`; ValueError otherwise."""
+    shapes = {name: tensor.shape for name, tensor in expected.items()}
+    if {name: tensor.shape for name, tensor in tree.items()} != shapes:
+        raise ValueError("tensors of other names or shapes")
+    return {name: tree[name] for name in expected}
+
+
+def _first_difference(ours: Any, theirs: Any, place: str = "") -> str:
+    """Where two nested settings differ first, in words; empty when they do not."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in [*ours, *(key for key in theirs if key not in ours)]:
+            found = _first_difference(ours.get(name), theirs.get(name), f"{place}.{name}" if place else name)
+            if found:
+                return found
+        return ""
+    return "" if ours == theirs else f"{place or 'config'} is {ours!r} in config.json, {theirs!r} there"
