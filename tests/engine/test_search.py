@@ -164,9 +164,12 @@ def by_hand(search: Search, steps: int, separate: bool, estimator: Any) -> tuple
     ("changes", "estimator"),
     [
         # one way of computing on both sides: by hand there is no stacked loss to choose another
-        ({"estimator": {"computation": "streamed"}}, SGE(2, computation="streamed")),
+        ({"estimator": {"computation": "streamed", "smoothing": 0.01}}, SGE(2, computation="streamed")),
         (
-            {"weights": {"weights": "separate"}, "estimator": {"computation": "streamed"}},
+            {
+                "weights": {"weights": "separate"},
+                "estimator": {"computation": "streamed", "smoothing": 0.01},
+            },
             SGE(2, computation="streamed"),
         ),
         ({"estimator": {"estimator": "second-order", "directions": 10}}, FiniteDifference()),
