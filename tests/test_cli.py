@@ -74,6 +74,18 @@ def test_show_draws_a_run_and_a_genotype_file(
     assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_with_settings_of_another_version_can_be_shown_but_not_repeated(
+    finished: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    data = json.loads((old / "config.json").read_text())
+    del data["config"]["space"]["activation"]
+    (old / "config.json").write_text(json.dumps(data))
+    assert main(["show", str(old)]) == 0
+    assert "missing activation" in fails("search", "--config", str(old), "--out", str(tmp_path / "new"))
+
+
 def test_resume_of_a_finished_search_says_what_came_out(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -366,14 +366,14 @@ def _close(console: Console, result: Result) -> None:
 
 
 def _show(command: ShowCommand) -> int:
-    from sgenas.report import draw_genotype, save_all
+    from sgenas.report import draw_genotype, read_run, save_all
 
     path = command.run
     if not path.exists():
         raise RunFolderError(f"{path} does not exist: show needs a run folder or a genotype file")
     genotype_path = path / "genotype.json" if path.is_dir() else path
     if path.is_dir():
-        read_settings(path)
+        read_run(path)  # not the settings themselves: a run of an older version can be looked at too
         if not genotype_path.exists():
             raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
     genotype = Genotype.load(genotype_path)
