@@ -75,6 +75,9 @@ def time_steps(configs: dict[str, SearchConfig], repeats: int) -> tuple[dict[str
     made = {name: Search(config, RunFolder("unused")) for name, config in configs.items()}
     for each in made.values():
         each.epoch = each.config.alphas.warmup_epochs
+        each.step = each.epoch * each.steps_per_epoch
+        while not each.moves_alphas(each.step):
+            each.step += 1
     device = str(made["sge"].device)
     seconds = time_in_turn(
         {name: each._take_step for name, each in made.items()}, repeats=repeats, device=device
