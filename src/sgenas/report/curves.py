@@ -256,7 +256,7 @@ def _draw_sharpness(axes: "Axes", record: RunRecord) -> None:
         return
     names = sorted({key for row in record.epochs for key in row if key.startswith("entropy_")})
     _draw_by_epoch(axes, record, {key: key.removeprefix("entropy_") for key in names})
-    _finish(axes, "Undecidedness: entropy of the edges", "epoch", "share of the largest")
+    _finish(axes, "Entropy of the edges", "epoch", "share of the largest")
 
 
 def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory) -> None:
