@@ -249,7 +249,7 @@ class Search(Run):
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
-        self._memory = result.indirect
+        indirect = self._memory = result.indirect
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
         self.alpha_optimizer.step()
@@ -263,7 +263,7 @@ class Search(Run):
             "inner_loss": inner_loss,
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
-            "indirect_norm": trees.norm(result.indirect),
+            "indirect_norm": trees.norm(indirect),
         }
         if "standard_error" in result.diagnostics:
             found["standard_error"] = result.diagnostics["standard_error"]
