@@ -40,8 +40,8 @@ def settings(directions: list[int], fractions: list[float], smoothing: float) ->
     for count in directions:
         found[f"sge Q = {count}, orthogonal"] = SGE(count, smoothing, directions="orthogonal")
     for count in directions:
-        if count >= 3:  # fewer leave nothing to fit the coefficient by
-            found[f"sge Q = {count}, variate"] = SGE(count, smoothing, control_variate=("finite-difference",))
+        # fewer than 3 directions leave nothing to fit the coefficient by: it is 1 then
+        found[f"sge Q = {count}, variate"] = SGE(count, smoothing, control_variate=("finite-difference",))
     return found
 
 

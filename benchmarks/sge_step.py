@@ -30,8 +30,9 @@ from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.spaces import space
 
-WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference")
-"""`stacked` and `vmap` are computation="vectorised" with the supernet's own stacked pass and without it."""
+WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference", "variate")
+"""`stacked` and `vmap` are computation="vectorised" with the supernet's own stacked pass and without it;
+`variate` is streamed with second order's term as control variate: another estimate, with less noise."""
 
 
 class Steps:
@@ -44,6 +45,7 @@ class Steps:
         )
         self.batch = (images, labels)
         self.limit = arguments.memory_limit
+        self.alone = arguments.alone
         self.alphas = alphas
 
         def loss(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -80,17 +82,20 @@ class Steps:
 
     def sides(self, directions: int, inner_steps: int, ways: list[str]) -> dict[str, Callable[[], Any]]:
         """{name: step} for one Q and N."""
-        found: dict[str, Callable[[], Any]] = {
-            "unit": self.unit,
-            "first order": self.estimate(FirstOrder(), inner_steps),
-            "second order": self.estimate(FiniteDifference(), inner_steps),
-        }
+        found: dict[str, Callable[[], Any]] = {"unit": self.unit}
+        if not self.alone:
+            found["first order"] = self.estimate(FirstOrder(), inner_steps)
+            found["second order"] = self.estimate(FiniteDifference(), inner_steps)
         for way in ways:
+            if way == "variate":
+                sge = SGE(directions, control_variate=("finite-difference",))
+                found[way] = self.estimate(sge, inner_steps)
+                continue
             beside = way in ("stacked", "vmap")
             computation = "vectorised" if beside else way.removeprefix("~")
             sge = SGE(directions, computation=computation, memory_limit=self.limit if beside else None)
             found[way] = self.estimate(sge, inner_steps, self.unstacked if way == "vmap" else self.problem)
-        if inner_steps == 1:
+        if inner_steps == 1 and not self.alone:
             found["plain first order"] = self.estimate(FirstOrder(), 1, self.plain)
         return found
 
@@ -107,6 +112,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-warm-up", action="store_true", help="leave the untimed first round out")
+    parser.add_argument("--alone", action="store_true", help="leave first and second order out")
     parser.add_argument("--memory-limit", type=float, default=8, help="GiB for directions side by side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
