@@ -75,12 +75,13 @@ def main() -> None:
     parser.add_argument("--estimates", type=int, default=5, help="of each setting, for its error")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--smooth", action="store_true", help="a smooth search network; errors alone")
+    parser.add_argument("--activation", default="relu", help="of the search network; another: errors alone")
+    parser.add_argument("--pooling", default="hard", help="of the search network; another: errors alone")
     parser.add_argument("--no-timing", action="store_true", help="errors alone")
     parser.add_argument("--no-errors", action="store_true", help="seconds alone")
     arguments = parser.parse_args()
-    if arguments.smooth and not arguments.no_timing:
-        parser.error("--smooth must stand beside --no-timing: the plain definition is not smooth here")
+    if (arguments.activation, arguments.pooling) != ("relu", "hard") and not arguments.no_timing:
+        parser.error("--no-timing must be given: the plain definition here has ReLU and hard pooling")
     torch.set_num_threads(arguments.threads)
 
     count = arguments.batch_size * (arguments.train_steps + arguments.inner_steps + 1)
@@ -95,8 +96,8 @@ def main() -> None:
         channels=arguments.channels,
         layers=arguments.layers,
         classes=len(images.classes),
-        activation="silu" if arguments.smooth else "relu",
-        pooling="smooth" if arguments.smooth else "hard",
+        activation=arguments.activation,
+        pooling=arguments.pooling,
     )
 
     def loss(w: Tree, a: Tree, batch: Batch) -> Tensor:
