@@ -342,7 +342,7 @@ def _default_folder(what: str, settings: SearchConfig | TrainConfig) -> Path:
 
 def _close(console: Console, result: Result) -> None:
     """Draws the pictures and says what came out."""
-    from sgenas.report import read_run, save_all
+    from sgenas.report import cost, read_run, save_all
 
     written = save_all(result.path)
     record = read_run(result.path)
@@ -361,24 +361,28 @@ def _close(console: Console, result: Result) -> None:
             f" (chance {chance:.3g} %) {after}"
         )
     console.print(outcome, soft_wrap=True)
+    console.print(cost(record), soft_wrap=True)
     for path in written:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 
 
 def _show(command: ShowCommand) -> int:
-    from sgenas.report import draw_genotype, read_run, save_all
+    from sgenas.report import cost, draw_genotype, read_run, save_all
 
     path = command.run
     if not path.exists():
         raise RunFolderError(f"{path} does not exist: show needs a run folder or a genotype file")
     genotype_path = path / "genotype.json" if path.is_dir() else path
+    said = ""
     if path.is_dir():
-        read_run(path)  # not the settings themselves: a run of an older version can be looked at too
+        said = cost(read_run(path))  # not the settings themselves: a run of an older version can be shown too
         if not genotype_path.exists():
             raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
     genotype = Genotype.load(genotype_path)
     console = _console()
     console.print(cell_text(genotype))
+    if said:
+        console.print(said, soft_wrap=True)
     if command.out is not None or not path.is_dir():
         written = [draw_genotype(genotype, command.out or path.with_suffix(".png"))]
     else:

@@ -36,7 +36,7 @@ def test_a_log_that_says_something_else_is_noticed(run: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines[-1]["test_accuracy"] = 0.987
     # not longer than it was: what lies behind the checkpoint's length is not read
-    del lines[-1]["peak_memory"]
+    del lines[-1]["peak_memory_bytes"]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = evaluate_run(run)
     assert (found.equal, found.logged_test_accuracy, found.test_accuracy) == (False, 0.987, accuracy)

@@ -352,7 +352,7 @@ class Search(Run):
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             **self._signs(genotype, val_accuracy),
-            "seconds": self._clock(),
+            **self.meter.read(),
             "forward": self.cost.forward,
             "backward": self.cost.backward,
             "inner_steps": self.cost.inner_steps,

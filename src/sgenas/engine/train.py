@@ -1,7 +1,6 @@
 """Training the network of a genotype from scratch, and testing it: how good a found cell really is."""
 
 import math
-import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -284,11 +283,10 @@ class Training(Run):
             "test_accuracy": test_accuracy,
             "best_test_accuracy": best,
             "drop_path": drop_path,
-            "seconds": self._clock(),
+            **self.meter.read(),
             "forward": self.step,
             "backward": self.step,
             "images": self.step * self.config.data.batch_size,
-            "peak_memory": self._peak_memory(),
         }
         self._require_finite(row)
         self.best_test_accuracy = best
@@ -296,13 +294,6 @@ class Training(Run):
         recorder.write(row)
         observer.row(row, self.genotype)
         return row
-
-    def _peak_memory(self) -> float:
-        """Most memory that this process has taken so far, in MB: of the GPU, or of the machine."""
-        if self.device.type == "cuda":
-            return round(torch.cuda.max_memory_allocated(self.device) / 1e6, 1)
-        # Linux counts in kilobytes of 1024 bytes
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
     # -- checkpoints --------------------------------------------------------------------------------------
 
