@@ -52,6 +52,19 @@ def test_in_the_middle_of_an_epoch_nothing_is_logged(training: Make, tmp_path: P
     assert (found.epochs, found.step, found.logged_test_accuracy, found.equal) == (1, 4, None, None)
 
 
+def test_the_device_is_chosen_where_it_is_tested(run: Path) -> None:
+    """A run of a GPU that this machine has not."""
+    head = json.loads((run / "config.json").read_text())
+    head["config"]["device"] = "cuda:97"
+    (run / "config.json").write_text(json.dumps(head))
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["config"]["device"] = "cuda:97"
+    torch.save(state, run / "checkpoint.pt")
+    assert evaluate_run(run, device="cpu").equal is True
+    with pytest.raises(ConfigError, match="--device must be auto or a device of this machine, got 'abacus'"):
+        evaluate_run(run, device="abacus")
+
+
 def test_what_is_no_training_is_refused(run: Path, small: Any, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="does not exist"):
         evaluate_run(tmp_path / "none")

@@ -1,5 +1,6 @@
 """Training the network of a genotype from scratch, and testing it: how good a found cell really is."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -70,13 +71,18 @@ def resume_training(
     return load_training(path).run(observer or Silent(), stop)
 
 
-def load_training(path: str | Path) -> "Training":
-    """The training in the run folder `path` as its checkpoint has it; raises as `resume_training`."""
+def load_training(path: str | Path, *, device: str | None = None) -> "Training":
+    """The training in the run folder `path` as its checkpoint has it; raises as `resume_training`.
+
+    device: in place of that of its settings.
+    """
     folder = RunFolder(path)
     if not folder.path.is_dir():
         raise RunFolderError(f"run folder {folder.path} does not exist")
     config = read_train_config(folder.path)
     state = load_checkpoint(folder, config)
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
     training = Training(config, folder)
     training.load_state_dict(state)
     return training
