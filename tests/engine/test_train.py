@@ -182,6 +182,30 @@ def test_a_training_learns(training: Make, tmp_path: Path) -> None:
     assert result.epochs[-1]["train_loss"] < result.epochs[0]["train_loss"]
 
 
+def test_another_network_trains_by_the_same_settings(training: Make, tmp_path: Path) -> None:
+    def linear(images: data.ImageData) -> nn.Module:
+        pixels = images.channels * images.height * images.width
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, len(images.classes)))
+
+    torch.manual_seed(0)
+    config = training(optimizer={"ema": None})
+    run = Training(config, RunFolder(tmp_path), make_network=linear)
+    weight = run.network[1].weight.detach().clone()
+    run._take_step()
+    assert run.network[1].weight.shape == (10, 64)
+    assert not torch.equal(run.network[1].weight, weight)
+    # what the settings say of the cell's network has nothing to act on, and the rest is as it was
+    assert torch.equal(
+        run.stream.state_dict()["order"], after_one_step(config, tmp_path).stream.state_dict()["order"]
+    )
+
+
+def after_one_step(config: TrainConfig, path: Path) -> Training:
+    run = Training(config, RunFolder(path))
+    run._take_step()
+    return run
+
+
 def test_a_benchmark_cell_trains(training: Make, tmp_path: Path) -> None:
     config = training(
         genotype=BENCHMARK_CELL, epochs=1, network={"layers": 1, "drop_path": None}, optimizer={"warmup": 0}

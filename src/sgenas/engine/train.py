@@ -89,14 +89,25 @@ def load_training(path: str | Path, *, device: str | None = None) -> "Training":
 
 
 class Training(Run):
-    """A training in the middle of its work. Made from its settings; nothing is written before `run`."""
+    """A training in the middle of its work. Made from its settings; nothing is written before `run`.
+
+    make_network: makes another network than the genotype's, to be trained in its place by the same settings;
+    it gives logits, or a pair with those of an auxiliary head. The run folder does not know of it and cannot
+    be resumed: it is for comparisons.
+    """
 
     noun: ClassVar[str] = "training"
     remedy: ClassVar[str] = "a lower --lr"
     summed: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     config: TrainConfig
 
-    def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        *,
+        make_network: Callable[[data.ImageData], nn.Module] | None = None,
+    ) -> None:
         super().__init__(config, folder, test=True)
         self.test = self._test_images().to(self.device)
         self._augment = parts.make_augmentation(config, self.images, self.images.train)
@@ -110,7 +121,12 @@ class Training(Run):
             parts.generator(config.seed, "training batches"),
         )
         self.steps_per_epoch = self.stream.batches_per_pass
-        self.network = self._network()
+        network = self._network() if make_network is None else make_network(self.images)
+        # typed for tensors alone upstream
+        self.network: nn.Module = network.to(
+            self.device,
+            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        )
         average = config.optimizer.ema
         self.average = None if average is None else RunningAverage(self.network, average)
         self.drop_path_draws = parts.generator(config.seed, "drop path")
@@ -164,7 +180,7 @@ class Training(Run):
                 f" {config.auxiliary_weight}"
             )
         try:
-            network = build(
+            return build(
                 config.genotype,
                 channels=config.network.channels,
                 layers=config.network.layers,
@@ -175,8 +191,6 @@ class Training(Run):
             )
         except InvalidValueError as error:
             raise ConfigError(f"--{error}") from None
-        # typed for tensors alone upstream
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # -- schedules ----------------------------------------------------------------------------------------
 
