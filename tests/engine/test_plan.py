@@ -21,8 +21,9 @@ CONSTANTS = Constants(
     perturbed_pass=0.25,
     evaluation_pass=0.01,
     side_by_side=2,
+    room=12,
     saved_bytes=1000,
-    weights_bytes=100,
+    trajectory_bytes=1750,
     resting_bytes=50_000,
     working_bytes=53_000,
 )
@@ -78,13 +79,10 @@ def test_tests_that_are_left_out_cost_nothing(forecast: Callable[..., plan.Forec
 
 
 def test_memory_grows_with_what_goes_side_by_side(forecast: Callable[..., plan.Forecast]) -> None:
-    each = 1.25 * 1000 + 5 * 100
     assert forecast(estimator=FIRST).peak_memory_bytes == 53_000
-    assert forecast(estimator={"directions": 10}).peak_memory_bytes == 50_000 + 10 * each
+    assert forecast(estimator={"directions": 10}).peak_memory_bytes == 50_000 + 10 * 1750
+    assert forecast(estimator={"directions": 20}).peak_memory_bytes == 50_000 + 12 * 1750
     assert forecast(estimator={"directions": 1}).peak_memory_bytes == 53_000
-    assert forecast(estimator={"directions": 10, "computation": "streamed"}).peak_memory_bytes == 53_000
-    limit = {"directions": 10, "memory_limit": 4.5 * each / 2**30}
-    assert forecast(estimator=limit).peak_memory_bytes == 50_000 + 4 * each
 
 
 def test_an_unknown_estimator_costs_its_passes() -> None:
@@ -113,7 +111,8 @@ def test_a_plan_is_exact_where_it_counts_and_writes_nothing(
     assert min(*prices, constants.evaluation_pass) > 0
     assert constants.side_by_side == 2
     assert constants.saved_bytes > 10_000
-    assert constants.weights_bytes == 4 * found.facts["weights"]
+    weights = 4 * found.facts["weights"]
+    assert constants.trajectory_bytes == pytest.approx(1.25 * constants.saved_bytes + 5 * weights)
     # 9 steps leave no room for alphas every 10, 3 batches none for N = 5
     assert [row.name for row in others] == [
         "first-order, N = 1",
@@ -134,6 +133,21 @@ def test_the_same_search_stands_there_once(small: Make) -> None:
         (10, 1),
     ]
     assert rows[-1].config.estimator.inner_steps == 5
+
+
+def test_directions_go_side_by_side_in_the_plan_as_in_the_search(small: Make) -> None:
+    def constants(**estimator: Any) -> Constants:
+        return plan_search(small(estimator={"directions": 6} | estimator)).constants
+
+    together = constants()
+    assert together.room > 6 == together.side_by_side
+    alone = constants(computation="streamed")
+    assert (alone.room, alone.side_by_side) == (1, 1)
+    part = constants(batch_fraction=0.5)
+    assert part.trajectory_bytes < together.trajectory_bytes
+    assert part.saved_bytes == together.saved_bytes
+    limited = constants(memory_limit=3.5 * together.trajectory_bytes / 2**30)
+    assert (limited.room, limited.side_by_side) == (3, 3)
 
 
 def test_settings_that_sge_cannot_have_leave_it_out(small: Make) -> None:

@@ -36,11 +36,8 @@ def automatic(task: Perturbation) -> Tensor:
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
-    device, saved, limit = _device(task), task.saved_bytes, task.memory_limit
-    size = 1
-    if pays(saved, device, limit):
-        size = at_a_time(len(task.directions), saved, _weight_bytes(task), device, limit)
-    return streamed(task) if size == 1 else _in_chunks(task, size)
+    size = min(side_by_side(task), len(task.directions))
+    return streamed(task) if size < 2 else _in_chunks(task, int(size))
 
 
 def vectorised(task: Perturbation) -> Tensor:
@@ -52,15 +49,14 @@ def vectorised(task: Perturbation) -> Tensor:
     """
     if task.chunk is not None:
         return _in_chunks(task, task.chunk)
-    saved, weights, limit = task.saved_bytes, _weight_bytes(task), task.memory_limit
-    each = trajectory_bytes(saved, weights)
-    if limit is not None and limit * 2**30 < each:
-        needed = math.ceil(each / 2**20) / 2**10
+    size = side_by_side(task, always=True)
+    if task.memory_limit is not None and size < 1:
+        needed = math.ceil(trajectory_bytes(task) / 2**20) / 2**10
         raise InvalidValueError(
             f"SGE.memory_limit must be at least {needed:.4f} GiB, what one perturbed trajectory takes, got"
-            f" {limit}"
+            f" {task.memory_limit}"
         )
-    return _in_chunks(task, at_a_time(len(task.directions), saved, weights, _device(task), limit))
+    return _in_chunks(task, int(max(1, min(size, len(task.directions)))))
 
 
 def _in_chunks(task: Perturbation, size: int) -> Tensor:
@@ -123,33 +119,29 @@ def _device(task: Perturbation) -> torch.device:
     return next(iter(task.v.values())).device
 
 
-def _weight_bytes(task: Perturbation) -> int:
-    return sum(tensor.nbytes for tensor in task.start.weights.values())
-
-
-def trajectory_bytes(saved_bytes: int, weight_bytes: int) -> float:
+def trajectory_bytes(task: Perturbation) -> float:
     """Memory of one trajectory: what its forward pass saves, a quarter of that for what the backward pass
     makes on its way, and its weights, momentum and gradient with the copies that calls make of them."""
-    return 1.25 * saved_bytes + 5 * weight_bytes
+    weights = sum(tensor.nbytes for tensor in task.start.weights.values())
+    return 1.25 * task.saved_bytes + 5 * weights
 
 
-def pays(saved_bytes: int, device: torch.device, memory_limit: float | None) -> bool:
-    """Whether `automatic` would take trajectories side by side, as far as there is memory for them."""
-    return device.type != "cpu" or memory_limit is not None or saved_bytes <= SMALL_PASS
+def side_by_side(task: Perturbation, *, always: bool = False) -> float:
+    """How many trajectories `automatic` would take at a time if there were directions enough; one if < 2.
+
+    always: as `vectorised`, which takes large passes side by side too.
+    """
+    large = _device(task).type == "cpu" and task.memory_limit is None and task.saved_bytes > SMALL_PASS
+    if large and not always:
+        return 1
+    return _budget(task) / trajectory_bytes(task)
 
 
-def at_a_time(
-    directions: int, saved_bytes: int, weight_bytes: int, device: torch.device, memory_limit: float | None
-) -> int:
-    """How many of that many trajectories fit side by side into the memory, at least 1."""
-    fitting = _budget(device, memory_limit) / trajectory_bytes(saved_bytes, weight_bytes)
-    return int(max(1, min(fitting, directions)))
-
-
-def _budget(device: torch.device, memory_limit: float | None) -> float:
+def _budget(task: Perturbation) -> float:
     """Bytes that all trajectories of a chunk may take together."""
-    if memory_limit is not None:
-        return memory_limit * 2**30
+    if task.memory_limit is not None:
+        return task.memory_limit * 2**30
+    device = _device(task)
     if device.type != "cuda":
         return CPU_SHARE * psutil.virtual_memory().total
     free, _ = torch.cuda.mem_get_info(device)

@@ -6,22 +6,25 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
-from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.directions import draw
+from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.sge import COMPUTATIONS
-from sgenas.bilevel.vectorised import SavedMemory, at_a_time, pays, trajectory_bytes
+from sgenas.bilevel.vectorised import SavedMemory, side_by_side, trajectory_bytes
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.engine.run_folder import RunFolder, environment
 from sgenas.engine.schedule import Schedule
 from sgenas.engine.search import Search
 from sgenas.errors import ConfigError
 from sgenas.memory import peak_memory
+from sgenas.trees import Tree
 
 COMPARED = ((4, None, 1), (10, None, 1), (10, None, 5), (10, None, 10), (10, 5, 1))
 """(Q, N, alphas every so many steps) of sge beside the settings asked for; N None: theirs."""
@@ -40,9 +43,10 @@ class Constants:
     way that `--computation` takes it, on `--batch-fraction` of a batch, with `side_by_side` others; None
     where sge cannot run. evaluation_pass: a forward pass over a batch of validation images.
 
-    saved_bytes: what a forward pass saves for its backward pass. weights_bytes: one set of weights.
-    resting_bytes, working_bytes: memory of the process (or of its tensors on a GPU) before any pass, and the
-    most after passes one at a time.
+    room: how many directions would go side by side if there were enough of them, 1 where none do.
+    saved_bytes: what a forward pass saves for its backward pass. trajectory_bytes: what a direction beside
+    others takes. resting_bytes, working_bytes: memory of the process (or of its tensors on a GPU) before any
+    pass, and the most after passes one at a time.
     """
 
     weights_pass: float
@@ -50,8 +54,9 @@ class Constants:
     perturbed_pass: float | None
     evaluation_pass: float
     side_by_side: int
+    room: int
     saved_bytes: int
-    weights_bytes: int
+    trajectory_bytes: int
     resting_bytes: int
     working_bytes: int
 
@@ -192,7 +197,7 @@ def forecast(schedule: Schedule, constants: Constants, search: Search) -> Foreca
         backward=cost.backward,
         images=round(cost.forward * config.data.batch_size),
         seconds=steps + _watching_seconds(config, constants, len(search.split["validation"])),
-        peak_memory_bytes=_peak_memory(schedule.estimator, constants, search.device),
+        peak_memory_bytes=_peak_memory(schedule.estimator, constants),
     )
 
 
@@ -224,23 +229,11 @@ def _watching_seconds(config: SearchConfig, constants: Constants, validation: in
     return seconds
 
 
-def _peak_memory(estimator: Estimator, constants: Constants, device: torch.device) -> int:
-    if not isinstance(estimator, SGE):
+def _peak_memory(estimator: Estimator, constants: Constants) -> int:
+    members = min(estimator.num_directions, constants.room) if isinstance(estimator, SGE) else 1
+    if members < 2:
         return constants.working_bytes
-    members = _members(estimator, constants.saved_bytes, constants.weights_bytes, device)
-    if members == 1:
-        return constants.working_bytes
-    each = trajectory_bytes(constants.saved_bytes, constants.weights_bytes)
-    return max(constants.working_bytes, round(constants.resting_bytes + members * each))
-
-
-def _members(sge: SGE, saved_bytes: int, weights_bytes: int, device: torch.device) -> int:
-    """How many directions go side by side."""
-    limit = sge.memory_limit
-    beside = sge.computation == "vectorised" or (
-        sge.computation == "auto" and pays(saved_bytes, device, limit)
-    )
-    return at_a_time(sge.num_directions, saved_bytes, weights_bytes, device, limit) if beside else 1
+    return max(constants.working_bytes, round(constants.resting_bytes + members * constants.trajectory_bytes))
 
 
 def measure(search: Search) -> Constants:
@@ -267,38 +260,65 @@ def measure(search: Search) -> Constants:
         _, v, _ = own.outer_gradients(weights, alphas, outer)
         working = peak_memory(device)
 
-        weights_bytes = sum(tensor.nbytes for tensor in weights.values())
-        perturbed_pass, members = None, 1
+        perturbed = _Perturbed(None, 1, 1, 0)
         if search.config.precision == "float32":
-            sge = search.estimator if isinstance(search.estimator, SGE) else SGE()
-            members = _members(sge, saved.peak, weights_bytes, device)
-            count = math.ceil(sge.batch_fraction * len(inner[1]))
-            part = inner[0][:count], inner[1][:count]
-            task = Perturbation(
-                own,
-                start,
-                alphas,
-                draw("gaussian", members, alphas, search.directions),
-                sge.smoothing,
-                [part],
-                own.run(start, alphas, [part]),
-                v,
-                None,
-                sge.memory_limit,
-                saved.peak,
-            )
-            perturbed_pass = _median(lambda: COMPUTATIONS[sge.computation](task), device) / members
+            perturbed = _perturbed(search, own, start, inner, v)
     return Constants(
-        weights_pass,
-        alphas_pass,
-        perturbed_pass,
-        evaluation_pass,
-        members,
-        saved.peak,
-        weights_bytes,
-        resting,
-        working,
+        weights_pass=weights_pass,
+        alphas_pass=alphas_pass,
+        perturbed_pass=perturbed.seconds,
+        evaluation_pass=evaluation_pass,
+        side_by_side=perturbed.side_by_side,
+        room=perturbed.room,
+        saved_bytes=saved.peak,
+        trajectory_bytes=perturbed.bytes,
+        resting_bytes=resting,
+        working_bytes=working,
     )
+
+
+class _Perturbed(NamedTuple):
+    """Of a direction: seconds, the number that goes side by side and would if there were more, bytes each."""
+
+    seconds: float | None
+    side_by_side: int
+    room: int
+    bytes: int
+
+
+def _perturbed(
+    search: Search, problem: BilevelProblem, start: InnerState, batch: tuple[Tensor, Tensor], v: Tree
+) -> _Perturbed:
+    """Of the perturbed steps of the search's sge, or of sge by default where it has another estimator."""
+    sge = search.estimator if isinstance(search.estimator, SGE) else SGE()
+    alphas, count = search.alphas, math.ceil(sge.batch_fraction * len(batch[1]))
+    part = batch[0][:count], batch[1][:count]
+    saved = SavedMemory()
+    with saved:
+        trajectory = problem.run(start, alphas, [part])
+
+    def task(members: int) -> Perturbation:
+        directions = draw("gaussian", members, alphas, search.directions)
+        return Perturbation(
+            problem,
+            start,
+            alphas,
+            directions,
+            sge.smoothing,
+            [part],
+            trajectory,
+            v,
+            memory_limit=sge.memory_limit,
+            saved_bytes=saved.peak,
+        )
+
+    room = 1
+    if sge.computation in ("auto", "vectorised"):
+        room = max(1, int(side_by_side(task(1), always=sge.computation == "vectorised")))
+    members = min(sge.num_directions, room)
+    made = task(members)
+    seconds = _median(lambda: COMPUTATIONS[sge.computation](made), search.device) / members
+    return _Perturbed(seconds, members, room, round(trajectory_bytes(made)))
 
 
 def _median(call: Callable[[], Any], device: torch.device) -> float:

@@ -115,7 +115,8 @@ class Search(Run):
         self._validation, self._augment = validation, augmentation
         self.schedule = Schedule(config, len(training))
         self.steps_per_epoch = self.schedule.steps_per_epoch
-        self.estimator = self.schedule.estimator
+
+        self.estimator = parts.make_estimator(config)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
         self.alpha_optimizer = self._alpha_optimizer()
