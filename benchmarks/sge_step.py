@@ -11,12 +11,9 @@ to benchmarks/results/sge_step.jsonl.
 
 import argparse
 import json
-import re
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +25,7 @@ from torch import Tensor
 
 from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
+from sgenas.memory import peak_memory
 from sgenas.spaces import space
 
 WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference", "variate")
@@ -173,15 +171,7 @@ def measured(arguments: argparse.Namespace, name: str, directions: int, inner_st
 
 def peak(device: str) -> float:
     """Megabytes: the process's largest resident set, or on a GPU the largest allocation."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage would report the parent's peak where that was larger
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if found:
-            return int(found[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_memory(torch.device(device)) / 2**20
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 
 import sgenas
 from sgenas.cli import main
+from sgenas.engine.meter import MEASURED
 
 SMALL = [
     *("--data", "digits", "--train-images", "120", "--batch-size", "16", "--channels", "2", "--layers", "3"),
@@ -65,7 +67,9 @@ def test_show_draws_a_run_and_a_genotype_file(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["show", str(finished)]) == 0
-    assert "normal cell" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "normal cell" in out
+    assert re.search(r"Cost: .* of device time, at most .*B of memory, 36 forward passes, 36 backward", out)
     assert main(["show", str(finished), "--out", str(tmp_path / "cell.svg")]) == 0
     assert "<svg" in (tmp_path / "cell.svg").read_text()
     file = tmp_path / "mine.json"
@@ -140,8 +144,6 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_input_is_one_line(
     flags: list[str], message: str, fails: Callable[..., str], tmp_path: Path
 ) -> None:
-    import re
-
     # SMALL's own value of a repeated flag would win
     command = arguments(tmp_path / "run")
     if flags[0] in command:
@@ -239,7 +241,7 @@ def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> Non
 def same_run(first: Path, second: Path) -> None:
     def rows(path: Path) -> list[dict[str, Any]]:
         lines = (path / "metrics.jsonl").read_text().splitlines()
-        return [{**json.loads(line), "seconds": None} for line in lines]
+        return [json.loads(line) | dict.fromkeys(MEASURED) for line in lines]
 
     assert rows(first) == rows(second)
     ours, theirs = (np.load(path / "alphas.npz") for path in (first, second))

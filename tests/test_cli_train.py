@@ -114,7 +114,7 @@ def test_resume_and_show_know_a_training(
 def test_evaluate_says_whether_the_log_is_right(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", str(finished), "--json"]) == 0
+    assert main(["evaluate", str(finished), "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["equal"] is True
     assert found["test_accuracy"] == found["logged_test_accuracy"]

@@ -27,3 +27,22 @@ def test_freed_memory_is_kept() -> None:
         for mode in ("keep", "default")
     }
     assert left["keep"] > 200 > 100 > left["default"]
+
+
+PEAK = """
+import torch
+from sgenas.memory import peak_memory
+cpu = torch.device("cpu")
+before = peak_memory(cpu)
+block = torch.ones(2**26)  # 256 MB
+del block
+small = torch.ones(2**20)
+print((peak_memory(cpu) - before) // 2**20)
+"""
+
+
+def test_peak_memory_is_the_processs_own_most() -> None:
+    ballast = b"1" * 2**29  # the parent's memory, which getrusage would report
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, check=True)
+    assert len(ballast) == 2**29
+    assert 250 < int(done.stdout) < 300

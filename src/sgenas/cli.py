@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 
 import sgenas
-from sgenas.display import cell_text, display_for
+from sgenas.display import cell_text, display_for, plan_text
 from sgenas.engine import (
     RECIPES,
     SearchConfig,
@@ -45,16 +45,9 @@ DIVERGED = 1
 
 
 @dataclass(frozen=True)
-class SearchCommand(SearchConfig):
-    """Search a cell and write a run folder.
+class SearchFlags(SearchConfig):
+    """The settings of a search, with where they start."""
 
-    Example: sgenas search --data cifar10 --method darts --estimator sge --directions 10 --out runs/first
-    """
-
-    out: Path | None = None
-    """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
-    overwrite: bool = False
-    """replace the run that the folder holds"""
     settings: Literal["source", "paper"] | None = None
     """start from the settings of the method's source (the default) or of the SGE paper; other flags change
     them"""
@@ -65,6 +58,30 @@ class SearchCommand(SearchConfig):
     def chosen(self) -> SearchConfig:
         """The settings alone, as a run folder keeps them."""
         return SearchConfig(**{item.name: getattr(self, item.name) for item in fields(SearchConfig)})
+
+
+@dataclass(frozen=True)
+class SearchCommand(SearchFlags):
+    """Search a cell and write a run folder.
+
+    Example: sgenas search --data cifar10 --method darts --estimator sge --directions 10 --out runs/first
+    """
+
+    out: Path | None = None
+    """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
+    overwrite: bool = False
+    """replace the run that the folder holds"""
+
+
+@dataclass(frozen=True)
+class PlanCommand(SearchFlags):
+    """Predict the passes, time and memory of a search on this machine, beside other estimators; runs nothing.
+
+    Example: sgenas plan --data cifar10 --method darts --estimator sge --directions 10 --device cpu
+    """
+
+    json: bool = False
+    """print one JSON object"""
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,9 @@ class EvaluateCommand:
 
     run: tyro.conf.Positional[Path]
     """run folder of a training"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1; another one than that of the training may round
+    an image over to another class"""
     json: bool = False
     """print one JSON object"""
 
@@ -214,10 +234,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     """The command as an object; a fault is a ConfigError of one line instead of tyro's drawn box."""
-    search = _search_defaults(arguments) if arguments[0] == "search" else SearchCommand()
+    flags = vars(_search_defaults(arguments)) if arguments[0] in ("search", "plan") else {}
     train = _train_defaults(arguments) if arguments[0] == "train" else TrainCommand()
     kinds: Any = (
-        Annotated[SearchCommand, tyro.conf.subcommand("search", default=search)]
+        Annotated[SearchCommand, tyro.conf.subcommand("search", default=SearchCommand(**flags))]
+        | Annotated[PlanCommand, tyro.conf.subcommand("plan", default=PlanCommand(**flags))]
         | Annotated[TrainCommand, tyro.conf.subcommand("train", default=train)]
         | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
         | Annotated[ShowCommand, tyro.conf.subcommand("show")]
@@ -243,8 +264,8 @@ def _parse(arguments: list[str]) -> Any:
         raise ConfigError(_undrawn(drawn.getvalue())) from None
 
 
-def _search_defaults(arguments: list[str]) -> SearchCommand:
-    """Defaults of `search`: of the file that `--config` names, or those of the method."""
+def _search_defaults(arguments: list[str]) -> SearchConfig:
+    """Defaults of `search` and `plan`: of the file that `--config` names, or those of the method."""
     file = _value_of(arguments, "--config")
     if file is not None:
         if _value_of(arguments, "--settings") is not None:
@@ -256,7 +277,7 @@ def _search_defaults(arguments: list[str]) -> SearchCommand:
                 f"--method must be {kept.method} as in {file}, whose settings are that method's,"
                 f" got {method!r}"
             )
-        return SearchCommand(**vars(kept))
+        return kept
     # what a method sets for one space or optimiser is no setting where another is asked for
     without = []
     if _value_of(arguments, "--space") not in (None, "darts"):
@@ -265,10 +286,9 @@ def _search_defaults(arguments: list[str]) -> SearchCommand:
         without.append("alpha_beta1")
     if _value_of(arguments, "--estimator") not in (None, "sge"):
         without.append("smoothing")
-    settings = SearchConfig.of_method(
+    return SearchConfig.of_method(
         _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source", without
     )
-    return SearchCommand(**vars(settings))
 
 
 def _train_defaults(arguments: list[str]) -> TrainCommand:
@@ -342,7 +362,7 @@ def _default_folder(what: str, settings: SearchConfig | TrainConfig) -> Path:
 
 def _close(console: Console, result: Result) -> None:
     """Draws the pictures and says what came out."""
-    from sgenas.report import read_run, save_all
+    from sgenas.report import cost, read_run, save_all
 
     written = save_all(result.path)
     record = read_run(result.path)
@@ -361,24 +381,28 @@ def _close(console: Console, result: Result) -> None:
             f" (chance {chance:.3g} %) {after}"
         )
     console.print(outcome, soft_wrap=True)
+    console.print(cost(record), soft_wrap=True)
     for path in written:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 
 
 def _show(command: ShowCommand) -> int:
-    from sgenas.report import draw_genotype, read_run, save_all
+    from sgenas.report import cost, draw_genotype, read_run, save_all
 
     path = command.run
     if not path.exists():
         raise RunFolderError(f"{path} does not exist: show needs a run folder or a genotype file")
     genotype_path = path / "genotype.json" if path.is_dir() else path
+    said = ""
     if path.is_dir():
-        read_run(path)  # not the settings themselves: a run of an older version can be looked at too
+        said = cost(read_run(path))  # not the settings themselves: a run of an older version can be shown too
         if not genotype_path.exists():
             raise RunFolderError(f"run folder {path} has no cell yet: no epoch has finished")
     genotype = Genotype.load(genotype_path)
     console = _console()
     console.print(cell_text(genotype))
+    if said:
+        console.print(said, soft_wrap=True)
     if command.out is not None or not path.is_dir():
         written = [draw_genotype(genotype, command.out or path.with_suffix(".png"))]
     else:
@@ -388,10 +412,20 @@ def _show(command: ShowCommand) -> int:
     return 0
 
 
+def _plan(command: PlanCommand) -> int:
+    from sgenas.engine.plan import plan_search
+
+    # as a search has it, so that a pass takes what it will take there
+    keep_freed_memory()
+    plan = plan_search(command.chosen)
+    sys.stdout.write(f"{json.dumps(plan.to_dict()) if command.json else plan_text(plan)}\n")
+    return 0
+
+
 def _evaluate(command: EvaluateCommand) -> int:
     from sgenas.engine.evaluate import evaluate_run
 
-    found = evaluate_run(command.run)
+    found = evaluate_run(command.run, device=command.device)
     if command.json:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
         return 0
@@ -455,6 +489,7 @@ def _query(command: QueryCommand) -> int:
 
 
 ACTIONS: dict[type[Any], Callable[[Any], int]] = {
+    PlanCommand: _plan,
     ShowCommand: _show,
     EvaluateCommand: _evaluate,
     ExportCommand: _export,

@@ -8,6 +8,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from sgenas.engine import Run, Search
+from sgenas.engine.plan import Plan
+from sgenas.report import duration, memory
 from sgenas.spaces import Genotype
 
 
@@ -123,6 +125,42 @@ def cell_text(genotype: Genotype) -> Text:
             text.append(f"  {line}\n")
     text.rstrip()
     return text
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan as a table, the search asked for in its first row."""
+    facts, machine, constants = plan.facts, plan.environment, plan.constants
+    images = facts["images"]
+    perturbed = ""
+    if constants.perturbed_pass is not None:
+        beside = f", {constants.side_by_side} side by side" if constants.side_by_side > 1 else ""
+        perturbed = f", {constants.perturbed_pass:.3g} s for a direction of sge{beside}"
+    lines = [
+        f"{images['training']} images train the weights, {images['validation']} the alphas; supernet of"
+        f" {facts['weights']:,} weights and {facts['alphas']} alphas on {machine['device']}"
+        f" ({machine['device_name']}, {machine['threads']} threads)",
+        f"a pass takes {constants.weights_pass:.3g} s for the weights, {constants.alphas_pass:.3g} s for the"
+        f" alphas alone{perturbed}, {constants.evaluation_pass:.3g} s forward only; it saves"
+        f" {memory(constants.saved_bytes)}",
+        "",
+        f"{'':44}{'steps':>8}{'passes':>12}{'of first order':>16}{'time':>14}{'memory':>10}",
+    ]
+    for number, row in enumerate(plan.rows):
+        lines.append(
+            f"{row.name + (' (asked for)' if number == 0 else ''):44}{row.steps:8,}{row.forward:12,.0f}"
+            f"{row.forward / plan.first_order.forward:16.2f}{duration(row.seconds):>14}"
+            f"{memory(row.peak_memory_bytes):>10}"
+        )
+    if plan.break_even:
+        sge = next(row for row in plan.rows if row.estimator == "sge")
+        least = ", than ".join(
+            f"{name} from --alpha-every {every} on" for name, every in plan.break_even.items()
+        )
+        lines += [
+            "",
+            f"sge with Q = {sge.directions}, N = {sge.inner_steps} takes no more passes than {least}",
+        ]
+    return "\n".join(lines)
 
 
 def _known(row: dict[str, Any]) -> str:

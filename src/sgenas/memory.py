@@ -1,7 +1,12 @@
-"""How the process holds on to memory."""
+"""How the process holds on to memory, and how much it has taken."""
 
 import ctypes
+import re
+import resource
 import sys
+from pathlib import Path
+
+import torch
 
 # mallopt(3): numbers of the parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -22,3 +27,22 @@ def keep_freed_memory() -> bool:
     # never trim; take 256 MB at once; 32 MB is the largest threshold that glibc accepts
     settings = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28), (M_MMAP_THRESHOLD, 2**25))
     return all(library.mallopt(name, value) == 1 for name, value in settings)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has taken at one time.
+
+    On a GPU of that device, by tensors, since the last torch.cuda.reset_peak_memory_stats. Otherwise of the
+    machine's memory (resident), since the process began: whatever it did before counts too.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would report the parent's peak where that was larger
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    # in bytes on macOS, else in units of 1024 bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

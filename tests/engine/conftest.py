@@ -19,6 +19,7 @@ from sgenas.engine import (
     TrainConfig,
     TrainingImageSettings,
 )
+from sgenas.engine.meter import MEASURED
 from sgenas.spaces.genotype import Cell, Edge, Genotype
 
 SMALL = SearchConfig(
@@ -89,12 +90,11 @@ def _outcome(path: Path) -> dict[str, Any]:
     """All that a run came to, but for the time that it took."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     state = torch.load(path / "checkpoint.pt", weights_only=True)
-    for name in ("seconds", "metrics_bytes"):
+    for name in ("measured", "metrics_bytes"):
         del state[name]
     alphas = np.load(path / "alphas.npz") if (path / "alphas.npz").exists() else {}
-    measured = ("seconds", "peak_memory")
     return {
-        "metrics": [{name: value for name, value in row.items() if name not in measured} for row in rows],
+        "metrics": [{name: value for name, value in row.items() if name not in MEASURED} for row in rows],
         "alphas": {name: array.tolist() for name, array in alphas.items()},
         "genotype": (path / "genotype.json").read_text(),
         "state": state,

@@ -36,7 +36,7 @@ def test_a_log_that_says_something_else_is_noticed(run: Path) -> None:
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     lines[-1]["test_accuracy"] = 0.987
     # not longer than it was: what lies behind the checkpoint's length is not read
-    del lines[-1]["peak_memory"]
+    del lines[-1]["peak_memory_bytes"]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = evaluate_run(run)
     assert (found.equal, found.logged_test_accuracy, found.test_accuracy) == (False, 0.987, accuracy)
@@ -50,6 +50,19 @@ def test_in_the_middle_of_an_epoch_nothing_is_logged(training: Make, tmp_path: P
     run_training(training(), tmp_path / "run", stop=lambda: next(asked) == 4)
     found = evaluate_run(tmp_path / "run")
     assert (found.epochs, found.step, found.logged_test_accuracy, found.equal) == (1, 4, None, None)
+
+
+def test_the_device_is_chosen_where_it_is_tested(run: Path) -> None:
+    """A run of a GPU that this machine has not."""
+    head = json.loads((run / "config.json").read_text())
+    head["config"]["device"] = "cuda:97"
+    (run / "config.json").write_text(json.dumps(head))
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    state["config"]["device"] = "cuda:97"
+    torch.save(state, run / "checkpoint.pt")
+    assert evaluate_run(run, device="cpu").equal is True
+    with pytest.raises(ConfigError, match="--device must be auto or a device of this machine, got 'abacus'"):
+        evaluate_run(run, device="abacus")
 
 
 def test_what_is_no_training_is_refused(run: Path, small: Any, tmp_path: Path) -> None:

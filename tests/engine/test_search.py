@@ -15,6 +15,7 @@ from sgenas import data, trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, FiniteDifference
 from sgenas.bilevel.inner import InnerState
 from sgenas.engine import Search, SearchConfig, resume_search, run_search
+from sgenas.engine.meter import MEASURED
 from sgenas.engine.run_folder import RunFolder, read_config
 from sgenas.errors import CheckpointError, ConfigError, DivergenceError, RunFolderError
 from sgenas.spaces import Genotype
@@ -57,6 +58,8 @@ def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:
     # Q = 2, N = 1: three inner passes and one outer pass a step
     assert (last["forward"], last["backward"], last["inner_steps"]) == (36, 36, 27)
     assert last["images"] == 36 * 16
+    assert set(MEASURED) <= set(last)
+    assert min(last[name] for name in MEASURED) > 0
     assert 0 <= last["val_accuracy"] <= 1
 
     alphas = np.load(result.path / "alphas.npz")

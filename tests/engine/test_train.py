@@ -67,7 +67,9 @@ def test_a_training_fills_its_run_folder(training: Make, tmp_path: Path) -> None
     last = found[-1]
     assert last == result.epochs[-1]
     assert (last["forward"], last["backward"], last["images"]) == (9, 9, 9 * 32)
-    assert last["peak_memory"] > 10
+    assert last["peak_memory_bytes"] > 10 * 2**20
+    assert last["seconds"] > 0
+    assert last["device_seconds"] > 0
     accuracies = [row["test_accuracy"] for row in result.epochs]
     assert [row["best_test_accuracy"] for row in result.epochs] == list(np.maximum.accumulate(accuracies))
 
@@ -178,6 +180,30 @@ def test_a_training_learns(training: Make, tmp_path: Path) -> None:
     result = run_training(config, tmp_path / "run")
     assert result.epochs[-1]["test_accuracy"] > 0.8, "chance is 0.1"
     assert result.epochs[-1]["train_loss"] < result.epochs[0]["train_loss"]
+
+
+def test_another_network_trains_by_the_same_settings(training: Make, tmp_path: Path) -> None:
+    def linear(images: data.ImageData) -> nn.Module:
+        pixels = images.channels * images.height * images.width
+        return nn.Sequential(nn.Flatten(), nn.Linear(pixels, len(images.classes)))
+
+    torch.manual_seed(0)
+    config = training(optimizer={"ema": None})
+    run = Training(config, RunFolder(tmp_path), make_network=linear)
+    weight = run.network[1].weight.detach().clone()
+    run._take_step()
+    assert run.network[1].weight.shape == (10, 64)
+    assert not torch.equal(run.network[1].weight, weight)
+    # what the settings say of the cell's network has nothing to act on, and the rest is as it was
+    assert torch.equal(
+        run.stream.state_dict()["order"], after_one_step(config, tmp_path).stream.state_dict()["order"]
+    )
+
+
+def after_one_step(config: TrainConfig, path: Path) -> Training:
+    run = Training(config, RunFolder(path))
+    run._take_step()
+    return run
 
 
 def test_a_benchmark_cell_trains(training: Make, tmp_path: Path) -> None:
@@ -546,4 +572,4 @@ def test_a_compiled_training_follows_the_plain_one(training: Make, tmp_path: Pat
 def test_training_on_the_gpu(training: Make, tmp_path: Path) -> None:
     found = run_training(training(device="cuda", precision="auto"), tmp_path / "run").epochs
     assert math.isfinite(found[-1]["test_loss"])
-    assert found[-1]["peak_memory"] > 0
+    assert found[-1]["peak_memory_bytes"] > 0

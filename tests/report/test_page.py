@@ -11,7 +11,7 @@ import pytest
 
 from sgenas.errors import RunFolderError
 from sgenas.report import read_run, save_all, write_report
-from sgenas.report.page import LONG, last_change, result
+from sgenas.report.page import LONG, cost, last_change, result
 
 EVIL = '<script>alert("1")</script>'
 VOID = {"meta", "br", "link", "img"}
@@ -147,6 +147,18 @@ def test_result_of_other_settings(
     make_run: Callable[..., Path], config: dict[str, object], expected: str
 ) -> None:
     assert result(read_run(make_run(epochs=1, config=config))).startswith(expected)
+
+
+def test_cost(make_run: Callable[..., Path]) -> None:
+    path = make_run(epochs=2)
+    said = cost(read_run(path))
+    assert said == "Cost: 10.0 s, 2,400 forward passes, 600 backward passes, 25,600 images."
+    assert said in Page(write_report(path).read_text(encoding="utf-8")).words
+    log = path / "metrics.jsonl"
+    more = '"device_seconds": 9000.0, "peak_memory_bytes": 1234567890, "seconds": 10.0'
+    log.write_text(log.read_text().replace('"seconds": 10.0', more))
+    assert ", 2 h 30 min of device time, at most 1.2 GB of memory, 2,400 forward" in cost(read_run(path))
+    assert cost(read_run(make_run("new", epochs=0))) == ""
 
 
 def test_last_change() -> None:

@@ -36,9 +36,7 @@ def automatic(task: Perturbation) -> Tensor:
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
-    if _device(task).type == "cpu" and task.memory_limit is None and task.saved_bytes > SMALL_PASS:
-        return streamed(task)
-    size = min(_budget(task) / _bytes_each(task), len(task.directions))
+    size = min(side_by_side(task), len(task.directions))
     return streamed(task) if size < 2 else _in_chunks(task, int(size))
 
 
@@ -51,9 +49,9 @@ def vectorised(task: Perturbation) -> Tensor:
     """
     if task.chunk is not None:
         return _in_chunks(task, task.chunk)
-    size = _budget(task) / _bytes_each(task)
+    size = side_by_side(task, always=True)
     if task.memory_limit is not None and size < 1:
-        needed = math.ceil(_bytes_each(task) / 2**20) / 2**10
+        needed = math.ceil(trajectory_bytes(task) / 2**20) / 2**10
         raise InvalidValueError(
             f"SGE.memory_limit must be at least {needed:.4f} GiB, what one perturbed trajectory takes, got"
             f" {task.memory_limit}"
@@ -121,11 +119,22 @@ def _device(task: Perturbation) -> torch.device:
     return next(iter(task.v.values())).device
 
 
-def _bytes_each(task: Perturbation) -> float:
+def trajectory_bytes(task: Perturbation) -> float:
     """Memory of one trajectory: what its forward pass saves, a quarter of that for what the backward pass
     makes on its way, and its weights, momentum and gradient with the copies that calls make of them."""
     weights = sum(tensor.nbytes for tensor in task.start.weights.values())
     return 1.25 * task.saved_bytes + 5 * weights
+
+
+def side_by_side(task: Perturbation, *, always: bool = False) -> float:
+    """How many trajectories `automatic` would take at a time if there were directions enough; one if < 2.
+
+    always: as `vectorised`, which takes large passes side by side too.
+    """
+    large = _device(task).type == "cpu" and task.memory_limit is None and task.saved_bytes > SMALL_PASS
+    if large and not always:
+        return 1
+    return _budget(task) / trajectory_bytes(task)
 
 
 def _budget(task: Perturbation) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
-from sgenas.engine.settings import Checked, read, require
+from sgenas.engine.settings import Checked, by_group, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
@@ -375,15 +375,8 @@ class SearchConfig(Checked):
             flat = preset(name, kind)
         except InvalidValueError as error:
             raise ConfigError(f"--{error}") from None
-        groups: dict[str, Any] = {}
-        for group in dataclasses.fields(cls):
-            make: Any = group.default_factory
-            if isinstance(make, type) and dataclasses.is_dataclass(make):
-                names = {item.name for item in dataclasses.fields(make)}
-                groups[group.name] = make(
-                    **{flag: value for flag, value in flat.items() if flag in names and flag not in without}
-                )
-        return cls(method=name, **groups)
+        kept = {flag: value for flag, value in flat.items() if flag not in without}
+        return cls(method=name, **by_group(cls, kept))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data, ready for JSON; `from_dict` is its inverse."""

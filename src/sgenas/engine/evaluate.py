@@ -24,13 +24,14 @@ class Evaluation:
     equal: bool | None
 
 
-def evaluate_run(path: str | Path) -> Evaluation:
-    """Tests the network in the training run `path`.
+def evaluate_run(path: str | Path, *, device: str = "auto") -> Evaluation:
+    """Tests the network in the training run `path`, on `device` whatever it was trained on.
 
-    Raises RunFolderError when there is none, CheckpointError when its checkpoint is missing, damaged or
-    belongs to other settings or images, DataError where the images cannot be had.
+    Raises ConfigError when this machine has no such device, RunFolderError when there is no run,
+    CheckpointError when its checkpoint is missing, damaged or belongs to other settings or images,
+    DataError where the images cannot be had.
     """
-    training = load_training(path)
+    training = load_training(path, device=device)
     with training.convolutions():
         loss, accuracy = training.evaluate()
     logged = _logged(training)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sgenas.engine import checkpoint, parts
+from sgenas.engine.meter import Meter
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
 from sgenas.errors import CheckpointError, DataError, DivergenceError, RunFolderError
 from sgenas.spaces import Genotype
@@ -61,8 +61,8 @@ class Run(ABC):
     def __init__(self, config: Config, folder: RunFolder, *, test: bool) -> None:
         self.config, self.folder = config, folder
         self.epoch = self.step_in_epoch = self.step = 0
-        self.seconds = 0.0
         self.device = parts.find_device(config.device)
+        self.meter = Meter(self.device)
         self.images = parts.load_images(config, test=test)
         self._digest = "".join(
             parts.digest_of(part) for part in (self.images.train, self.images.test) if part is not None
@@ -133,8 +133,8 @@ class Run(ABC):
         rows: list[dict[str, Any]] = []
         if self.finished:
             return ()
-        self._started = time.perf_counter() - self.seconds
         with (
+            self.meter,
             Recorder(self.folder, keep_bytes=self._metrics_bytes, step=self.step) as recorder,
             self.convolutions(),
         ):
@@ -164,7 +164,7 @@ class Run(ABC):
         # reading a value waits for the device, so it is done only for the rows that are kept
         if self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
             row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": lr}
-            row |= {name: value.item() for name, value in values.items()} | {"seconds": self._clock()}
+            row |= {name: value.item() for name, value in values.items()} | {"seconds": self.meter.seconds}
             self._require_finite(row)
             recorder.write(row)
             observer.row(row, self.genotype)
@@ -189,15 +189,11 @@ class Run(ABC):
                     f" diverged; try {self.remedy}; {self.folder.checkpoint_path} is from before that"
                 )
 
-    def _clock(self) -> float:
-        return round(time.perf_counter() - self._started, 3)
-
     # -- checkpoints ---------------------------------------------------------------------------------------
 
     def _save(self, recorder: Recorder) -> None:
         # steps between two logged rows are not looked at, so a run may have diverged unseen
         self._require_finite(self._norms())
-        self.seconds = self._clock()
         self._metrics_bytes = recorder.flush()
         checkpoint.save(self.folder.checkpoint_path, self.state_dict())
 
@@ -218,7 +214,7 @@ class Run(ABC):
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "step": self.step,
-            "seconds": self.seconds,
+            "measured": self.meter.read(),
             "metrics_bytes": self._metrics_bytes,
             "sums": self._sums,
             **self._own_state(),
@@ -233,7 +229,8 @@ class Run(ABC):
                     f" --data {self.config.data.data} holds now"
                 )
             self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
-            self.seconds, self._metrics_bytes = state["seconds"], state["metrics_bytes"]
+            self.meter.go_on_from(state["measured"])
+            self._metrics_bytes = state["metrics_bytes"]
             self._sums = same_shapes(self._sums, parts.to_device(state["sums"], self.device))
             self._load_own_state(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:

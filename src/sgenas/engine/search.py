@@ -20,6 +20,7 @@ from sgenas.engine import parts, watch
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
+from sgenas.engine.schedule import Schedule
 from sgenas.errors import ConfigError, DataError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_table import COLUMNS
@@ -112,18 +113,8 @@ class Search(Run):
             validation, batch_size, augmentation, parts.generator(config.seed, "outer")
         )
         self._validation, self._augment = validation, augmentation
-        self.steps_per_epoch = self.inner_stream.batches_per_pass // config.estimator.inner_steps
-        if self.steps_per_epoch < 1:
-            raise ConfigError(
-                f"--inner-steps must be at most the {self.inner_stream.batches_per_pass} batches of an epoch,"
-                f" got {config.estimator.inner_steps}"
-            )
-        steps = range(config.epochs * self.steps_per_epoch)
-        if not any(self.moves_alphas(step) for step in steps):
-            raise ConfigError(
-                f"--alpha-every must be at most the {len(steps)} steps of the search, else no alpha moves,"
-                f" got {config.alphas.alpha_every}"
-            )
+        self.schedule = Schedule(config, len(training))
+        self.steps_per_epoch = self.schedule.steps_per_epoch
 
         self.estimator = parts.make_estimator(config)
         self.directions = parts.generator(config.seed, "directions")
@@ -187,18 +178,7 @@ class Search(Run):
 
     def moves_alphas(self, step: int) -> bool:
         """Whether step number `step`, counted from 0, moves the alphas besides the weights."""
-        settings = self.config.alphas
-        warm = step < settings.warmup_epochs * self.steps_per_epoch
-        return not warm and (step + 1) % settings.alpha_every == 0
-
-    def step_cost(self, step: int) -> Cost:
-        """Passes of step number `step`: few where it only trains the weights, many where it moves alphas."""
-        inner_steps = self.config.estimator.inner_steps
-        training = Cost(inner_steps, inner_steps, inner_steps)
-        if not self.moves_alphas(step):
-            return training
-        cost = self.estimator.cost(inner_steps)
-        return cost + training if self.config.weights.weights == "separate" else cost
+        return self.schedule.moves_alphas(step)
 
     # -- the mathematics of one step ----------------------------------------------------------------------
 
@@ -241,11 +221,7 @@ class Search(Run):
 
         outer = next(self.outer_stream)
         separate = self.config.weights.weights == "separate"
-        own = problem
-        start = self.state
-        if separate and self.config.weights.trajectory_lr is not None:
-            own = self._problem(SGD(self.config.weights.trajectory_lr))
-            start = InnerState(self.state.weights, {}, self.state.step)
+        own, start = self._trajectory(problem)
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
@@ -268,6 +244,14 @@ class Search(Run):
         if "standard_error" in result.diagnostics:
             found["standard_error"] = result.diagnostics["standard_error"]
         return found
+
+    def _trajectory(self, training: BilevelProblem) -> tuple[BilevelProblem, InnerState]:
+        """The problem whose inner steps the estimator takes, `training` or its own, and where they start."""
+        settings = self.config.weights
+        if settings.weights == "separate" and settings.trajectory_lr is not None:
+            start = InnerState(self.state.weights, {}, self.state.step)
+            return self._problem(SGD(settings.trajectory_lr)), start
+        return training, self.state
 
     def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
@@ -331,11 +315,10 @@ class Search(Run):
 
     @property
     def work_total(self) -> float:
-        steps = range(self.config.epochs * self.steps_per_epoch)
-        return sum(self.step_cost(step).forward for step in steps)
+        return self.schedule.cost.forward
 
     def _count_step(self) -> None:
-        self.cost += self.step_cost(self.step)
+        self.cost += self.schedule.step_cost(self.step)
         super()._count_step()
 
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
@@ -352,7 +335,7 @@ class Search(Run):
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             **self._signs(genotype, val_accuracy),
-            "seconds": self._clock(),
+            **self.meter.read(),
             "forward": self.cost.forward,
             "backward": self.cost.backward,
             "inner_steps": self.cost.inner_steps,

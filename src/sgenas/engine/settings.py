@@ -54,6 +54,21 @@ class Checked:
             )
 
 
+def by_group(cls: type[Any], flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the settings class `cls` from settings by flag name: each in the group that has it.
+
+    A setting that no group has stays by itself.
+    """
+    left = dict(flat)
+    groups: dict[str, Any] = {}
+    for item in dataclasses.fields(cls):
+        make: Any = item.default_factory
+        if isinstance(make, type) and dataclasses.is_dataclass(make):
+            names = [setting.name for setting in dataclasses.fields(make) if setting.name in left]
+            groups[item.name] = make(**{name: left.pop(name) for name in names})
+    return groups | left
+
+
 def read(cls: type[Any], data: Any, place: str) -> Any:
     """An object of the settings class `cls` from nested plain data; ConfigError names the first fault.
 

@@ -1,7 +1,7 @@
 """Training the network of a genotype from scratch, and testing it: how good a found cell really is."""
 
+import dataclasses
 import math
-import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -71,27 +71,43 @@ def resume_training(
     return load_training(path).run(observer or Silent(), stop)
 
 
-def load_training(path: str | Path) -> "Training":
-    """The training in the run folder `path` as its checkpoint has it; raises as `resume_training`."""
+def load_training(path: str | Path, *, device: str | None = None) -> "Training":
+    """The training in the run folder `path` as its checkpoint has it; raises as `resume_training`.
+
+    device: in place of that of its settings.
+    """
     folder = RunFolder(path)
     if not folder.path.is_dir():
         raise RunFolderError(f"run folder {folder.path} does not exist")
     config = read_train_config(folder.path)
     state = load_checkpoint(folder, config)
+    if device is not None:
+        config = dataclasses.replace(config, device=device)
     training = Training(config, folder)
     training.load_state_dict(state)
     return training
 
 
 class Training(Run):
-    """A training in the middle of its work. Made from its settings; nothing is written before `run`."""
+    """A training in the middle of its work. Made from its settings; nothing is written before `run`.
+
+    make_network: makes another network than the genotype's, to be trained in its place by the same settings;
+    it gives logits, or a pair with those of an auxiliary head. The run folder does not know of it and cannot
+    be resumed: it is for comparisons.
+    """
 
     noun: ClassVar[str] = "training"
     remedy: ClassVar[str] = "a lower --lr"
     summed: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     config: TrainConfig
 
-    def __init__(self, config: TrainConfig, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        *,
+        make_network: Callable[[data.ImageData], nn.Module] | None = None,
+    ) -> None:
         super().__init__(config, folder, test=True)
         self.test = self._test_images().to(self.device)
         self._augment = parts.make_augmentation(config, self.images, self.images.train)
@@ -105,7 +121,12 @@ class Training(Run):
             parts.generator(config.seed, "training batches"),
         )
         self.steps_per_epoch = self.stream.batches_per_pass
-        self.network = self._network()
+        network = self._network() if make_network is None else make_network(self.images)
+        # typed for tensors alone upstream
+        self.network: nn.Module = network.to(
+            self.device,
+            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        )
         average = config.optimizer.ema
         self.average = None if average is None else RunningAverage(self.network, average)
         self.drop_path_draws = parts.generator(config.seed, "drop path")
@@ -159,7 +180,7 @@ class Training(Run):
                 f" {config.auxiliary_weight}"
             )
         try:
-            network = build(
+            return build(
                 config.genotype,
                 channels=config.network.channels,
                 layers=config.network.layers,
@@ -170,8 +191,6 @@ class Training(Run):
             )
         except InvalidValueError as error:
             raise ConfigError(f"--{error}") from None
-        # typed for tensors alone upstream
-        return network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     # -- schedules ----------------------------------------------------------------------------------------
 
@@ -284,11 +303,10 @@ class Training(Run):
             "test_accuracy": test_accuracy,
             "best_test_accuracy": best,
             "drop_path": drop_path,
-            "seconds": self._clock(),
+            **self.meter.read(),
             "forward": self.step,
             "backward": self.step,
             "images": self.step * self.config.data.batch_size,
-            "peak_memory": self._peak_memory(),
         }
         self._require_finite(row)
         self.best_test_accuracy = best
@@ -296,13 +314,6 @@ class Training(Run):
         recorder.write(row)
         observer.row(row, self.genotype)
         return row
-
-    def _peak_memory(self) -> float:
-        """Most memory that this process has taken so far, in MB: of the GPU, or of the machine."""
-        if self.device.type == "cuda":
-            return round(torch.cuda.max_memory_allocated(self.device) / 1e6, 1)
-        # Linux counts in kilobytes of 1024 bytes
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 
     # -- checkpoints --------------------------------------------------------------------------------------
 

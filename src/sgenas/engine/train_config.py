@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from sgenas.engine.config import ImageSettings
-from sgenas.engine.settings import Checked, read, require
+from sgenas.engine.settings import Checked, by_group, read, require
 from sgenas.errors import ConfigError
 from sgenas.nets.networks import takes_auxiliary
 from sgenas.spaces.genotype import Genotype
@@ -140,14 +140,7 @@ class TrainSettings(Checked):
         """The settings of the recipe `name`; `more`: fields that no recipe sets. Raises ConfigError."""
         if name not in RECIPES:
             raise ConfigError(f"--recipe must be one of {', '.join(RECIPES)}, got {name!r}")
-        flat = dict(RECIPES[name].settings)
-        values: dict[str, Any] = {}
-        for item in dataclasses.fields(TrainSettings):
-            make: Any = item.default_factory
-            if isinstance(make, type) and dataclasses.is_dataclass(make):
-                names = [setting.name for setting in dataclasses.fields(make) if setting.name in flat]
-                values[item.name] = make(**{setting: flat.pop(setting) for setting in names})
-        return cls(**values, **flat, **more)
+        return cls(**by_group(cls, RECIPES[name].settings), **more)
 
 
 @dataclass(frozen=True)

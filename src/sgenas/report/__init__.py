@@ -4,16 +4,19 @@ from pathlib import Path
 
 from sgenas.report.cell_plot import draw_cell, draw_genotype
 from sgenas.report.curves import draw_curves, save_curves
-from sgenas.report.page import write_report
+from sgenas.report.page import cost, duration, memory, write_report
 from sgenas.report.run_folder import AlphaHistory, AlphaTable, RunRecord, read_run
 
 __all__ = [
     "AlphaHistory",
     "AlphaTable",
     "RunRecord",
+    "cost",
     "draw_cell",
     "draw_curves",
     "draw_genotype",
+    "duration",
+    "memory",
     "read_run",
     "save_all",
     "save_curves",

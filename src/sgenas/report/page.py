@@ -1,7 +1,7 @@
 """Writes report.html: one self-contained page about a run, without scripts and without network."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -83,6 +83,7 @@ def render(record: RunRecord) -> str:
         title=record.path.resolve().name,
         kind=record.kind.capitalize(),
         result=result(record),
+        cost=cost(record),
         cells=Markup(cells),
         curves=Markup(curves),
         genotype=record.genotype,
@@ -113,12 +114,19 @@ def result(record: RunRecord) -> str:
     text = f"{what}: {count} epoch{'s' if count > 1 else ''}"
     seconds = last.get("seconds")
     if _is_number(seconds):
-        text += f" in {_duration(seconds)}"
+        text += f" in {duration(seconds)}"
     name = "validation" if searched else "test"
     accuracy = last.get("val_accuracy" if searched else "test_accuracy")
     if _is_number(accuracy):
         return f"{text}, final {name} accuracy {100 * accuracy:.2f}\u00a0%."
     return f"{text}, {name} accuracy not measured."
+
+
+def cost(record: RunRecord) -> str:
+    """What the run took up to its last finished epoch, in one sentence; empty where nothing is known."""
+    last = record.epochs[-1] if record.epochs else {}
+    said = [say(last[name]) for name, say in COSTS if _is_number(last.get(name))]
+    return f"Cost: {', '.join(said)}." if said else ""
 
 
 def last_change(epochs: Iterable[Mapping[str, Any]]) -> int | None:
@@ -150,11 +158,28 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours and minutes, as a person would say it."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def memory(count: float) -> str:
+    """Bytes as MB or GB, of 1,000 kB and MB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+COSTS: tuple[tuple[str, Callable[[float], str]], ...] = (
+    ("seconds", duration),
+    ("device_seconds", lambda value: f"{duration(value)} of device time"),
+    ("peak_memory_bytes", lambda value: f"at most {memory(value)} of memory"),
+    ("forward", lambda value: f"{value:,.0f} forward passes"),
+    ("backward", lambda value: f"{value:,.0f} backward passes"),
+    ("images", lambda value: f"{value:,.0f} images"),
+)
+"""Keys of an epoch row that say what a run has cost, with how each is said."""
 
 
 def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
