@@ -1,12 +1,13 @@
 """The command `sgenas`: search, train, resume, show and more. Flags and help come from dataclasses.
 
-Exit codes: 0 done; 1 the run diverged; 2 bad input, one line on stderr says which; 130 stopped by Ctrl-C
-or SIGTERM after a checkpoint was written.
+Exit codes: 0 done; 1 the run diverged; 2 bad input, one line on stderr says which; 3 another process of a
+search under torchrun was lost; 130 stopped by Ctrl-C or SIGTERM after a checkpoint was written.
 """
 
 import contextlib
 import io
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +34,16 @@ from sgenas.engine import (
     run_search,
     run_training,
 )
+from sgenas.engine.loop import Observer, Silent
+from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, joined, launched, speaks
 from sgenas.engine.run_folder import read_config, read_settings, read_train_config
-from sgenas.errors import ConfigError, DivergenceError, RunFolderError, SgenasError
+from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
 Result = SearchResult | TrainResult
 STOPPED = 130
+LOST = 3
 BAD_INPUT = 2
 DIVERGED = 1
 
@@ -53,6 +57,8 @@ class SearchFlags(SearchConfig):
     them"""
     config: Path | None = None
     """start from the settings of this config.json (or run folder); other flags change them"""
+    rank_timeout: float = TIMEOUT
+    """under torchrun: seconds without an answer from another process after which the search ends"""
 
     @property
     def chosen(self) -> SearchConfig:
@@ -125,6 +131,8 @@ class ResumeCommand:
 
     run: tyro.conf.Positional[Path]
     """run folder"""
+    rank_timeout: float = TIMEOUT
+    """under torchrun: seconds without an answer from another process after which the search ends"""
 
 
 @dataclass(frozen=True)
@@ -215,21 +223,56 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"sgenas {sgenas.__version__}\n")
         return 0
+    return _reported(lambda: _obey(arguments), speaks)
+
+
+def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
+    """The exit code of `act`; an error of this library becomes a line on stderr if the process speaks."""
+
+    def said(text: str, code: int, always: bool = False) -> int:
+        if always or speaks():
+            sys.stderr.write(f"sgenas: {text}\n")
+        return code
+
     try:
-        command = _parse(arguments or ["--help"])
-        for kind, act in ACTIONS.items():
-            if isinstance(command, kind):
-                return act(command)
-        return _run(command)
+        return act()
     except KeyboardInterrupt:
-        sys.stderr.write("sgenas: stopped at once; a run can be resumed from its last checkpoint\n")
-        return STOPPED
+        return said("stopped at once; a run can be resumed from its last checkpoint", STOPPED)
     except DivergenceError as error:
-        sys.stderr.write(f"sgenas: {error}\n")
-        return DIVERGED
+        return said(str(error), DIVERGED)
+    except ProcessError as error:
+        # the one that usually speaks may be the one that is lost
+        return said(str(error), LOST, always=True)
     except SgenasError as error:
-        sys.stderr.write(f"sgenas: {error}\n")
-        return BAD_INPUT
+        return said(str(error), BAD_INPUT)
+
+
+def _obey(arguments: list[str]) -> int:
+    command = _parse(arguments or ["--help"])
+    if launched() and not isinstance(command, SearchCommand | ResumeCommand):
+        raise ConfigError(
+            f"torchrun must start search or resume, got {arguments[0]}, which is one process's work"
+        )
+    for kind, act in ACTIONS.items():
+        if isinstance(command, kind):
+            return act(command)
+    if isinstance(command, SearchCommand | ResumeCommand):
+        return _run_on_all(command)
+    return _run(command, ALONE)
+
+
+def _run_on_all(command: SearchCommand | ResumeCommand) -> int:
+    """Runs the command beside the other processes that torchrun has started, if it has."""
+    timeout = command.rank_timeout
+    if not 0 < timeout < math.inf:
+        raise ConfigError(f"--rank-timeout must be > 0 and finite, got {timeout}")
+    if timeout != TIMEOUT and not launched():
+        raise ConfigError(f"--rank-timeout only applies under torchrun, got {timeout} without it")
+    with joined(timeout) as processes:
+        code = _reported(lambda: _run(command, processes), lambda: processes.first)
+        if code != LOST:
+            processes.part()
+        return code
 
 
 def _parse(arguments: list[str]) -> Any:
@@ -326,12 +369,18 @@ def _undrawn(box: str) -> str:
     return " ".join(words) or "bad command line; see sgenas --help"
 
 
-def _run(command: SearchCommand | TrainCommand | ResumeCommand) -> int:
+def _run(command: SearchCommand | TrainCommand | ResumeCommand, processes: Processes) -> int:
     keep_freed_memory()
     console = _console()
-    begin = _beginning(command)
-    with _stop_signals() as stopped, display_for(console) as display:
+    with processes.agreeing():
+        begin = _beginning(command, processes)
+    watched: contextlib.AbstractContextManager[Observer] = (
+        display_for(console) if processes.first else contextlib.nullcontext(Silent())
+    )
+    with _stop_signals(processes) as stopped, watched as display:
         result = begin(observer=display, stop=lambda: bool(stopped))
+    if not processes.first:
+        return 0 if result.finished else STOPPED
     if not result.finished:
         console.print(f"Stopped. Go on with:  sgenas resume {result.path}", soft_wrap=True)
         return STOPPED
@@ -339,17 +388,24 @@ def _run(command: SearchCommand | TrainCommand | ResumeCommand) -> int:
     return 0
 
 
-def _beginning(command: SearchCommand | TrainCommand | ResumeCommand) -> Callable[..., Result]:
+def _beginning(
+    command: SearchCommand | TrainCommand | ResumeCommand, processes: Processes
+) -> Callable[..., Result]:
     """What runs the command, once it is given an observer and when to stop."""
     if isinstance(command, ResumeCommand):
         if not command.run.is_dir():
             raise RunFolderError(f"run folder {command.run} does not exist")
-        is_search = isinstance(read_settings(command.run), SearchConfig)
-        return partial(resume_search if is_search else resume_training, command.run)
+        if isinstance(read_settings(command.run), SearchConfig):
+            return partial(resume_search, command.run, processes=processes)
+        if processes.size > 1:
+            raise ConfigError(
+                f"{command.run} must be a search to run on {processes.size} processes, got a training"
+            )
+        return partial(resume_training, command.run)
     if isinstance(command, SearchCommand):
         search = command.chosen
         out = command.out or _default_folder(f"{search.method}-{search.estimator.estimator}", search)
-        return partial(run_search, search, out, overwrite=command.overwrite)
+        return partial(run_search, search, out, overwrite=command.overwrite, processes=processes)
     training = command.chosen
     out = command.out or _default_folder("train", training)
     return partial(run_training, training, out, overwrite=command.overwrite)
@@ -505,14 +561,20 @@ def _console() -> Console:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that holds the first Ctrl-C or SIGTERM; a second one ends the process at once, as usual."""
+def _stop_signals(processes: Processes) -> Iterator[list[int]]:
+    """A list that holds the first Ctrl-C or SIGTERM; a second one ends the process at once, as usual.
+
+    torchrun hands both on to all processes, and sends SIGTERM of its own when one has failed.
+    """
     received: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _: FrameType | None) -> None:
         received.append(number)
-        sys.stderr.write("\nstopping after this step, once a checkpoint is written; again to stop at once\n")
+        if processes.size == 1 or (processes.first and number == signal.SIGINT):
+            sys.stderr.write(
+                "\nstopping after this step, once a checkpoint is written; again to stop at once\n"
+            )
         for name, handler in before.items():
             signal.signal(name, handler)
 

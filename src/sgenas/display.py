@@ -116,6 +116,16 @@ def display_for(console: Console) -> "Plain | LiveDisplay":
     return LiveDisplay(console) if console.is_terminal else Plain(console)
 
 
+def _place(run: Search) -> str:
+    """Where a search runs."""
+    if run.processes.size == 1:
+        return str(run.device)
+    return (
+        f"{run.device}; {run.processes.size} processes: directions shared out over {run.layout.groups},"
+        f" batches over {run.layout.width}"
+    )
+
+
 def cell_text(genotype: Genotype) -> Text:
     """A genotype as text, one line a node, for a terminal."""
     text = Text()
@@ -207,5 +217,5 @@ def _opening(run: Run) -> str:
         f"{run.config.method} with {run.config.estimator.estimator} on {source}:"
         f" {part['training']} images train the weights, {part['validation']} the alphas,"
         f" {classes} classes; supernet of {facts['weights']:,} weights and"
-        f" {facts['alphas']} alphas on {run.device}"
+        f" {facts['alphas']} alphas on {_place(run)}"
     )

@@ -31,3 +31,7 @@ class CheckpointError(RunFolderError):
 
 class DivergenceError(SgenasError):
     """A loss or hypergradient stopped being finite; the last checkpoint is from before that."""
+
+
+class ProcessError(SgenasError):
+    """The processes of one search lost each other: one has ended or does not answer, or they differ."""

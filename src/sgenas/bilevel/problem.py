@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sgenas import trees
 from sgenas.bilevel.inner import SGD, InnerState
+from sgenas.bilevel.sharing import Shards
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
@@ -37,12 +38,21 @@ class BilevelProblem:
     inner_loss is L_train(w, alpha; batch), outer_loss is L_val(w, alpha; batch). stacked_inner_loss is
     L_train of M pairs (w, alpha) on one batch: every tensor of both trees is (M, ...), the result (M,). It is
     for problems that can do so faster than one pair after the other; without it torch.func.vmap does.
+    shards: how batches are cut, None for not at all; both losses are then the mean over the shards.
     """
 
     inner_loss: Loss
     outer_loss: Loss
     inner_optimizer: SGD
     stacked_inner_loss: Loss | None = None
+    shards: Shards | None = None
+
+    def over_shards(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
+        """The detached tensors that `compute` makes of a batch; with `shards`, their mean over its shards.
+
+        Whatever is computed from a batch goes through here, so that estimators need not know of shards.
+        """
+        return compute(batch) if self.shards is None else self.shards.mean(compute, batch)
 
     def init(self, weights: Tree) -> InnerState:
         """The first state of the inner optimisation, from copies of `weights`."""
@@ -50,17 +60,21 @@ class BilevelProblem:
 
     def inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_train, d L_train / d weights), both detached. One forward and one backward pass."""
-        leaves = trees.leaves(weights)
-        loss = _scalar(self.inner_loss(leaves, trees.detach(alphas), batch), "inner_loss")
-        return loss.detach(), _gradient(loss, leaves)
+        leaves, fixed = trees.leaves(weights), trees.detach(alphas)
+        return self._differentiated("inner_loss", leaves, fixed, leaves, batch)
 
     def stacked_inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> Tree:
         """d L_train / d weights of M pairs (w, alpha), every tensor (M, ...), detached."""
+        gradients = self.over_shards(lambda part: self._stacked(weights, alphas, part), batch)
+        return dict(zip(weights, gradients, strict=True))
+
+    def _stacked(self, weights: Tree, alphas: Tree, batch: Any) -> list[Tensor]:
         if self.stacked_inner_loss is None:
             with torch.no_grad():
                 # torch.func.grad, since vmap cannot enter autograd.grad
                 gradient = torch.func.grad(self.inner_loss)
-                return torch.func.vmap(gradient, in_dims=(0, 0, None))(weights, alphas, batch)
+                found = torch.func.vmap(gradient, in_dims=(0, 0, None))(weights, alphas, batch)
+            return [found[name] for name in weights]
         leaves = trees.leaves(weights)
         losses = self.stacked_inner_loss(leaves, trees.detach(alphas), batch)
         members = next(iter(weights.values())).shape[0]
@@ -69,28 +83,46 @@ class BilevelProblem:
                 f"stacked_inner_loss must return shape ({members},), got {tuple(losses.shape)}"
             )
         # members do not share anything, so the gradient of the sum is each one's own
-        return _gradient(losses.sum(), leaves)
+        return _gradients(losses.sum(), list(leaves.values()))
 
     def inner_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_train, d L_train / d alphas), both detached. One forward and one backward pass."""
-        leaves = trees.leaves(alphas)
-        loss = _scalar(self.inner_loss(trees.detach(weights), leaves, batch), "inner_loss")
-        return loss.detach(), _gradient(loss, leaves)
+        leaves, fixed = trees.leaves(alphas), trees.detach(weights)
+        return self._differentiated("inner_loss", fixed, leaves, leaves, batch)
 
     def outer_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_val, d L_val / d alphas at fixed weights), both detached. One forward and one backward pass."""
-        leaves = trees.leaves(alphas)
-        loss = _scalar(self.outer_loss(trees.detach(weights), leaves, batch), "outer_loss")
-        return loss.detach(), _gradient(loss, leaves)
+        leaves, fixed = trees.leaves(alphas), trees.detach(weights)
+        return self._differentiated("outer_loss", fixed, leaves, leaves, batch)
 
     def outer_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
         """(L_val, d L_val / d weights, d L_val / d alphas), detached. One forward and one backward pass."""
         weight_leaves, alpha_leaves = trees.leaves(weights), trees.leaves(alphas)
-        loss = _scalar(self.outer_loss(weight_leaves, alpha_leaves, batch), "outer_loss")
-        gradients = _gradients(loss, [*weight_leaves.values(), *alpha_leaves.values()])
+
+        def differentiated(part: Any) -> list[Tensor]:
+            loss = _scalar(self.outer_loss(weight_leaves, alpha_leaves, part), "outer_loss")
+            return [
+                loss.detach(),
+                *_gradients(loss, [*weight_leaves.values(), *alpha_leaves.values()]),
+            ]
+
+        loss, *gradients = self.over_shards(differentiated, batch)
         weight_gradients = dict(zip(weight_leaves, gradients, strict=False))
         alpha_gradients = dict(zip(alpha_leaves, gradients[len(weight_leaves) :], strict=True))
-        return loss.detach(), weight_gradients, alpha_gradients
+        return loss, weight_gradients, alpha_gradients
+
+    def _differentiated(
+        self, name: str, weights: Tree, alphas: Tree, leaves: Tree, batch: Any
+    ) -> tuple[Tensor, Tree]:
+        """(loss, its gradient with respect to `leaves`, the weights or the alphas), detached."""
+        function: Loss = getattr(self, name)
+
+        def differentiated(part: Any) -> list[Tensor]:
+            loss = _scalar(function(weights, alphas, part), name)
+            return [loss.detach(), *_gradients(loss, list(leaves.values()))]
+
+        loss, *gradients = self.over_shards(differentiated, batch)
+        return loss, dict(zip(leaves, gradients, strict=True))
 
     def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Trajectory:
         """Takes one inner step per batch. Raises InvalidValueError when there is no batch."""
@@ -110,10 +142,6 @@ def _scalar(loss: Tensor, name: str) -> Tensor:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise InvalidValueError(f"{name} must return a 0-d tensor, got {got}")
     return loss
-
-
-def _gradient(loss: Tensor, leaves: Tree) -> Tree:
-    return dict(zip(leaves, _gradients(loss, list(leaves.values())), strict=True))
 
 
 def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:

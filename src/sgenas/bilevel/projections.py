@@ -22,7 +22,8 @@ from sgenas.trees import Tree
 class Perturbation:
     """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
     unperturbed trajectory Y^0 .. Y^N on them, v = d L_val / d w at its end. For `vectorised`: the chunk, the
-    memory limit in GiB, and the bytes that one inner forward pass saves for its backward pass."""
+    memory limit in GiB, the bytes that one inner forward pass saves for its backward pass, and the number of
+    processes that do the same on this machine."""
 
     problem: BilevelProblem
     start: InnerState
@@ -35,6 +36,7 @@ class Perturbation:
     chunk: int | None = None
     memory_limit: float | None = None
     saved_bytes: int = 0
+    neighbours: int = 1
 
     def perturbed(self, direction: Tree) -> Tree:
         """alpha + mu u."""
@@ -112,18 +114,26 @@ def _by_slope(task: Perturbation, slope: Callable[..., Tensor], base: Tensor, na
 
 def _forward_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tensor:
     """<d L_train / d w, v> as the forward-mode derivative of the loss along v."""
+
+    def slope(part: Any) -> list[Tensor]:
+        derivative = torch.func.jvp(lambda w: problem.inner_loss(w, alphas, part), (weights,), (v,))
+        return [derivative[1]]
+
     with torch.no_grad():
-        derivative = torch.func.jvp(lambda w: problem.inner_loss(w, alphas, batch), (weights,), (v,))
-    return derivative[1]
+        return problem.over_shards(slope, batch)[0]
 
 
 def _difference_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tensor:
     """[L_train(w + h v) - L_train(w - h v)] / 2h with h ||v|| = 0.01."""
     length = trees.norm(v)
     h = 0.01 / length.clamp_min(torch.finfo(length.dtype).tiny)
+
+    def slope(part: Any) -> list[Tensor]:
+        plus, minus = (problem.inner_loss(trees.add(weights, v, sign * h), alphas, part) for sign in (1, -1))
+        return [(plus - minus) / (2 * h)]
+
     with torch.no_grad():
-        plus, minus = (problem.inner_loss(trees.add(weights, v, sign * h), alphas, batch) for sign in (1, -1))
-    return (plus - minus) / (2 * h)
+        return problem.over_shards(slope, batch)[0]
 
 
 def _before_last(task: Perturbation, alphas: Tree) -> InnerState:

@@ -3,12 +3,11 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sgenas import trees
 from sgenas.bilevel import control_variates, projections, vectorised
@@ -18,6 +17,7 @@ from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.result import Cost, HypergradientResult
+from sgenas.bilevel.sharing import Share, cut, rows
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
@@ -57,6 +57,9 @@ class SGE:
     `memory`, the estimate before this one, given as memory=...) or functions of a `control_variates.Known`.
     All are off by default: then it is the paper's.
 
+    share: where several processes make the estimate together, the part of the directions that this one
+    follows (None: all). Only projections travel between them, and each comes to the same result.
+
     A single <delta_j, v> is off the derivative of the N steps along u_j by O(mu), the estimate is unbiased up
     to O(mu^2). With p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
     `diagnostics`: "projections" holds <delta_j, v>, (Q,); "standard_error", for independent directions (and
@@ -78,6 +81,7 @@ class SGE:
     batch_fraction: float = 1.0
     directions: str = "gaussian"
     control_variate: tuple[str | Variate, ...] = ()
+    share: Share | None = None
 
     def __post_init__(self) -> None:
         if self.num_directions < 1:
@@ -183,7 +187,7 @@ class SGE:
             self.memory_limit,
             saved.peak,
         )
-        measured = COMPUTATIONS[self.computation](task)
+        measured = self._projections(task)
         known = Known(problem, alphas, batches, trajectory, v, memory)
         guesses = control_variates.guesses(self.control_variate, known)
         grad, left, diagnostics = direct, measured, {"projections": measured}
@@ -204,17 +208,17 @@ class SGE:
         cost = self.cost(len(inner_batches))
         return HypergradientResult(grad, direct, end, losses, outer_loss, cost, diagnostics)
 
+    def _projections(self, task: Perturbation) -> Tensor:
+        """<delta_j, v> of all directions, (Q,)."""
+        compute, share = COMPUTATIONS[self.computation], self.share
+        if share is None:
+            return compute(task)
+        mine = replace(task, directions=share.mine(task.directions), neighbours=share.neighbours)
+        # more processes than directions: some follow none
+        found = compute(mine) if mine.directions else next(iter(task.v.values())).new_zeros(0)
+        return share.together(found, len(task.directions))
+
 
 def _part(batch: Any, fraction: float) -> Any:
     """The first `fraction` of a batch, rounded up: every tensor in it cut along its first dimension."""
-    leaves, structure = pytree.tree_flatten(batch)
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if isinstance(leaf, Tensor)}
-    if len(sizes) != 1 or 0 in sizes:
-        raise InvalidValueError(
-            "SGE.batch_fraction needs batches of tensors with one first dimension in common, got sizes"
-            f" {sorted(sizes)}"
-        )
-    count = math.ceil(fraction * sizes.pop())
-    return pytree.tree_unflatten(
-        [leaf[:count] if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
-    )
+    return cut(batch, 0, math.ceil(fraction * rows(batch, "SGE.batch_fraction")))

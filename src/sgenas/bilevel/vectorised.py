@@ -36,16 +36,16 @@ def automatic(task: Perturbation) -> Tensor:
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
-    size = min(side_by_side(task), len(task.directions))
-    return streamed(task) if size < 2 else _in_chunks(task, int(size))
+    size = _agreed(task, side_by_side(task))
+    return streamed(task) if size < 2 else _in_chunks(task, size)
 
 
 def vectorised(task: Perturbation) -> Tensor:
     """As many trajectories at a time as the chunk says or the memory limit allows.
 
     With neither, all that fit into 80 % of a GPU's free memory, or a quarter of the machine's; half as many
-    whenever a GPU runs out of memory all the same. Raises InvalidValueError where not even one fits the
-    limit.
+    whenever a GPU runs out of memory all the same, unless batches are cut into shards. Raises
+    InvalidValueError where not even one fits the limit.
     """
     if task.chunk is not None:
         return _in_chunks(task, task.chunk)
@@ -56,7 +56,13 @@ def vectorised(task: Perturbation) -> Tensor:
             f"SGE.memory_limit must be at least {needed:.4f} GiB, what one perturbed trajectory takes, got"
             f" {task.memory_limit}"
         )
-    return _in_chunks(task, int(max(1, min(size, len(task.directions)))))
+    return _in_chunks(task, max(1, _agreed(task, size)))
+
+
+def _agreed(task: Perturbation, size: float) -> int:
+    """How many go side by side where `size` would fit: with shards, what fits on all who have a batch's."""
+    number = int(min(size, len(task.directions)))
+    return number if task.problem.shards is None else task.problem.shards.least(number)
 
 
 def _in_chunks(task: Perturbation, size: int) -> Tensor:
@@ -66,7 +72,8 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
         try:
             done.append(_together(task, left[:size]))
         except torch.OutOfMemoryError:
-            if task.chunk is not None or size == 1:
+            # (whoever has other shards of the batch would wait for this chunk in vain)
+            if task.chunk is not None or size == 1 or task.problem.shards is not None:
                 raise
             size = (min(size, len(left)) + 1) // 2
         else:
@@ -143,7 +150,7 @@ def _budget(task: Perturbation) -> float:
         return task.memory_limit * 2**30
     device = _device(task)
     if device.type != "cuda":
-        return CPU_SHARE * psutil.virtual_memory().total
+        return CPU_SHARE * psutil.virtual_memory().total / task.neighbours
     free, _ = torch.cuda.mem_get_info(device)
     # what the caching allocator holds but does not use counts as free
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -10,6 +10,7 @@ from sgenas.engine.config import (
     WeightSettings,
 )
 from sgenas.engine.loop import Observer, Run
+from sgenas.engine.parallel import Processes, joined
 from sgenas.engine.search import Search, SearchResult, resume_search, run_search
 from sgenas.engine.train import Training, TrainResult, resume_training, run_training
 from sgenas.engine.train_config import (
@@ -29,6 +30,7 @@ __all__ = [
     "NetworkSettings",
     "Observer",
     "OptimizerSettings",
+    "Processes",
     "Run",
     "Search",
     "SearchConfig",
@@ -41,6 +43,7 @@ __all__ = [
     "TrainingImageSettings",
     "WatchSettings",
     "WeightSettings",
+    "joined",
     "resume_search",
     "resume_training",
     "run_search",

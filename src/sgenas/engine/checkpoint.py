@@ -1,5 +1,6 @@
 """Checkpoints: everything a run needs to go on exactly where it was, in one file that is replaced at once."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ FORMAT = "sgenas-checkpoint"
 VERSION = 1
 
 
-def save(path: Path, state: dict[str, Any]) -> None:
+def save(path: Path, state: Mapping[str, Any]) -> None:
     """Writes `state` (tensors, numbers, strings, lists, dicts), whole or not at all.
 
     Whoever is killed on the way leaves the old file as it was. Raises CheckpointError when the disk refuses.

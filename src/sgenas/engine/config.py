@@ -64,9 +64,23 @@ class DataSettings(ImageSettings):
     """share of the images that trains the weights; the rest trains the alphas"""
     batch_size: int = 64
     """images in a batch, inner and outer"""
+    data_parallel: int = 1
+    """D: take the mean over D equal shards of each batch, each normalised by itself; processes that torchrun
+    has started share them out, as far as their number and D have a common divisor"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._at_least("data_parallel", 1)
+        shards = self.data_parallel
+        require(
+            self.batch_size % shards == 0,
+            "batch_size",
+            f"a multiple of --data-parallel {shards}",
+            self.batch_size,
+        )
+        # a shard of one image has no batch statistics
+        most = self.batch_size // 2
+        require(shards <= most, "data_parallel", f"at most half of --batch-size, {most}", shards)
         require(0 < self.train_fraction < 1, "train_fraction", "in (0, 1)", self.train_fraction)
 
 
@@ -330,6 +344,13 @@ class SearchConfig(Checked):
         part = math.ceil(self.estimator.batch_fraction * self.data.batch_size)
         require(
             part >= 2, "batch_fraction", f"large enough to leave 2 of {self.data.batch_size} images", part
+        )
+        shards = self.data.data_parallel
+        require(
+            part % shards == 0 and part >= 2 * shards,
+            "batch_fraction",
+            f"such that its images are a multiple of --data-parallel {shards}, at least 2 a shard",
+            part,
         )
 
         clip = self.weights.grad_clip

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sgenas.engine import checkpoint, parts
 from sgenas.engine.meter import Meter
+from sgenas.engine.parallel import ALONE, Processes
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
 from sgenas.errors import CheckpointError, DataError, DivergenceError, RunFolderError
 from sgenas.spaces import Genotype
@@ -45,7 +46,8 @@ class Run(ABC):
     """A run in the middle of its work: epochs of steps, rows of metrics.jsonl and checkpoints on the way.
 
     Nothing is written before `_loop`. What a step does, what an epoch ends with and what a checkpoint holds
-    besides the counters is the subclass's.
+    besides the counters is the subclass's. On several `processes` each one takes every step and holds the
+    whole state; `folder` is one that all but the first leave unwritten.
     """
 
     noun: ClassVar[str]
@@ -58,10 +60,12 @@ class Run(ABC):
     config: Config
     steps_per_epoch: int
 
-    def __init__(self, config: Config, folder: RunFolder, *, test: bool) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, folder: RunFolder, *, test: bool, processes: Processes = ALONE
+    ) -> None:
+        self.config, self.folder, self.processes = config, folder, processes
         self.epoch = self.step_in_epoch = self.step = 0
-        self.device = parts.find_device(config.device)
+        self.device = processes.device(config.device)
         self.meter = Meter(self.device)
         self.images = parts.load_images(config, test=test)
         self._digest = "".join(
@@ -135,9 +139,10 @@ class Run(ABC):
             return ()
         with (
             self.meter,
-            Recorder(self.folder, keep_bytes=self._metrics_bytes, step=self.step) as recorder,
+            self.folder.recorder(keep_bytes=self._metrics_bytes, step=self.step) as recorder,
             self.convolutions(),
         ):
+            self._compare_processes("at the start")
             if self.step == 0:
                 self._save(recorder)
             observer.begin(self)
@@ -145,13 +150,20 @@ class Run(ABC):
                 self._step_and_record(recorder, observer)
                 if self.step_in_epoch == self.steps_per_epoch:
                     rows.append(self._end_epoch(recorder, observer))
+                    self._compare_processes(f"after epoch {self.epoch}")
                     self._save(recorder)
                 elif self.step % self.config.checkpoint_every == 0:
                     self._save(recorder)
-                if stop() and not self.finished:
+                if self.processes.any(stop()) and not self.finished:
                     self._save(recorder)
                     break
         return tuple(rows)
+
+    def _compare_processes(self, when: str) -> None:
+        """Each process computes the same numbers by itself: a machine that rounds otherwise is found out."""
+        if self.processes.size > 1:
+            given = {"settings": self.config.to_dict(), "kind of device": self.device.type}
+            self.processes.require_same(given | self._own_state(), when)
 
     def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
         lr = self.learning_rate()
@@ -195,7 +207,7 @@ class Run(ABC):
         # steps between two logged rows are not looked at, so a run may have diverged unseen
         self._require_finite(self._norms())
         self._metrics_bytes = recorder.flush()
-        checkpoint.save(self.folder.checkpoint_path, self.state_dict())
+        self.folder.write_checkpoint(self.state_dict())
 
     def logged(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they are not all there."""

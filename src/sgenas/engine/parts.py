@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from sgenas import data, trees
-from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder, Share
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError
@@ -24,8 +24,11 @@ Forward = Callable[[Tree, Tree, torch.Tensor], torch.Tensor]
 AnyConfig = TypeVar("AnyConfig", SearchConfig, TrainConfig)
 
 
-def make_estimator(config: SearchConfig) -> Estimator:
-    """The estimator that the settings name. A new estimator gets its row here."""
+def make_estimator(config: SearchConfig, share: Share | None = None) -> Estimator:
+    """The estimator that the settings name. A new estimator gets its row here.
+
+    share: this process's directions, for estimators that have some.
+    """
     settings = config.estimator
     estimators: dict[str, Callable[[], Estimator]] = {
         "first-order": FirstOrder,
@@ -38,6 +41,7 @@ def make_estimator(config: SearchConfig) -> Estimator:
             batch_fraction=settings.batch_fraction,
             directions=settings.direction_kind,
             control_variate=CONTROL_VARIATES[settings.control_variate],
+            share=share,
         ),
     }
     return estimators[settings.estimator]()

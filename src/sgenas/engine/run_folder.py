@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import sgenas
+from sgenas.engine import checkpoint
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, RunFolderError
@@ -106,6 +107,31 @@ class RunFolder:
     def write_genotype(self, genotype: Genotype) -> None:
         """Writes genotype.json."""
         self.write_text("genotype.json", genotype.to_json())
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Writes checkpoint.pt, whole or not at all; raises CheckpointError."""
+        checkpoint.save(self.checkpoint_path, state)
+
+    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":
+        """What appends rows to metrics.jsonl and TensorBoard, see `Recorder`."""
+        return Recorder(self, keep_bytes=keep_bytes, step=step)
+
+
+class UnwrittenFolder(RunFolder):
+    """The run folder as all processes of a search but the first have it: to read, not to write."""
+
+    def check(self, *, overwrite: bool) -> None: ...
+
+    def create(self, config: Config, environment: Mapping[str, Any], *, overwrite: bool) -> None: ...
+
+    def write_text(self, name: str, text: str) -> None: ...
+
+    def write_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None: ...
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None: ...
+
+    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":  # noqa: ARG002
+        return NoRecorder()
 
 
 def read_settings(path: str | Path) -> Config:
@@ -239,3 +265,18 @@ class Recorder:
     ) -> None:
         self._file.close()
         self._board.close()
+
+
+class NoRecorder(Recorder):
+    """The recorder that writes nothing."""
+
+    def __init__(self) -> None: ...
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def flush(self) -> int:
+        return 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

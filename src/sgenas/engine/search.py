@@ -19,9 +19,10 @@ from sgenas.bilevel.problem import Loss
 from sgenas.engine import parts, watch
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
-from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_config
+from sgenas.engine.parallel import ALONE, Layout, Processes
+from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, read_config
 from sgenas.engine.schedule import Schedule
-from sgenas.errors import ConfigError, DataError, RunFolderError
+from sgenas.errors import ConfigError, DataError, ProcessError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
@@ -47,51 +48,96 @@ def run_search(
     overwrite: bool = False,
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> SearchResult:
     """Runs a search into the new run folder `out`.
 
     `stop` is asked after every step; once it answers True, a checkpoint is written and the search returns
-    unfinished. Raises ConfigError, DataError or RunFolderError before anything is written, DivergenceError
-    when a loss stops being finite.
+    unfinished. On several `processes` (`parallel.joined`) each calls this with the same settings: the first
+    writes and is observed, a stop of any one stops all, and what goes wrong on one is raised on all.
+
+    Raises ConfigError, DataError or RunFolderError before anything is written, DivergenceError when a loss
+    stops being finite, ProcessError when another process is lost or comes to other numbers.
     """
-    folder = RunFolder(out)
-    folder.check(overwrite=overwrite)
+    folder = _folder(out, processes)
+    with processes.agreeing():
+        folder.check(overwrite=overwrite)
     config = parts.with_absolute_paths(config)
-    search = Search(config, folder)
-    folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
-    folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
+    layout = _layout(config, processes)
+    search = processes.build(lambda: Search(config, folder, processes, layout))
+    with processes.agreeing():
+        folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
+        folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
     return search.run(observer or Silent(), stop)
 
 
 def resume_search(
-    path: str | Path, *, observer: Observer | None = None, stop: Callable[[], bool] = lambda: False
+    path: str | Path,
+    *,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> SearchResult:
     """Goes on with the search in the run folder `path`, exactly where its checkpoint stands.
 
     A search that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
-    when its checkpoint is missing, damaged, or belongs to other settings or other images.
+    when its checkpoint is missing, damaged, or belongs to other settings or other images. `processes` as in
+    `run_search`: all read the run folder, and there may be another number of them than before.
     """
-    folder = RunFolder(path)
-    if not folder.path.is_dir():
-        raise RunFolderError(f"run folder {folder.path} does not exist")
-    config = read_config(folder.path)
-    state = load_checkpoint(folder, config)
-    search = Search(config, folder)
-    search.load_state_dict(state)
-    return search.run(observer or Silent(), stop)
+    folder = _folder(path, processes)
+    with processes.agreeing():
+        if not folder.path.is_dir():
+            raise RunFolderError(f"run folder {folder.path} does not exist")
+        config = read_config(folder.path)
+        state = load_checkpoint(folder, config)
+    layout = _layout(config, processes)
+
+    def make() -> Search:
+        search = Search(config, folder, processes, layout)
+        search.load_state_dict(state)
+        return search
+
+    return processes.build(make).run(observer or Silent(), stop)
+
+
+def _folder(path: str | Path, processes: Processes) -> RunFolder:
+    return RunFolder(path) if processes.first else UnwrittenFolder(path)
+
+
+def _layout(config: SearchConfig, processes: Processes) -> Layout:
+    """How the processes divide the work; ConfigError where some would have nothing to do."""
+    processes.require_same({"settings": config.to_dict()}, "at the start")
+    layout = processes.layout(config.data.data_parallel)
+    name = config.estimator.estimator
+    if layout.groups > 1 and name != "sge":
+        raise ConfigError(
+            f"--data-parallel must be a multiple of the {processes.size} processes with --estimator {name},"
+            f" which has no directions to share out, got {config.data.data_parallel}"
+        )
+    return layout
 
 
 class Search(Run):
-    """A search in the middle of its work. Made from its settings; nothing is written before `run`."""
+    """A search in the middle of its work. Made from its settings; nothing is written before `run`.
+
+    layout: how several `processes` divide the work; made from the settings for one alone.
+    """
 
     noun = "search"
     remedy = "a lower --lr or --alpha-lr"
     summed = ("inner_loss", "outer_loss")
     config: SearchConfig
 
-    def __init__(self, config: SearchConfig, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        folder: RunFolder,
+        processes: Processes = ALONE,
+        layout: Layout | None = None,
+    ) -> None:
+        self.layout = layout or processes.layout(config.data.data_parallel)
         self.table = parts.load_table(config)
-        super().__init__(config, folder, test=False)
+        super().__init__(config, folder, test=False, processes=processes)
         self.split = self._split()
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
@@ -116,7 +162,7 @@ class Search(Run):
         self.schedule = Schedule(config, len(training))
         self.steps_per_epoch = self.schedule.steps_per_epoch
 
-        self.estimator = parts.make_estimator(config)
+        self.estimator = parts.make_estimator(config, self.layout.share)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
         self.alpha_optimizer = self._alpha_optimizer()
@@ -138,6 +184,7 @@ class Search(Run):
             "weights": trees.size(self.state.weights),
             "alphas": trees.size(self.alphas),
             "activation": parts.activation(self.config),
+            "processes": self.processes.size,
         } | ({"smoothing": self.estimator.smoothing} if isinstance(self.estimator, SGE) else {})
 
     # -- making the parts ---------------------------------------------------------------------------------
@@ -210,7 +257,8 @@ class Search(Run):
         return each.reshape(members, -1).mean(dim=1)
 
     def _problem(self, optimizer: SGD) -> BilevelProblem:
-        return BilevelProblem(self._loss, self._outer_loss(), optimizer, self._stacked_loss)
+        shards = self.layout.shards
+        return BilevelProblem(self._loss, self._outer_loss(), optimizer, self._stacked_loss, shards)
 
     def _take_step(self) -> dict[str, Tensor]:
         """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors."""
@@ -270,14 +318,21 @@ class Search(Run):
 
     @torch.no_grad()
     def _evaluate(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        loss = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.long, device=self.device)
-        for images, labels in self._validation_batches():
-            logits = forward(images)
-            loss += F.cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(dim=1) == labels).sum()
+        losses, hits = [], []
+        for index, (images, labels) in enumerate(self._validation_batches()):
+            if index % self.processes.size == self.processes.rank:
+                logits = forward(images)
+                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
+                hits.append((logits.argmax(dim=1) == labels).sum().float())
+            else:
+                # another process has this one: the total over all fills it in
+                losses.append(torch.zeros((), device=self.device))
+                hits.append(torch.zeros((), device=self.device))
+        each, found = self.processes.total([torch.stack(losses), torch.stack(hits)])
+        # one after the other: the order in which a single process adds
+        loss = sum(each.unbind(), torch.zeros((), device=self.device))
         count = len(self._validation)
-        return loss.item() / count, correct.item() / count
+        return loss.item() / count, found.long().sum().item() / count
 
     def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
@@ -305,7 +360,13 @@ class Search(Run):
 
     def run(self, observer: Observer, stop: Callable[[], bool]) -> SearchResult:
         """Steps until the last epoch is done or `stop` says so; writes the run folder on the way."""
-        rows = self._loop(observer, stop)
+        try:
+            rows = self._loop(observer if self.processes.first else Silent(), stop)
+        except ProcessError as error:
+            raise ProcessError(
+                f"{error}; the last checkpoint is {self.folder.checkpoint_path}: go on, on any number of"
+                f" processes, with `sgenas resume {self.folder.path}`"
+            ) from None
         return SearchResult(self.folder.path, self.genotype, self.finished, rows)
 
     @property
