@@ -38,7 +38,7 @@ def resnet(width: int, blocks: int, *, classes: int, channels: int) -> ResNet:
     network.inplanes = width
     network.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
     network.bn1 = nn.BatchNorm2d(width)
-    network.maxpool = nn.Identity()
+    network.maxpool = nn.Identity()  # type: ignore[assignment]
     for stage in range(4):
         made = network._make_layer(BasicBlock, width * 2**stage, blocks, stride=1 if stage == 0 else 2)
         setattr(network, f"layer{stage + 1}", made)

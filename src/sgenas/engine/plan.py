@@ -162,9 +162,11 @@ def break_even(schedules: list[Schedule]) -> dict[str, int]:
 
     With c passes a step that moves the alphas and N one that does not, N + (c - N) / k a step in the mean.
     """
-    found = {}
+    found: dict[str, int] = {}
     sge = next((each for each in schedules if each.config.estimator.estimator == "sge"), None)
-    for each in schedules if sge is not None else ():
+    if sge is None:
+        return found
+    for each in schedules:
         settings = each.config.estimator
         if settings.estimator == "sge" or settings.inner_steps != sge.config.estimator.inner_steps:
             continue
