@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from sgenas.cli import main
+from sgenas.errors import RunFolderError
 from sgenas.experiments import workers
 from sgenas.experiments.formats import FORMATS
 from sgenas.experiments.grid import Grid, Place, load_grid
-from sgenas.experiments.outcome import is_done, read_outcome
+from sgenas.experiments.outcome import held, is_done, read_outcome
 from sgenas.experiments.table1 import Request
 
 
@@ -157,27 +158,31 @@ def test_the_command_line_is_told_as_it_can_be_typed() -> None:
     assert Request(Path("o"), ray="h:1").command() == "sgenas table1 --out o --ray h:1"
 
 
+def smoke(out: Path, *, jobs: int) -> list[str]:
+    flags = ("--preset", "smoke", "--seeds", "0", "--jobs", str(jobs))
+    return [sys.executable, "-m", "sgenas", *table1(out, *flags)]
+
+
+def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_the_runs_and_the_same_command_finishes_smoke(tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    command = [
-        sys.executable,
-        "-m",
-        "sgenas",
-        *table1(out, "--preset", "smoke", "--seeds", "0", "--jobs", "2"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("runs/*/*/*/search/checkpoint.pt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = subprocess.Popen(
+        smoke(out, jobs=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_until(lambda: list(out.glob("runs/*/*/*/search/checkpoint.pt")))
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert f"Go on with:  sgenas table1 --out {out}" in said
-    assert not any(
-        outcome.state == "failed" for place in load_grid(out).places if (outcome := read_outcome(place))
-    )
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "FAILED" not in said
+    finished = subprocess.run(smoke(out, jobs=2), capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout
     assert "goes on, search" in finished.stdout
     assert all(is_done(place) for place in load_grid(out).places)
@@ -186,27 +191,12 @@ def test_ctrl_c_stops_the_runs_and_the_same_command_finishes_smoke(tmp_path: Pat
 @pytest.mark.slow
 def test_a_killed_command_leaves_its_runs_and_they_are_not_run_twice(tmp_path: Path) -> None:
     out = tmp_path / "grid"
-    command = [
-        sys.executable,
-        "-m",
-        "sgenas",
-        *table1(out, "--preset", "smoke", "--seeds", "0", "--jobs", "1"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(out.glob("runs/*/*/*/lock")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = subprocess.Popen(smoke(out, jobs=1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(lambda: list(out.glob("runs/*/*/*/search/config.json")))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     place = load_grid(out).places[0]
-    second = subprocess.run(
-        [sys.executable, "-m", "sgenas", *table1(out, "--place", place.name)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert second.returncode == 2
-    assert "is being run by process" in second.stderr
-    while read_outcome(place) is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    with pytest.raises(RunFolderError, match="is being run by process"), held(place):
+        pass
+    wait_until(lambda: read_outcome(place))
     assert is_done(place)
