@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from fcntl import LOCK_EX, flock
@@ -225,9 +226,8 @@ def _pipes(cells: Iterable[str]) -> str:
 
 def _markdown(text: str) -> str:
     """Text that Markdown shows as it is, in one line of a table."""
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+    # an underscore inside a word emphasises nothing
+    return " ".join(re.sub(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text).split())
 
 
 def _tex(text: str) -> str:

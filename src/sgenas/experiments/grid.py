@@ -38,9 +38,9 @@ class Dataset:
         name, separator, spec = text.partition("=")
         if not separator or NAME.fullmatch(name) is None:
             name, spec = "", text
-        kind, _, paths = spec.partition(":")
-        # the last of what a path list names, without its suffix
-        last = Path(paths.split(",")[0].strip() or kind)
+        kind, colon, paths = spec.partition(":")
+        # of a list of paths the first
+        last = Path(paths.split(",")[0].strip() if colon else kind)
         name = name or (last.stem if last.suffix == ".parquet" else last.name)
         if not spec.strip() or NAME.fullmatch(name) is None:
             raise ConfigError(
@@ -232,8 +232,6 @@ def _absolute(dataset: Dataset) -> Dataset:
 def _require_new(out: Path) -> None:
     try:
         if out.exists() and any(out.iterdir()):
-            raise RunFolderError(
-                f"--out {out} must be new, empty or hold a grid, got a folder of other files"
-            )
+            raise RunFolderError(f"--out {out} must be new, empty or hold a grid, got other files")
     except OSError as error:
         raise RunFolderError(f"--out {out} must be a folder: {error.strerror}") from None

@@ -63,9 +63,9 @@ PRESETS = {
         search={
             "derived_every": 0,
             "epochs": 6,
-            "train_images": 2000,
+            "train_images": 1280,
             "batch_size": 32,
-            "channels": 4,
+            "channels": 8,
             "layers": 4,
         },
         training={
@@ -87,7 +87,7 @@ PRESETS = {
             "epochs": 2,
             "train_images": 128,
             "batch_size": 32,
-            "channels": 2,
+            "channels": 8,
             "layers": 3,
             "nodes": 2,
         },
