@@ -1,7 +1,8 @@
 """The command `sgenas`: search, train, resume, show and more. Flags and help come from dataclasses.
 
-Exit codes: 0 done; 1 the run diverged; 2 bad input, one line on stderr says which; 3 another process of a
-search under torchrun was lost; 130 stopped by Ctrl-C or SIGTERM after a checkpoint was written.
+Exit codes: 0 done; 1 the run diverged, or runs of a table failed; 2 bad input, one line on stderr says
+which; 3 another process of a search under torchrun was lost; 130 stopped by Ctrl-C or SIGTERM after a
+checkpoint was written.
 """
 
 import contextlib
@@ -217,6 +218,38 @@ class QueryCommand:
     """print one JSON object"""
 
 
+@dataclass(frozen=True)
+class Table1Command:
+    """Run Table 1 of the paper, or what is missing of it: searches, trainings, and the table they make.
+
+    Example: sgenas table1 --preset small --seeds 0,1 --out runs/table1 --jobs 2
+    """
+
+    out: Path
+    """folder of the grid, new or begun before; what is done in it is kept"""
+    preset: Literal["paper", "small", "smoke"] | None = None
+    """sizes: paper (the paper's, for GPUs), small (2 CPU cores, 2 hours) or smoke (3 minutes, means nothing);
+    if not set that of the grid in --out"""
+    seeds: str | None = None
+    """seeds with commas between; if not set those of the grid, 0,1,2 in a new one"""
+    data: tuple[str, ...] = ()
+    """data sets, each SPEC or NAME=SPEC with a SPEC as in search --data; if not set those of the grid, the
+    preset's in a new one"""
+    jobs: int | None = None
+    """runs at a time; if not set one for each GPU, or without one for each core up to 4"""
+    threads: int | None = None
+    """CPU threads of each run; if not set the cores divided by --jobs (1 on a cluster)"""
+    ray: tuple[str, ...] | None = None
+    """run on Ray: the address of a cluster, or without one a cluster on this machine (pip install
+    'sgenas[ray]')"""
+    submit: Literal["slurm"] | None = None
+    """run nothing, write a job script for the missing runs instead and say how to submit it"""
+    only_tables: bool = False
+    """run nothing, write the tables of what --out holds"""
+    place: str | None = None
+    """run only this one of the grid in --out, such as cifar10/darts-sge/seed-0, as its workers do"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default that of the process) and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -289,6 +322,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]
         | Annotated[QueryCommand, tyro.conf.subcommand("query")]
+        | Annotated[Table1Command, tyro.conf.subcommand("table1")]
     )
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     drawn = io.StringIO()
@@ -544,6 +578,55 @@ def _query(command: QueryCommand) -> int:
     return 0
 
 
+def _table1(command: Table1Command) -> int:
+    from sgenas.experiments import table1
+
+    alone = {"--place": command.place, "--only-tables": command.only_tables, "--submit": command.submit}
+    given = [flag for flag, value in alone.items() if value]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} must not stand beside {given[1]}")
+    if given and given[0] != "--submit":
+        for name in ("preset", "seeds", "data", "jobs", "threads", "ray"):
+            if getattr(command, name) != getattr(Table1Command, name):
+                raise ConfigError(f"--{name} must not stand beside {given[0]}, which takes the grid as it is")
+    if command.only_tables:
+        return table1.only_tables(command.out, _console())
+    if command.place is not None:
+        return _table1_place(command.out, command.place)
+    if command.ray is not None and len(command.ray) > 1:
+        raise ConfigError(f"--ray must be followed by one address or none, got {' '.join(command.ray)}")
+    request = table1.Request(
+        command.out,
+        command.preset,
+        command.data,
+        () if command.seeds is None else table1.parse_seeds(command.seeds),
+        command.jobs,
+        command.threads,
+        None if command.ray is None else "".join(command.ray),
+    )
+    if command.submit is not None:
+        return table1.submit(request, _console())
+    with _stop_signals() as stopped:
+        return table1.table1(request, _console(), lambda: bool(stopped))
+
+
+def _table1_place(out: Path, name: str) -> int:
+    from sgenas.experiments.grid import load_grid
+    from sgenas.experiments.run_place import run_place
+
+    keep_freed_memory()
+    place, console = load_grid(out).place(name), _console()
+    with _stop_signals() as stopped, display_for(console) as display:
+        outcome = run_place(place, observer=display, stop=lambda: bool(stopped))
+    if outcome is None:
+        console.print(f"Stopped. Go on with the same command, or  sgenas table1 --out {out}", soft_wrap=True)
+        return STOPPED
+    if outcome.reason is not None:
+        sys.stderr.write(f"sgenas: {name} failed in the {outcome.stage}: {outcome.reason}\n")
+        return DIVERGED
+    return 0
+
+
 ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     PlanCommand: _plan,
     ShowCommand: _show,
@@ -551,6 +634,7 @@ ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     ExportCommand: _export,
     SizeCommand: _size,
     QueryCommand: _query,
+    Table1Command: _table1,
 }
 """What each command does that neither begins a run nor goes on with one."""
 
@@ -561,7 +645,7 @@ def _console() -> Console:
 
 
 @contextlib.contextmanager
-def _stop_signals(processes: Processes) -> Iterator[list[int]]:
+def _stop_signals(processes: Processes = ALONE) -> Iterator[list[int]]:
     """A list that holds the first Ctrl-C or SIGTERM; a second one ends the process at once, as usual.
 
     torchrun hands both on to all processes, and sends SIGTERM of its own when one has failed.

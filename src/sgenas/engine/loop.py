@@ -14,6 +14,7 @@ from sgenas.engine import checkpoint, parts
 from sgenas.engine.meter import Meter
 from sgenas.engine.parallel import ALONE, Processes
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
+from sgenas.engine.settings import first_difference
 from sgenas.errors import CheckpointError, DataError, DivergenceError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.trees import Tree
@@ -254,7 +255,7 @@ class Run(ABC):
 def load_checkpoint(folder: RunFolder, config: Config) -> dict[str, Any]:
     """The state in the run folder's checkpoint; CheckpointError when it is another configuration's."""
     state = checkpoint.load(folder.checkpoint_path)
-    difference = _first_difference(config.to_dict(), state.get("config"))
+    difference = first_difference(config.to_dict(), state.get("config"), "in config.json")
     if difference:
         raise CheckpointError(
             f"checkpoint {folder.checkpoint_path} is from another configuration: {difference}"
@@ -268,14 +269,3 @@ def same_shapes(expected: Tree, tree: Tree) -> Tree:
     if {name: tensor.shape for name, tensor in tree.items()} != shapes:
         raise ValueError("tensors of other names or shapes")
     return {name: tree[name] for name in expected}
-
-
-def _first_difference(ours: Any, theirs: Any, place: str = "") -> str:
-    """Where two nested settings differ first, in words; empty when they do not."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        for name in [*ours, *(key for key in theirs if key not in ours)]:
-            found = _first_difference(ours.get(name), theirs.get(name), f"{place}.{name}" if place else name)
-            if found:
-                return found
-        return ""
-    return "" if ours == theirs else f"{place or 'config'} is {ours!r} in config.json, {theirs!r} there"

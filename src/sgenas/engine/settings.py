@@ -5,9 +5,11 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sgenas.errors import ConfigError, GenotypeError, InvalidValueError
+
+Settings = TypeVar("Settings")
 
 
 def flag(name: str) -> str:
@@ -106,3 +108,36 @@ def read(cls: type[Any], data: Any, place: str) -> Any:
         return cls(**values)
     except InvalidValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def changed(settings: Settings, flags: Mapping[str, Any]) -> Settings:
+    """The same settings with those of `flags` (by flag name, in whatever group they stand) in their place.
+
+    Raises ConfigError for a name that no setting has, and for what the settings do not accept.
+    """
+    left, values = dict(flags), {}
+    for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        group = getattr(settings, item.name)
+        if isinstance(group, Checked):
+            names = [setting.name for setting in dataclasses.fields(group) if setting.name in left]  # type: ignore[arg-type]
+            values[item.name] = dataclasses.replace(group, **{name: left.pop(name) for name in names})  # type: ignore[type-var]
+        elif item.name in left:
+            values[item.name] = left.pop(item.name)
+    if left:
+        raise ConfigError(f"{flag(next(iter(left)))} is no setting of {type(settings).__name__}")
+    return dataclasses.replace(settings, **values)  # type: ignore[type-var]
+
+
+def first_difference(ours: Any, theirs: Any, here: str, there: str = "there", place: str = "") -> str:
+    """Where two nested settings differ first, in words; empty when they do not.
+
+    here, there: where each of them is.
+    """
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for name in [*ours, *(key for key in theirs if key not in ours)]:
+            path = f"{place}.{name}" if place else name
+            found = first_difference(ours.get(name), theirs.get(name), here, there, path)
+            if found:
+                return found
+        return ""
+    return "" if ours == theirs else f"{place or 'config'} is {ours!r} {here}, {theirs!r} {there}"
