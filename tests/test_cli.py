@@ -294,6 +294,30 @@ def test_kill_9_and_resume_end_in_the_same_place(uninterrupted: Path, tmp_path: 
     same_run(uninterrupted, path)
 
 
+def test_plan_says_what_a_search_takes_and_runs_none(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sgenas.engine.plan.ENOUGH_SECONDS", 0.0)
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "60 images train the weights, 60 the alphas; supernet of" in out
+    assert re.search(r"sge, Q = 2, N = 1 \(asked for\) +9 +36 +2\.00 ", out)
+    assert re.search(r"first-order, N = 1 +9 +18 +1\.00 ", out)
+    assert "no more passes than first-order from --alpha-every 3 on, than second-order from" in out
+    assert main(["plan", "--config", str(finished), "--directions", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [found["rows"][0][name] for name in ("forward", "directions", "steps")] == [54, 4, 9]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_plans_are_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
+    assert "--estimator must be one of" in fails("plan", "--estimator", "es")
+    assert "--batch-size must be at most the 60 images" in fails("plan", *SMALL, "--batch-size", "64")
+    line = fails("plan", *SMALL, "--out", str(tmp_path))
+    assert line.startswith("sgenas: Unrecognized or misplaced options: --out")
+
+
 TABLE = Path(__file__).parents[2] / "shared" / "data" / "nasbench201-200epochs.csv"
 
 

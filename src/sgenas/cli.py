@@ -397,8 +397,11 @@ def _undrawn(box: str) -> str:
     words = []
     for line in box.splitlines()[1:]:
         content = line.strip("│╭╮╰╯ ")
-        if content.strip("─ ") == "":
-            break
+        if content.strip("─- ") == "":
+            # a rule may stand above the first paragraph too
+            if words:
+                break
+            continue
         words.append(content)
     return " ".join(words) or "bad command line; see sgenas --help"
 

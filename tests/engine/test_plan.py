@@ -117,8 +117,8 @@ def test_a_plan_is_exact_where_it_counts_and_writes_nothing(
     assert [row.name for row in others] == [
         "first-order, N = 1",
         "second-order, N = 1",
-        "sge, Q = 4, N = 1",
         "sge, Q = 10, N = 1",
+        "sge, Q = 4, N = 1",
         "sge, Q = 10, N = 1, alphas every 5",
     ]
     assert found.first_order is others[0]
@@ -177,7 +177,9 @@ def test_break_even_is_where_the_passes_are_equal(small: Make) -> None:
             # 10,000 steps: the last incomplete round of k steps is within a thousandth
             assert means[every] <= 1.001 * reference
             assert every == 1 or means[every - 1] > reference
-    assert plan.break_even([Schedule(small(estimator=FIRST), 60)]) == {}
+    alone = Schedule(small(estimator=FIRST), 60)
+    assert plan.break_even([alone]) == {}
+    assert plan.break_even([alone, *plan.compared(alone)]) == {"first-order": 11, "second-order": 4}
 
 
 def test_second_order_and_separate_weights_are_measured_too(small: Make) -> None:

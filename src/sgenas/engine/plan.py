@@ -26,7 +26,7 @@ from sgenas.errors import ConfigError
 from sgenas.memory import peak_memory
 from sgenas.trees import Tree
 
-COMPARED = ((4, None, 1), (10, None, 1), (10, None, 5), (10, None, 10), (10, 5, 1))
+COMPARED = ((10, None, 1), (4, None, 1), (10, None, 5), (10, None, 10), (10, 5, 1))
 """(Q, N, alphas every so many steps) of sge beside the settings asked for; N None: theirs."""
 EIGENVALUE_PASSES = 100
 """What `--eigenvalue-every` costs each time; it ends when the power iteration has settled."""
@@ -94,7 +94,7 @@ class Plan:
     """Forecasts of a search as asked for, the first of `rows`, and of others with the same weights and data.
 
     environment, facts: the machine, and what the search is given, as in config.json. break_even: for each
-    other estimator the least `--alpha-every` with which sge (as asked for, else as by default) takes no
+    other estimator the least `--alpha-every` with which sge (as asked for, else with Q = 10) takes no
     more passes a step than that one takes with alphas that move at every step; {} where sge cannot run.
     """
 
