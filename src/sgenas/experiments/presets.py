@@ -63,7 +63,7 @@ PRESETS = {
         search={
             "derived_every": 0,
             "epochs": 6,
-            "train_images": 1280,
+            "train_images": 1200,
             "batch_size": 32,
             "channels": 8,
             "layers": 4,
@@ -84,7 +84,7 @@ PRESETS = {
         "fast",
         search={
             "derived_every": 0,
-            "epochs": 2,
+            "epochs": 4,
             "train_images": 128,
             "batch_size": 32,
             "channels": 8,
@@ -92,8 +92,7 @@ PRESETS = {
             "nodes": 2,
         },
         training={
-            "epochs": 3,
-            "train_images": 320,
+            "epochs": 6,
             "batch_size": 64,
             "channels": 4,
             "layers": 3,

@@ -32,7 +32,9 @@ class GridDisplay:
     def started(self, place: Place) -> None:
         self._working[place] = time.monotonic()
         found = progress(place)
-        self._say(f"{place.name}: {f'goes on, {found}' if found.stage else 'begins'}")
+        # on Ray a run may be seen when it has already begun
+        under_way = found.epoch > 0 or found.stage == "training"
+        self._say(f"{place.name}: {f'goes on, {found}' if under_way else 'begins'}")
 
     def ended(self, place: Place, outcome: Outcome | None) -> None:
         minutes = (time.monotonic() - self._working.pop(place, time.monotonic())) / 60

@@ -6,6 +6,7 @@ of a place, and a run goes on from the checkpoint in its folder.
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ RETRIES = 3
 """How often a run is started again after its process died."""
 PATIENCE = 120.0
 """Seconds that a run waits for the hold that its dead predecessor, on another machine, had on its folder."""
+LISTENS = 10.0
+"""Seconds in which a cluster must take up a connection."""
 STOP_FILE = "stop"
 """In the grid's folder: tells every run to write its checkpoint and stop."""
 
@@ -119,14 +122,22 @@ def _cluster(ray: Any, address: str, division: Shares) -> Iterator[int]:
             "include_dashboard": False,
         }
     try:
+        _require_listener(address)
         ray.init(**settings, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
         first = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"--ray {address or '(local)'}: no cluster answers: {first}") from None
     try:
         yield 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError unless someone listens at host:port, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENS).close()
 
 
 def _stop_file(out: Path) -> Path:
