@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -26,6 +27,8 @@ Made = TypeVar("Made")
 
 TIMEOUT = 1800.0
 """Seconds without an answer after which another process counts as lost."""
+PATIENCE = 10.0
+"""Seconds after which a process believes that it has failed alone."""
 LAST_WORD = 60.0
 """Seconds that the others wait for the first process to say what it has to say."""
 
@@ -37,9 +40,15 @@ def launched() -> bool:
     )
 
 
-def speaks() -> bool:
-    """Whether this process is the first, or the only one, on its machine."""
-    return not launched() or _number("LOCAL_RANK", 0) == 0
+def has_to_speak() -> bool:
+    """Whether this process has to say what went wrong with it before it has met the others.
+
+    The first on a machine has, at once. The others usually fail in the same way, and torchrun ends them when
+    the first has: who is still there a little later has failed alone.
+    """
+    if launched() and _number("LOCAL_RANK", 0) > 0:
+        time.sleep(PATIENCE)
+    return True
 
 
 def _number(name: str, default: int) -> int:
