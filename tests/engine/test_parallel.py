@@ -109,13 +109,13 @@ def uninterrupted(lasting: SearchConfig, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_shards_of_a_batch_on_one_process(small: Make, tmp_path: Path, assert_same_runs: Any) -> None:
-    config = small(data={"data_parallel": 2}, estimator={"directions": 2, **ONE_BY_ONE})
+    config = small(epochs=2, data={"data_parallel": 2}, estimator={"directions": 2, **ONE_BY_ONE})
     whole = run_search(config, tmp_path / "whole")
     asked = iter(range(1, 100))
     assert not run_search(config, tmp_path / "stopped", stop=lambda: next(asked) == 4).finished
     resume_search(tmp_path / "stopped")
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
-    other = run_search(small(estimator={"directions": 2, **ONE_BY_ONE}), tmp_path / "other")
+    other = run_search(small(epochs=1, estimator={"directions": 2, **ONE_BY_ONE}), tmp_path / "other")
     assert whole.epochs[0]["inner_loss"] != other.epochs[0]["inner_loss"]
     np.testing.assert_allclose(whole.epochs[0]["inner_loss"], other.epochs[0]["inner_loss"], rtol=0.2)
 
