@@ -36,7 +36,7 @@ from sgenas.engine import (
     run_training,
 )
 from sgenas.engine.loop import Observer, Silent
-from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, joined, launched, speaks
+from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, has_to_speak, joined, launched
 from sgenas.engine.run_folder import read_config, read_settings, read_train_config
 from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
 from sgenas.memory import keep_freed_memory
@@ -256,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments == ["--version"]:
         sys.stdout.write(f"sgenas {sgenas.__version__}\n")
         return 0
-    return _reported(lambda: _obey(arguments), speaks)
+    return _reported(lambda: _obey(arguments), has_to_speak)
 
 
 def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:

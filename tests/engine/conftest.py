@@ -60,7 +60,7 @@ def _changed(config: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **parts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small() -> Callable[..., SearchConfig]:
     """SMALL with changes by group: small(epochs=2, weights={"weights": "separate"})."""
     return lambda **changes: _changed(SMALL, changes)

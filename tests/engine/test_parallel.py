@@ -92,17 +92,30 @@ def one_line(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("sgenas: ")]
 
 
+@pytest.fixture(scope="module")
+def lasting(small: Make) -> SearchConfig:
+    """A search that takes long enough to be interrupted."""
+    return small(epochs=8, checkpoint_every=1, estimator={"directions": 2, **ONE_BY_ONE})
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lasting: SearchConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run_search(lasting, path)
+    return path
+
+
 # -- one process ---------------------------------------------------------------------------------------------
 
 
 def test_shards_of_a_batch_on_one_process(small: Make, tmp_path: Path, assert_same_runs: Any) -> None:
-    config = small(data={"data_parallel": 2}, estimator={"directions": 2, **ONE_BY_ONE})
+    config = small(epochs=2, data={"data_parallel": 2}, estimator={"directions": 2, **ONE_BY_ONE})
     whole = run_search(config, tmp_path / "whole")
     asked = iter(range(1, 100))
     assert not run_search(config, tmp_path / "stopped", stop=lambda: next(asked) == 4).finished
     resume_search(tmp_path / "stopped")
     assert_same_runs(tmp_path / "whole", tmp_path / "stopped")
-    other = run_search(small(estimator={"directions": 2, **ONE_BY_ONE}), tmp_path / "other")
+    other = run_search(small(epochs=1, estimator={"directions": 2, **ONE_BY_ONE}), tmp_path / "other")
     assert whole.epochs[0]["inner_loss"] != other.epochs[0]["inner_loss"]
     np.testing.assert_allclose(whole.epochs[0]["inner_loss"], other.epochs[0]["inner_loss"], rtol=0.2)
 
@@ -277,48 +290,46 @@ def test_a_stop_on_one_process_stops_all_and_any_number_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_is_handed_on_and_leaves_a_checkpoint(
-    small: Make, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
+    uninterrupted: Path, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
 ) -> None:
-    config = small(epochs=20, checkpoint_every=1, estimator={"directions": 2, **ONE_BY_ONE})
-    file, path = write(config, tmp_path / "settings"), tmp_path / "stopped"
-    started = torchrun.start(2, "-m", "sgenas", "search", "--config", file, "--out", str(path))
+    path = tmp_path / "stopped"
+    command = ("search", "--config", str(uninterrupted), "--out", str(path))
+    started = torchrun.start(2, "-m", "sgenas", *command)
     wait_for_rows(path, 5, started)
     started.send_signal(signal.SIGINT)
-    out, err = started.communicate(timeout=60)
-    assert started.returncode != 0
+    out, err = started.communicate(timeout=120)
+    assert started.returncode != 0, out
     assert err.count("stopping after this step") == 1
     assert f"sgenas resume {path}" in out
     assert not one_line(err)
     resume_search(path)
-    run_search(config, tmp_path / "alone")
-    assert_same_runs(tmp_path / "alone", path)
+    assert_same_runs(uninterrupted, path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_search_on_all(
-    victim: int, small: Make, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
+    victim: int, uninterrupted: Path, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
 ) -> None:
-    config = small(epochs=20, checkpoint_every=1, estimator={"directions": 2, **ONE_BY_ONE})
-    file, path = write(config, tmp_path / "settings"), tmp_path / "killed"
-    started = torchrun.start(2, "-m", "sgenas", "search", "--config", file, "--out", str(path))
+    path = tmp_path / "killed"
+    command = ("search", "--config", str(uninterrupted), "--out", str(path))
+    started = torchrun.start(2, "-m", "sgenas", *command)
     wait_for_rows(path, 7, started)
     torchrun.ranks(started)[victim].kill()
-    _, err = started.communicate(timeout=60)
+    _, err = started.communicate(timeout=120)
     assert started.returncode != 0
     (line,) = one_line(err)
     assert f"rank {1 - victim}: another process of the search has ended" in line
     assert str(path / "checkpoint.pt") in line
     assert f"`sgenas resume {path}`" in line
     torchrun.done(3, "-m", "sgenas", "resume", str(path))
-    run_search(config, tmp_path / "alone")
-    assert_same_runs(tmp_path / "alone", path)
+    assert_same_runs(uninterrupted, path)
 
 
 @pytest.mark.slow
 def test_a_process_that_does_not_answer_is_given_up(small: Make, tmp_path: Path, torchrun: Torchrun) -> None:
     config = small(epochs=100, estimator={"directions": 2, **ONE_BY_ONE})
-    command = ("--config", write(config, tmp_path / "settings"), "--rank-timeout", "8")
+    command = ("--config", write(config, tmp_path / "settings"), "--rank-timeout", "15")
     path = tmp_path / "stuck"
     started = torchrun.start(2, "-m", "sgenas", "search", *command, "--out", str(path))
     wait_for_rows(path, 5, started)
@@ -377,7 +388,7 @@ step = Search._take_step
 
 def disturbed(self):
     found = step(self)
-    if self.processes.rank == 1 and self.step == 3:
+    if self.processes.rank == 1 and self.step == 5:
         for alpha in self.alphas.values():
             alpha.mul_(1 + 1e-6)
     return found

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from sgenas.bilevel import Shards, Share
 from sgenas.engine import parts
@@ -26,6 +28,8 @@ Made = TypeVar("Made")
 
 TIMEOUT = 1800.0
 """Seconds without an answer after which another process counts as lost."""
+PATIENCE = 10.0
+"""Seconds after which a process believes that it has failed alone."""
 LAST_WORD = 60.0
 """Seconds that the others wait for the first process to say what it has to say."""
 
@@ -37,9 +41,15 @@ def launched() -> bool:
     )
 
 
-def speaks() -> bool:
-    """Whether this process is the first, or the only one, on its machine."""
-    return not launched() or _number("LOCAL_RANK", 0) == 0
+def has_to_speak() -> bool:
+    """Whether this process has to say what went wrong with it before it has met the others.
+
+    The first on a machine has, at once. The others usually fail in the same way, and torchrun ends them when
+    the first has: who is still there a little later has failed alone.
+    """
+    if launched() and _number("LOCAL_RANK", 0) > 0:
+        time.sleep(PATIENCE)
+    return True
 
 
 def _number(name: str, default: int) -> int:
@@ -60,10 +70,10 @@ def joined(timeout: float = TIMEOUT) -> Iterator["Processes"]:
     wait = timedelta(seconds=timeout)
     gpus = torch.cuda.is_available() and dist.is_nccl_available()
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=wait))
+        store, rank, size = next(rendezvous("env://", timeout=wait))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=dist.PrefixStore("sgenas", store),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=wait,
@@ -80,6 +90,7 @@ def joined(timeout: float = TIMEOUT) -> Iterator["Processes"]:
 class Processes:
     """Those that run one search together. This one is number `rank` of `size`, `local_rank` of `here` on its
     machine; the first writes the run folder. timeout: seconds after which one that does not answer is lost.
+    store: the one of torch.distributed by which they met, where the first leaves its last word.
 
     By default there is this one alone, and nothing is exchanged. More are made by `joined`, or by hand where
     torch.distributed has its default group already, with a backend for tensors on the CPU. Whatever
@@ -92,7 +103,7 @@ class Processes:
     local_rank: int = 0
     here: int = 1
     timeout: float = TIMEOUT
-    store: dist.Store | None = field(default=None, compare=False, repr=False)
+    store: Any = field(default=None, compare=False, repr=False)
 
     @property
     def first(self) -> bool:
@@ -170,9 +181,9 @@ class Processes:
             return
         with contextlib.suppress(RuntimeError):
             if self.first:
-                self.store.set("parted", "")
+                self.store.set("sgenas/parted", "")
             else:
-                self.store.wait(["parted"], timedelta(seconds=LAST_WORD))
+                self.store.wait(["sgenas/parted"], timedelta(seconds=LAST_WORD))
 
     # -- dividing the work ---------------------------------------------------------------------------------
 
@@ -253,7 +264,7 @@ class Processes:
         # one message: a supernet has over a thousand tensors
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         self._exchange(lambda: dist.all_reduce(flat, group=group))
-        pieces = flat.split([tensor.numel() for tensor in tensors])
+        pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
         # in the memory format of each, as it would be without the journey
         found = [torch.empty_like(tensor) for tensor in tensors]
         torch._foreach_copy_(
