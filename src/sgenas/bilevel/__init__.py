@@ -10,6 +10,7 @@ from sgenas.bilevel.inner import SGD, InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.result import Cost, Estimator, HypergradientResult
 from sgenas.bilevel.sge import SGE
+from sgenas.bilevel.unrolled import Unrolled
 
 __all__ = [
     "SGD",
@@ -21,4 +22,5 @@ __all__ = [
     "FirstOrder",
     "HypergradientResult",
     "InnerState",
+    "Unrolled",
 ]
