@@ -6,6 +6,7 @@ result = SGE()(problem, problem.init(weights), alphas, inner_batches, outer_batc
 
 from sgenas.bilevel.finite_difference import FiniteDifference
 from sgenas.bilevel.first_order import FirstOrder
+from sgenas.bilevel.implicit import ConjugateGradient, Implicit, Neumann
 from sgenas.bilevel.inner import SGD, InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.result import Cost, Estimator, HypergradientResult
@@ -16,11 +17,14 @@ __all__ = [
     "SGD",
     "SGE",
     "BilevelProblem",
+    "ConjugateGradient",
     "Cost",
     "Estimator",
     "FiniteDifference",
     "FirstOrder",
     "HypergradientResult",
+    "Implicit",
     "InnerState",
+    "Neumann",
     "Unrolled",
 ]
