@@ -4,6 +4,7 @@ problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
 result = SGE()(problem, problem.init(weights), alphas, inner_batches, outer_batch, generator=g)
 """
 
+from sgenas.bilevel.evolution import EvolutionStrategies
 from sgenas.bilevel.finite_difference import FiniteDifference
 from sgenas.bilevel.first_order import FirstOrder
 from sgenas.bilevel.implicit import ConjugateGradient, Implicit, Neumann
@@ -20,6 +21,7 @@ __all__ = [
     "ConjugateGradient",
     "Cost",
     "Estimator",
+    "EvolutionStrategies",
     "FiniteDifference",
     "FirstOrder",
     "HypergradientResult",
