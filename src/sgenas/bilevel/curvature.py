@@ -1,15 +1,65 @@
-"""Curvature of the outer loss in the alphas: Hessian-vector products and the largest eigenvalue."""
+"""Curvature of a loss: products of its second derivatives with vectors, and the largest eigenvalue.
 
+Products for estimators are forward-mode derivatives of the gradient: nothing is kept between two of them, and
+no graph of a gradient is ever made. The other order, the gradient of a forward-mode derivative, is not used
+anywhere: through the built-in batch normalisation it is wrong without a word.
+"""
+
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgenas import trees
+from sgenas.bilevel.problem import BilevelProblem
 from sgenas.trees import Tree
 
 Matvec = Callable[[Tensor], Tensor]
 """v -> H v, both (p,)."""
+
+
+def weight_slope(
+    problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree
+) -> tuple[Tree, Tree]:
+    r"""(H v, M v), H = d^2 L / d w^2, M = d^2 L / (d alpha d w), L the inner loss; as weights and as alphas.
+
+    The derivative of (d L / d w, d L / d alpha) as w moves along v, both parts from one forward and one
+    backward pass that carry the derivative with them; detached. Kinks have no curvature here.
+    """
+    curved, mixed = _slopes(problem, (0, 1), weights, alphas, batch, v)
+    return curved, mixed
+
+
+def hessian_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tree:
+    """H v of `weight_slope` alone."""
+    return _slopes(problem, (0,), weights, alphas, batch, v)[0]
+
+
+def mixed_slope(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree) -> Tree:
+    """M v of `weight_slope` alone."""
+    return _slopes(problem, (1,), weights, alphas, batch, v)[0]
+
+
+def _slopes(
+    problem: BilevelProblem, of: tuple[int, ...], weights: Tree, alphas: Tree, batch: Any, v: Tree
+) -> list[Tree]:
+    """The derivatives along v of the gradients with respect to the weights (0) and the alphas (1)."""
+    shapes = [(weights, alphas)[number] for number in of]
+
+    def slopes(part: Any) -> list[Tensor]:
+        def gradients(w: Tree) -> tuple[Tree, ...]:
+            return torch.func.grad(problem.inner_loss, argnums=of)(w, alphas, part)
+
+        found = torch.func.jvp(gradients, (trees.detach(weights),), (trees.detach(v),))[1]
+        return [tree[name] for tree, shape in zip(found, shapes, strict=True) for name in shape]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch scripts some of its forward-mode rules when they are first used, and warns that it should not
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+        left = iter(problem.over_shards(slopes, batch))
+    return [{name: next(left) for name in shape} for shape in shapes]
 
 
 def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
@@ -26,6 +26,9 @@ from sgenas.errors import ConfigError, DataError, ProcessError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
+
+LOGGED = ("standard_error", "smoothing", "noise_floor", "residual")
+"""Diagnostics of the estimators that a step's row has."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,7 @@ class Search(Run):
         self.estimator = parts.make_estimator(config, self.layout.share)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
+        parts.check_blocks(config, self.alphas)
         self.alpha_optimizer = self._alpha_optimizer()
         self.state = self._weight_optimizer().init(
             self._to_device(dict(self.space.supernet.named_parameters()))
@@ -178,6 +182,9 @@ class Search(Run):
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
+        found = {}
+        if isinstance(self.estimator, SGE | EvolutionStrategies):
+            found["smoothing"] = self.estimator.smoothing
         return {
             "classes": list(self.images.classes),
             "images": {name: len(part) for name, part in self.split.items()},
@@ -185,7 +192,7 @@ class Search(Run):
             "alphas": trees.size(self.alphas),
             "activation": parts.activation(self.config),
             "processes": self.processes.size,
-        } | ({"smoothing": self.estimator.smoothing} if isinstance(self.estimator, SGE) else {})
+        } | found
 
     # -- making the parts ---------------------------------------------------------------------------------
 
@@ -289,9 +296,7 @@ class Search(Run):
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(indirect),
         }
-        if "standard_error" in result.diagnostics:
-            found["standard_error"] = result.diagnostics["standard_error"]
-        return found
+        return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
 
     def _trajectory(self, training: BilevelProblem) -> tuple[BilevelProblem, InnerState]:
         """The problem whose inner steps the estimator takes, `training` or its own, and where they start."""
