@@ -15,12 +15,16 @@ from sgenas.bilevel import (
     SGD,
     SGE,
     BilevelProblem,
+    ConjugateGradient,
     Estimator,
+    EvolutionStrategies,
     FiniteDifference,
     FirstOrder,
     HypergradientResult,
+    Neumann,
     Shards,
     Share,
+    Unrolled,
     vectorised,
 )
 from sgenas.bilevel.toy import Quadratic
@@ -244,6 +248,10 @@ ESTIMATORS: dict[str, Estimator] = {
         for name in ("loop", "streamed", "vectorised", "directional", "difference")
     },
     "sge-variate": SGE(4, 0.1, control_variate=("finite-difference",)),
+    "unrolled": Unrolled(),
+    "neumann": Neumann(3),
+    "conjugate-gradient": ConjugateGradient(3, damping=1.0),
+    "evolution": EvolutionStrategies(4, 0.1),
 }
 
 
