@@ -17,6 +17,7 @@ from sgenas.bilevel.directions import draw
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.bilevel.smoothing import probes
 from sgenas.bilevel.vectorised import SavedMemory, side_by_side, trajectory_bytes
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.engine.run_folder import RunFolder, environment
@@ -213,7 +214,9 @@ def _estimator_seconds(estimator: Estimator, inner_steps: int, constants: Consta
     elif isinstance(estimator, SGE):
         # on a part of the batch the unperturbed steps are taken again
         again = 1 if estimator.batch_fraction < 1 else 0
-        weights, perturbed = inner_steps + 1, (estimator.num_directions + again) * inner_steps
+        # and to choose the smoothing some directions are followed besides
+        probed = probes(central=estimator.directions == "antithetic") if estimator.smoothing == "auto" else 0
+        weights, perturbed = inner_steps + 1, (estimator.num_directions + probed + again) * inner_steps
         if "finite-difference" in estimator.control_variate:
             alphas = 2 * estimator.batch_fraction
     seconds = weights * constants.weights_pass + alphas * constants.alphas_pass
@@ -300,13 +303,13 @@ def _perturbed(
         trajectory = problem.run(start, alphas, [part])
 
     def task(members: int) -> Perturbation:
-        directions = draw("gaussian", members, alphas, search.directions)
+        directions = draw("gaussian", members, alphas, search.directions).trees(alphas)
         return Perturbation(
             problem,
             start,
             alphas,
             directions,
-            sge.smoothing,
+            1.0 if isinstance(sge.smoothing, str) else sge.smoothing,
             [part],
             trajectory,
             v,
