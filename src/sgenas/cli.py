@@ -317,7 +317,7 @@ def _value_of(arguments: list[str], flag: str) -> str | None:
 
 def _undrawn(box: str) -> str:
     """The first paragraph of an error that tyro drew in a box, as one line."""
-    words = []
+    words: list[str] = []
     for line in box.splitlines()[1:]:
         content = line.strip("│╭╮╰╯ ")
         if content.strip("─- ") == "":
