@@ -4,16 +4,19 @@
         [--recipe fast] [--channels 16] [--layers 8] [--images 5000] [--epochs 10] ...
 
 Both are trained by the engine: same recipe, images, batches, epochs and seed, from scratch. The ResNet is
-torchvision's, with a CIFAR stem (3 x 3, stride 1, no maximum pooling), `--blocks` basic blocks a stage, and
-the width that brings its parameters nearest to the cell's. It has no auxiliary head and no drop path to
-apply (`source` has both, for the cell alone). Accuracies are of the last epoch; seconds are of training
-steps, timed in turn after both trainings, medians of `--repeats`. Prints a table and adds a JSON line to
-benchmarks/results/train_network.jsonl.
+torchvision's, with a CIFAR stem (3 x 3, stride 1, no maximum pooling), of the width and the basic blocks a
+stage (1 to 3, or `--blocks`) that bring its parameters nearest to the cell's. It has no auxiliary head and no
+drop path to apply (`source` has both, for the cell alone). Accuracies are of the last epoch; seconds are of
+training steps, timed in turn after both trainings, medians of `--repeats`. Prints a table and adds a JSON
+line to benchmarks/results/train_network.jsonl.
 """
 
 import argparse
 import dataclasses
 import tempfile
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ from sgenas.engine.loop import Silent
 from sgenas.engine.run_folder import RunFolder, environment
 from sgenas.nets import count_macs, find_genotype
 
-WIDTHS = range(4, 257)
+WIDTHS, DEPTHS = range(2, 129), (1, 2, 3)
 
 
 def resnet(width: int, blocks: int, *, classes: int, channels: int) -> ResNet:
@@ -50,13 +53,22 @@ def resnet(width: int, blocks: int, *, classes: int, channels: int) -> ResNet:
     return network
 
 
-def fitting_width(target: int, blocks: int, *, classes: int, channels: int) -> int:
-    """The width whose ResNet comes nearest to that many parameters."""
-    with torch.device("meta"):
-        sizes = {
-            width: parameters(resnet(width, blocks, classes=classes, channels=channels)) for width in WIDTHS
-        }
-    return min(sizes, key=lambda width: abs(sizes[width] - target))
+def fitting(target: int, depths: Sequence[int], *, classes: int, channels: int) -> tuple[int, int]:
+    """(width, blocks a stage) of the ResNet that comes nearest to that many parameters."""
+    sizes: dict[tuple[int, int], int] = {}
+
+    def count(blocks: int, width: int) -> int:
+        with torch.device("meta"):
+            found = parameters(resnet(width, blocks, classes=classes, channels=channels))
+        sizes[width, blocks] = found
+        return found
+
+    for blocks in depths:
+        # the number grows with the width: the search ends beside the nearest, and looks at both its sides
+        place = bisect_left(WIDTHS, target, key=partial(count, blocks))
+        for width in WIDTHS[max(0, place - 1) : place + 1]:
+            count(blocks, width)
+    return min(sizes, key=lambda size: abs(sizes[size] - target))
 
 
 def parameters(network: nn.Module) -> int:
@@ -74,7 +86,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fast", choices=list(RECIPES))
     parser.add_argument("--channels", type=int, default=16)
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--blocks", type=int, default=2, help="basic blocks in each of the ResNet's stages")
+    parser.add_argument("--blocks", type=int, help="basic blocks in each of the ResNet's stages")
     parser.add_argument("--images", type=int, help="training images; all if not given")
     parser.add_argument("--test-images", type=int, help="all if not given")
     parser.add_argument("--epochs", type=int, default=10)
@@ -92,14 +104,15 @@ def main() -> None:
         out = arguments.out or Path(temporary)
         cell = Training(config, RunFolder(out / "cell"))
         sizes = {"classes": len(cell.images.classes), "channels": cell.images.channels}
-        width = fitting_width(parameters(cell.network), arguments.blocks, **sizes)
+        depths = DEPTHS if arguments.blocks is None else (arguments.blocks,)
+        width, blocks = fitting(parameters(cell.network), depths, **sizes)
 
         def make(images: ImageData) -> nn.Module:
             torch.manual_seed(config.seed)
-            return resnet(width, arguments.blocks, classes=len(images.classes), channels=images.channels)
+            return resnet(width, blocks, classes=len(images.classes), channels=images.channels)
 
         plain = Training(config, RunFolder(out / "resnet"), make_network=make)
-        sides = {arguments.genotype: cell, f"ResNet, width {width}": plain}
+        sides = {arguments.genotype: cell, f"ResNet, {width} x {blocks}": plain}
         print(f"{'':24}{'parameters':>12}{'mult.-adds':>14}{'test accuracy':>15}{'training':>11}")
         rows = {name: trained(name, side) for name, side in sides.items()}
     device = str(cell.device)
@@ -111,7 +124,7 @@ def main() -> None:
         rows[name]["step_seconds"] = times
         each = [1000 * times[key] / config.data.batch_size for key in ("median", "min", "max")]
         print(f"{name:24}{each[0]:12.3f}{each[1]:8.3f}{each[2]:8.3f}")
-    figures = {"recipe": arguments.recipe, "blocks": arguments.blocks, "repeats": arguments.repeats}
+    figures = {"recipe": arguments.recipe, "width": width, "blocks": blocks, "repeats": arguments.repeats}
     add_result("train_network", figures | {"config": config.to_dict(), "rows": rows}, device=device)
 
 
