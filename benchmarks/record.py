@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from sgenas.engine.run_folder import processor
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -71,15 +73,9 @@ def add_result(name: str, figures: Mapping[str, Any], *, device: str = "cpu") ->
 
 def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on."""
-    processor = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return {
         "system": platform.system(),
-        "processor": processor,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,

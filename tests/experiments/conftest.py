@@ -51,6 +51,7 @@ def environment(**more: Any) -> dict[str, Any]:
         "torch": "2.14.1",
         "python": "3.11.7",
         "platform": "Linux-6-x86_64",
+        "cores": 2,
         "device": "cpu",
         "device_name": "x86_64",
         "threads": 1,

@@ -64,7 +64,7 @@ def test_the_facts_name_dates_machine_versions_command_and_seeds(
     assert found["Seeds"] == "0, 1"
     assert found["Dates"] == "2026-11-24T10:00:00+00:00 to 2026-11-24T12:00:00+00:00"
     assert found["Device"] == "CPU (x86_64, 1 thread)"
-    assert found["Machine"] == "Linux-6-x86_64"
+    assert found["Machine"] == "Linux-6-x86_64, 2 cores"
     assert found["Versions"] == "sgenas 0.1.0 at 0123456789ab, torch 2.14.1, Python 3.11.7"
     assert "--channels 2" in found["Search"]
 

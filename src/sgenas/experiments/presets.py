@@ -63,7 +63,7 @@ PRESETS = {
         search={
             "derived_every": 0,
             "epochs": 6,
-            "train_images": 1200,
+            "train_images": 1024,
             "batch_size": 32,
             "channels": 8,
             "layers": 4,

@@ -202,7 +202,10 @@ def facts(table: Table) -> list[tuple[str, str]]:
         found += [
             ("Dates", f"{started[0]} to {ended[-1]}"),
             ("Device", "; ".join(_each(map(device_of, environments)))),
-            ("Machine", "; ".join(_each(environment["platform"] for environment in environments))),
+            (
+                "Machine",
+                "; ".join(_each(f"{each['platform']}, {each['cores']} cores" for each in environments)),
+            ),
             ("Versions", "; ".join(_each(map(_versions, environments)))),
         ]
     commands = _each(command for _, command in grid.commands)
