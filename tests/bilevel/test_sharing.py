@@ -124,6 +124,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "vectorised": {"computation": "vectorised"},
     "chunks": {"computation": "vectorised", "chunk": 2},
     "orthogonal": {"computation": "streamed", "directions": "orthogonal"},
+    "sphere": {"computation": "streamed", "directions": "sphere"},
     "variates": {
         "computation": "streamed",
         "directions": "antithetic",
