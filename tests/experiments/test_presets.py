@@ -58,5 +58,16 @@ def test_short_searches_take_equal_numbers_of_steps_and_warm_up_for_the_same_sha
     for row, config in zip(ROWS, configs, strict=True):
         assert config.alphas.warmup_epochs == (round(0.3 * config.epochs) if row.method == "pc-darts" else 0)
         assert config.space.derivation == ("top2" if row.method == "fair-darts" else None)
-        own = search_config("paper", row, "digits", 0).alphas.alpha_lr
+        own = SearchConfig.of_method(row.method).alphas.alpha_lr
         assert math.isclose(config.alphas.alpha_lr, preset(name).alpha_lr_scale * own)
+
+
+@pytest.mark.parametrize("name", ["small", "smoke"])
+def test_short_presets_search_with_sge_as_it_is_by_default(name: str) -> None:
+    base, sge = (
+        search_config(name, Row("darts", estimator), "digits", 0) for estimator in ("first-order", "sge")
+    )
+    assert (base.estimator.estimator, sge.estimator.estimator) == ("first-order", "sge")
+    assert sge.alphas == base.alphas
+    assert sge.weights.weights == "trajectory"
+    assert (sge.space.activation, sge.estimator.smoothing) == ("auto", None)

@@ -36,7 +36,8 @@ class Preset:
     """What a run is given beyond the settings of its method and the recipe of its training.
 
     data: the data sets by default. recipe: of the training. search, training: by flag name, the sizes.
-    alpha_lr_scale: factor of the method's own learning rate of the alphas, which would hardly move them in a
+    sge: the settings that the SGE rows start from, the method's source's (with sge as it is by default,
+    docs/choosing.md says why) or the paper's. alpha_lr_scale: factor of the method's own learning rate of the alphas, which would hardly move them in a
     short search. What it is for is said in `purpose`.
     """
 
@@ -46,6 +47,7 @@ class Preset:
     search: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     alpha_lr_scale: float = 1.0
+    sge: str = "source"
 
 
 # The derived cell is not measured in the supernet: a search's time is to be that of the search.
@@ -55,6 +57,7 @@ PRESETS = {
         ("cifar10", "cifar100"),
         "paper",
         search={"derived_every": 0},
+        sge="paper",
     ),
     "small": Preset(
         "a small version for 2 CPU cores and 2 hours with 2 seeds",
@@ -115,11 +118,11 @@ def preset(name: str) -> Preset:
 def search_config(name: str, row: Row, data: str, seed: int) -> SearchConfig:
     """The search of `row` at the size of the preset `name`.
 
-    A baseline has the settings of its method's source, sge those of the paper (`--settings paper`). Where
+    A baseline has the settings of its method's source, sge those that the preset says (`--settings`). Where
     the sizes shorten a search, its warm-up is the same share of the epochs.
     """
     sizes = preset(name)
-    source = SearchConfig.of_method(row.method, "paper" if row.estimator == "sge" else "source")
+    source = SearchConfig.of_method(row.method, sizes.sge if row.estimator == "sge" else "source")
     if row.estimator != "sge":
         source = dataclasses.replace(source, estimator=EstimatorSettings(estimator=row.estimator))
     epochs = sizes.search.get("epochs", source.epochs)

@@ -57,6 +57,10 @@ class Status:
         return "done" if not self.failed else f"failed in the {self.outcome.stage}: {self.outcome.reason}"
 
 
+SGE_SETTINGS = {"source": "the same, with sge as it is by default", "paper": "the paper's"}
+"""`Preset.sge` in words."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One row of the table on one data set, over its seeds."""
@@ -193,7 +197,10 @@ def facts(table: Table) -> list[tuple[str, str]]:
         ("Data", "; ".join(_name(dataset) for dataset in grid.data)),
         ("Seeds", ", ".join(map(str, grid.seeds))),
         ("Runs", runs),
-        ("Search", _sizes("SGD: settings of the method's source; SGE: the paper's", sizes.search)),
+        (
+            "Search",
+            _sizes(f"SGD: settings of the method's source; SGE: {SGE_SETTINGS[sizes.sge]}", sizes.search),
+        ),
         ("Training", _sizes(f"recipe {sizes.recipe}", sizes.training)),
     ]
     if sizes.alpha_lr_scale != 1:
