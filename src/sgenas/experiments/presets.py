@@ -35,10 +35,10 @@ ROWS = tuple(Row(method, estimator) for estimator in ("first-order", "sge") for 
 class Preset:
     """What a run is given beyond the settings of its method and the recipe of its training.
 
-    data: the data sets by default. recipe: of the training. search, training: by flag name, the sizes.
-    sge: the settings that the SGE rows start from, the method's source's (with sge as it is by default,
-    docs/choosing.md says why) or the paper's. alpha_lr_scale: factor of the method's own learning rate of the alphas, which would hardly move them in a
-    short search. What it is for is said in `purpose`.
+    data: the data sets by default. recipe: of the training. search, training: by flag name, the sizes. sge:
+    the settings that the SGE rows start from: of the method's source (and sge as it is by default,
+    docs/choosing.md says why) or the paper's. alpha_lr_scale: factor of the method's own learning rate of the
+    alphas, which would hardly move them in a short search. What it is for is said in `purpose`.
     """
 
     purpose: str
