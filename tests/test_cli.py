@@ -119,7 +119,12 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("flags", "message"),
     [
         (["--method", "nas"], "--method must be one of darts, .*, beta-darts, got 'nas'"),
-        (["--estimator", "es"], "--estimator must be one of first-order, second-order, sge, got 'es'"),
+        (["--estimator", "es"], "--estimator must be one of first-order, .*, evolution, got 'es'"),
+        (["--smoothing", "small"], "--smoothing must be auto or a number > 0, got 'small'"),
+        (
+            ["--blocks", "edge"],
+            "--blocks edge: num_directions must be at least 4, 1 for each of 4 blocks, got 2",
+        ),
         (["--data", "mnist"], "--data mnist .*: data set must be one of digits, cifar10"),
         (["--data", "folder:/none"], "--data folder:/none .*: .*/none"),
         (["--data", "parquet:/none"], "--data parquet:/none .*: .*/none"),

@@ -59,8 +59,7 @@ class Case:
 @pytest.mark.parametrize("kind", KINDS)
 def test_directions_have_the_identity_as_second_moment(kind: str) -> None:
     alphas = {"a": torch.zeros(2, 2, dtype=torch.float64), "b": torch.zeros(2, dtype=torch.float64)}
-    draws = draw(kind, 6 * 2000, alphas, generator())
-    rows = torch.stack([trees.flatten(each) for each in draws])
+    rows = draw(kind, 6 * 2000, alphas, generator()).matrix
     moments = rows.T @ rows / len(rows)
     torch.testing.assert_close(moments, torch.eye(6, dtype=torch.float64), rtol=0, atol=0.06)
     torch.testing.assert_close(rows.mean(0), torch.zeros(6, dtype=torch.float64), rtol=0, atol=0.06)
@@ -69,7 +68,7 @@ def test_directions_have_the_identity_as_second_moment(kind: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_orthogonal_directions_are_a_scaled_basis(dtype: torch.dtype) -> None:
     alphas = {"a": torch.zeros(5, dtype=dtype)}
-    rows = torch.stack([each["a"] for each in draw("orthogonal", 7, alphas, generator())])
+    rows = draw("orthogonal", 7, alphas, generator()).matrix
     assert rows.dtype == dtype
     torch.testing.assert_close(rows[:5] @ rows[:5].T, 5 * torch.eye(5, dtype=dtype), rtol=0, atol=1e-5)
     torch.testing.assert_close(rows[5:] @ rows[5:].T, 5 * torch.eye(2, dtype=dtype), rtol=0, atol=1e-5)
@@ -77,9 +76,9 @@ def test_orthogonal_directions_are_a_scaled_basis(dtype: torch.dtype) -> None:
 
 def test_sphere_and_antithetic_directions() -> None:
     alphas = {"a": torch.zeros(9, dtype=torch.float64)}
-    rows = torch.stack([each["a"] for each in draw("sphere", 4, alphas, generator())])
+    rows = draw("sphere", 4, alphas, generator()).matrix
     torch.testing.assert_close(rows.norm(dim=1), torch.full((4,), 3.0, dtype=torch.float64))
-    first, second, third, fourth = draw("antithetic", 4, alphas, generator())
+    first, second, third, fourth = draw("antithetic", 4, alphas, generator()).trees(alphas)
     assert torch.equal(first["a"], -second["a"])
     assert torch.equal(third["a"], -fourth["a"])
     assert not torch.equal(first["a"], third["a"])
@@ -121,7 +120,7 @@ def curved(smoothing: float, kind: str, seed: int = 0) -> float:
     problem = BilevelProblem(inner_loss, outer_loss, SGD(0.1))
     estimator = SGE(2, smoothing, directions=kind)
     result = estimator(problem, problem.init({"w": w}), {"a": a}, [None], None, generator=generator(seed))
-    directions = draw(kind, 2, {"a": a}, generator(seed))
+    directions = draw(kind, 2, {"a": a}, generator(seed)).trees({"a": a})
     # the mean over the pair of s_j u_j against that of the exact projections
     exact = sum(-0.1 * (a.exp() * u["a"]).sum() * u["a"] for u in directions) / 2
     return (result.indirect["a"] - exact).norm().item()

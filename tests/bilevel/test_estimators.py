@@ -6,12 +6,33 @@ import pytest
 import torch
 
 from sgenas import trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import (
+    SGD,
+    SGE,
+    BilevelProblem,
+    ConjugateGradient,
+    Cost,
+    Estimator,
+    EvolutionStrategies,
+    FiniteDifference,
+    FirstOrder,
+    Neumann,
+    Unrolled,
+)
 from sgenas.bilevel.directions import gaussian
 from sgenas.bilevel.toy import Quadratic, WeightDecay
 from sgenas.errors import InvalidValueError
 
-ESTIMATORS: list[Estimator] = [FirstOrder(), FiniteDifference(), SGE(num_directions=3)]
+ESTIMATORS: list[Estimator] = [
+    FirstOrder(),
+    FiniteDifference(),
+    SGE(num_directions=3),
+    Unrolled(),
+    Neumann(products=2),
+    ConjugateGradient(products=2),
+    EvolutionStrategies(num_directions=3),
+]
+RANDOM = (SGE, EvolutionStrategies)
 OPTIMIZERS = [SGD(0.2), SGD(0.2, momentum=0.9, weight_decay=0.1)]
 
 
@@ -81,7 +102,7 @@ def test_closed_form_is_the_derivative_of_the_steps(optimizer: SGD, steps: int) 
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 5, 50])
 def test_first_order_is_the_direct_part(optimizer: SGD, steps: int) -> None:
     case = Case(optimizer, steps)
     result = case.estimate(FirstOrder())
@@ -98,8 +119,9 @@ def test_finite_difference_is_exact_for_one_step(optimizer: SGD) -> None:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_finite_difference_differentiates_only_the_last_of_many_steps(optimizer: SGD) -> None:
-    case = Case(optimizer, 5)
+@pytest.mark.parametrize("steps", [5, 50])
+def test_finite_difference_differentiates_only_the_last_of_many_steps(optimizer: SGD, steps: int) -> None:
+    case = Case(optimizer, steps)
     before = case.problem.run(case.state, case.toy.alphas, case.inner[:-1]).end
     direct, indirect = case.toy.exact(optimizer, before, case.inner[-1:], case.outer)
     result = case.estimate(FiniteDifference())
@@ -159,7 +181,7 @@ def test_finite_difference_with_nothing_to_pull_back_is_the_direct_part() -> Non
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("steps", [1, 5, 50])
 def test_sge_is_algorithm_1_written_out(optimizer: SGD, steps: int) -> None:
     """Eq. 5 and 6 on the quadratic, from the closed form's Jacobian and the same draws."""
     case = Case(optimizer, steps)
@@ -247,39 +269,25 @@ COSTS = {
     "FirstOrder": lambda steps: Cost(steps + 1, steps + 1, steps),
     "FiniteDifference": lambda steps: Cost(steps + 3, steps + 3, steps),
     "SGE": lambda steps: Cost(4 * steps + 1, 4 * steps + 1, 4 * steps),
+    "Unrolled": lambda steps: Cost(3 * steps + 1, 3 * steps + 1, steps),
+    "Neumann": lambda steps: Cost(steps + 7, steps + 7, steps),
+    "ConjugateGradient": lambda steps: Cost(steps + 7, steps + 7, steps),
+    "EvolutionStrategies": lambda steps: Cost(4 * steps + 4, 4 * steps + 1, 4 * steps),
 }
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: type(e).__name__)
 class TestContract:
     @pytest.mark.parametrize("steps", [1, 3])
-    def test_cost_is_what_was_really_run(self, estimator: Estimator, steps: int) -> None:
+    def test_cost_is_what_was_really_run(self, estimator: Estimator, steps: int, counter: Any) -> None:
         case = Case(OPTIMIZERS[1], steps)
-        forward = backward = 0
-
-        class Counted(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, loss: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-                nonlocal forward
-                forward += 1
-                return loss.clone()
-
-            @staticmethod
-            def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # noqa: ARG004
-                nonlocal backward
-                backward += 1
-                return grad
-
-        counted = BilevelProblem(
-            lambda *arguments: Counted.apply(case.problem.inner_loss(*arguments)),
-            lambda *arguments: Counted.apply(case.problem.outer_loss(*arguments)),
-            case.optimizer,
-        )
+        counted = counter.problem(case.problem)
         result = estimator(
             counted, case.state, case.toy.alphas, case.inner, case.outer, generator=generator()
         )
         assert result.cost == COSTS[type(estimator).__name__](steps)
-        assert (result.cost.forward, result.cost.backward) == (forward, backward)
+        assert (result.cost.forward, result.cost.backward) == (counter.forward, counter.backward)
+        assert estimator.cost(steps) == result.cost
 
     def test_state_is_the_unperturbed_trajectory(self, estimator: Estimator) -> None:
         case = Case(OPTIMIZERS[1], 3)
@@ -319,7 +327,7 @@ class TestContract:
         assert not first.outer_loss.requires_grad
         assert all(torch.equal(first.grad[name], second.grad[name]) for name in first.grad)
         differs = any(not torch.equal(first.grad[name], other.grad[name]) for name in first.grad)
-        assert differs == isinstance(estimator, SGE)
+        assert differs == isinstance(estimator, RANDOM)
 
     def test_alphas_that_a_loss_does_not_use_get_zero(self, estimator: Estimator) -> None:
         toy = WeightDecay.random(generator())
@@ -328,6 +336,16 @@ class TestContract:
         alphas = {**toy.alphas, "unused": torch.ones(2, dtype=torch.float64)}
         result = estimator(problem, problem.init(toy.weights), alphas, [inner], outer, generator=generator())
         assert torch.equal(result.direct["unused"], torch.zeros(2, dtype=torch.float64))
+        assert isinstance(estimator, RANDOM) or (result.grad["unused"] == 0).all()
+
+    def test_the_parts_make_the_whole(self, estimator: Estimator) -> None:
+        case = Case(OPTIMIZERS[1], 2)
+        result = case.estimate(estimator)
+        close(result.direct, case.direct)
+        close(trees.add(result.direct, result.indirect), result.grad)
+        direct, indirect = trees.norm(result.direct).square(), trees.norm(result.indirect).square()
+        torch.testing.assert_close(result.direct_share, direct / (direct + indirect))
+        assert isinstance(estimator, FirstOrder) == (result.direct_share == 1)
 
     def test_no_inner_batch_is_refused(self, estimator: Estimator) -> None:
         case = Case(OPTIMIZERS[0], 1)

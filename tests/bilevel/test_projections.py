@@ -103,33 +103,22 @@ def test_difference_is_exact_for_a_quadratic_and_close_otherwise() -> None:
 @pytest.mark.parametrize("computation", [name for name in COMPUTATIONS if name != "vectorised"])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("fraction", [1.0, 0.25])
-def test_cost_is_what_was_really_run(computation: str, steps: int, fraction: float) -> None:
-    forward = backward = 0.0
+@pytest.mark.parametrize("smoothing", [0.01, "auto"])
+def test_cost_is_what_was_really_run(
+    computation: str, steps: int, fraction: float, smoothing: float | str, counter: Any
+) -> None:
+    def loss(w: Any, a: Any, batch: torch.Tensor) -> torch.Tensor:
+        return (batch.mean() * w["w"] * a["a"].exp()).sin().sum()
 
-    def counted(scale: float) -> Any:
-        def call(w: Any, a: Any, batch: torch.Tensor) -> torch.Tensor:
-            nonlocal forward
-            share = len(batch) / 8
-            forward += share
-            value = scale * (batch.mean() * w["w"] * a["a"].exp()).sin().sum()
-            # neither a difference nor a forward-mode derivative builds a graph
-            if value.requires_grad:
-                value.register_hook(lambda grad: count_backward(share))
-            return value
-
-        return call
-
-    def count_backward(share: float) -> None:
-        nonlocal backward
-        backward += share
-
-    problem = BilevelProblem(counted(1.0), counted(2.0), SGD(0.1))
+    problem = counter.problem(BilevelProblem(loss, loss, SGD(0.1)), lambda batch: len(batch) / 8)
     weights = {"w": torch.randn(6, generator=generator(), dtype=torch.float64)}
     alphas = {"a": torch.randn(6, generator=generator(1), dtype=torch.float64)}
     batch = torch.randn(8, generator=generator(), dtype=torch.float64)
-    sge = SGE(3, computation=computation, batch_fraction=fraction)
-    result = sge(problem, problem.init(weights), alphas, [batch] * steps, batch, generator=generator())
-    assert (result.cost.forward, result.cost.backward) == (forward, backward)
+    for kind in ("gaussian", "antithetic"):
+        counter.forward = counter.backward = 0
+        sge = SGE(4, smoothing, computation, batch_fraction=fraction, directions=kind)
+        result = sge(problem, problem.init(weights), alphas, [batch] * steps, batch, generator=generator())
+        assert (result.cost.forward, result.cost.backward) == (counter.forward, counter.backward)
 
 
 @pytest.mark.parametrize(

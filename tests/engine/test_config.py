@@ -19,7 +19,7 @@ def test_json_both_ways() -> None:
         epochs=7,
         data=DataSettings(data="digits", train_images=100),
         space=SpaceSettings(operations="paper"),
-        estimator=EstimatorSettings(directions=3),
+        estimator=EstimatorSettings(directions=3, smoothing="auto", blocks="table"),
         weights=WeightSettings(weights="separate", trajectory_lr=None, grad_clip=None),
         alphas=AlphaSettings(alpha_optimizer="sgd", alpha_lr=0.01),
     )
@@ -38,7 +38,7 @@ def test_json_both_ways() -> None:
         (lambda: SearchConfig(precision="half"), "--precision must be one of float32, bfloat16, got 'half'"),
         (
             lambda: SearchConfig(precision="bfloat16"),
-            "--precision must be float32 with --estimator sge, whose differences are smaller",
+            "--precision must be float32 with --estimator sge, whose differences or second",
         ),
         (lambda: EstimatorSettings(memory_limit=0.0), "--memory-limit must be > 0"),
         (
@@ -53,6 +53,54 @@ def test_json_both_ways() -> None:
         (
             lambda: EstimatorSettings(estimator="second-order", batch_fraction=0.5),
             "--batch-fraction only applies with --estimator sge, got 0.5",
+        ),
+        (lambda: EstimatorSettings(blocks="row"), "--blocks must be one of joint, table, edge, got 'row'"),
+        (
+            lambda: EstimatorSettings(estimator="evolution", blocks="edge"),
+            "--blocks only applies with --estimator sge, got 'edge'",
+        ),
+        (
+            lambda: EstimatorSettings(smoothing="small"),
+            "--smoothing must be auto or a number > 0, got 'small'",
+        ),
+        (
+            lambda: EstimatorSettings(estimator="evolution", smoothing="auto"),
+            "--smoothing must be a number > 0, got 'auto'",
+        ),
+        (
+            lambda: EstimatorSettings(estimator="unrolled", last_steps=0),
+            "--last-steps must be >= 1, got 0",
+        ),
+        (
+            lambda: EstimatorSettings(estimator="unrolled", inner_steps=3, last_steps=4),
+            "--last-steps must be at most --inner-steps 3, got 4",
+        ),
+        (
+            lambda: EstimatorSettings(last_steps=1),
+            "--last-steps only applies with --estimator unrolled, got 1",
+        ),
+        (lambda: EstimatorSettings(estimator="neumann", products=0), "--products must be >= 1, got 0"),
+        (
+            lambda: EstimatorSettings(products=3),
+            "--products only applies with --estimator neumann or conjugate-gradient, got 3",
+        ),
+        (lambda: EstimatorSettings(estimator="neumann", damping=-1.0), "--damping must be >= 0"),
+        (lambda: EstimatorSettings(estimator="neumann", scale=0.0), "--scale must be > 0 and finite"),
+        (
+            lambda: EstimatorSettings(estimator="conjugate-gradient", scale=0.1),
+            "--scale only applies with --estimator neumann, got 0.1",
+        ),
+        (
+            lambda: EstimatorSettings(estimator="conjugate-gradient", tolerance=1.0),
+            r"--tolerance must be in \[0, 1\), got 1.0",
+        ),
+        (
+            lambda: SearchConfig(compile=True, estimator=EstimatorSettings(estimator="neumann")),
+            "--compile must be off with --estimator neumann, got True",
+        ),
+        (
+            lambda: SearchConfig(compile=True, estimator=EstimatorSettings(computation="directional")),
+            "--compile must be off with --computation directional, got True",
         ),
         (lambda: SearchConfig(log_every=0), "--log-every must be >= 1"),
         (lambda: SearchConfig(checkpoint_every=0), "--checkpoint-every must be >= 1"),
@@ -72,7 +120,7 @@ def test_json_both_ways() -> None:
         (lambda: SpaceSettings(operations="all"), "--operations must be one of darts, paper"),
         (
             lambda: EstimatorSettings(estimator="third-order"),
-            "--estimator must be one of first-order, second-order, sge, got 'third-order'",
+            "--estimator must be one of first-order, .*, evolution, got 'third-order'",
         ),
         (lambda: EstimatorSettings(directions=0), "--directions must be >= 1, got 0"),
         (lambda: EstimatorSettings(smoothing=0.0), "--smoothing must be > 0 and finite, got 0.0"),
@@ -81,7 +129,7 @@ def test_json_both_ways() -> None:
         (lambda: EstimatorSettings(inner_steps=0), "--inner-steps must be >= 1"),
         (
             lambda: EstimatorSettings(estimator="first-order", directions=3),
-            "--directions only applies with --estimator sge, got 3 without it",
+            "--directions only applies with --estimator sge or evolution, got 3 without it",
         ),
         (
             lambda: EstimatorSettings(computation="magic"),

@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, FiniteDifference
+from sgenas.bilevel import (
+    SGD,
+    SGE,
+    BilevelProblem,
+    ConjugateGradient,
+    EvolutionStrategies,
+    FiniteDifference,
+    Neumann,
+    Unrolled,
+)
 from sgenas.bilevel.inner import InnerState
 from sgenas.engine import Search, SearchConfig, resume_search, run_search
 from sgenas.engine.run_folder import RunFolder, read_config
@@ -97,6 +106,8 @@ MODES = {
     "sge": {},
     "first-order": {"estimator": {"estimator": "first-order", "directions": 10}},
     "second-order": {"estimator": {"estimator": "second-order", "directions": 10}},
+    "evolution": {"estimator": {"estimator": "evolution"}},
+    "auto-smoothing": {"estimator": {"smoothing": "auto", "blocks": "table"}},
     "separate": {"weights": {"weights": "separate"}, "alphas": {"alpha_optimizer": "sgd", "alpha_lr": 0.01}},
     "variates": {"estimator": {"directions": 4, "direction_kind": "antithetic", "control_variate": "both"}},
     "seldom": {"alphas": {"alpha_every": 2}, "watch": {"eigenvalue_every": 1}},
@@ -173,6 +184,35 @@ def by_hand(search: Search, steps: int, separate: bool, estimator: Any) -> tuple
             SGE(2, computation="streamed"),
         ),
         ({"estimator": {"estimator": "second-order", "directions": 10}}, FiniteDifference()),
+        ({"estimator": {"estimator": "unrolled", "last_steps": 1, "directions": 10}}, Unrolled(1)),
+        (
+            {
+                "estimator": {
+                    "estimator": "neumann",
+                    "products": 2,
+                    "scale": 0.1,
+                    "damping": 0.5,
+                    "directions": 10,
+                }
+            },
+            Neumann(2, 0.1, 0.5),
+        ),
+        (
+            {
+                "estimator": {
+                    "estimator": "conjugate-gradient",
+                    "products": 2,
+                    "tolerance": 0.01,
+                    "damping": 1.0,
+                    "directions": 10,
+                }
+            },
+            ConjugateGradient(2, 0.01, 1.0),
+        ),
+        (
+            {"estimator": {"estimator": "evolution", "smoothing": 0.3, "direction_kind": "antithetic"}},
+            EvolutionStrategies(2, 0.3, "antithetic"),
+        ),
     ],
 )
 def test_the_loop_is_algorithm_1(changes: Any, estimator: Any, small: Make, tmp_path: Path) -> None:
@@ -424,13 +464,19 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 
 def test_a_diverging_search_says_so_and_keeps_its_checkpoint(small: Make, tmp_path: Path) -> None:
     config = small(weights={"lr": 1e30, "grad_clip": None})
-    with pytest.raises(DivergenceError, match=r"loss is nan at step 2 .*lower --lr"):
+    with pytest.raises(DivergenceError, match=r"outer_loss is nan after inner step 1 at step 1 .*lower --lr"):
         run_search(config, tmp_path / "run")
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 0
 
 
 def test_no_checkpoint_is_written_of_a_search_that_diverged_unseen(small: Make, tmp_path: Path) -> None:
-    config = small(weights={"lr": 1e38, "grad_clip": None}, log_every=100, checkpoint_every=1)
+    """In a warm-up, where no estimator looks at the losses."""
+    config = small(
+        weights={"lr": 1e38, "grad_clip": None},
+        alphas={"warmup_epochs": 1},
+        log_every=100,
+        checkpoint_every=1,
+    )
     with pytest.raises(DivergenceError, match=r"norm of the weights is (inf|nan) at step [12] "):
         run_search(config, tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

@@ -1,6 +1,13 @@
-"""Curvature of the outer loss in the alphas: Hessian-vector products and the largest eigenvalue."""
+"""Curvature of a loss: products of its second derivatives with vectors, and the largest eigenvalue.
 
+Products for estimators are forward-mode derivatives of the gradient: nothing is kept between two of them, and
+no graph of a gradient is ever made. The other order, the gradient of a forward-mode derivative, is not used
+anywhere: through the built-in batch normalisation it is wrong without a word.
+"""
+
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +17,38 @@ from sgenas.trees import Tree
 
 Matvec = Callable[[Tensor], Tensor]
 """v -> H v, both (p,)."""
+
+
+def weight_slope(
+    loss: Callable[[Tree, Tree, Any], Tensor], weights: Tree, alphas: Tree, batch: Any, v: Tree
+) -> tuple[Tree, Tree]:
+    r"""(H v, M v), H = d^2 L / d w^2, M = d^2 L / (d alpha d w), shaped as weights and as alphas, detached.
+
+    The derivative of (d L / d w, d L / d alpha) as w moves along v, both parts from one forward and one
+    backward pass that carry the derivative with them. Kinks have no curvature here.
+    """
+    return _slope(lambda w: torch.func.grad(loss, argnums=(0, 1))(w, alphas, batch), weights, v)
+
+
+def hessian_slope(
+    loss: Callable[[Tree, Tree, Any], Tensor], weights: Tree, alphas: Tree, batch: Any, v: Tree
+) -> Tree:
+    """H v of `weight_slope` alone."""
+    return _slope(lambda w: torch.func.grad(loss, argnums=0)(w, alphas, batch), weights, v)
+
+
+def mixed_slope(
+    loss: Callable[[Tree, Tree, Any], Tensor], weights: Tree, alphas: Tree, batch: Any, v: Tree
+) -> Tree:
+    """M v of `weight_slope` alone."""
+    return _slope(lambda w: torch.func.grad(loss, argnums=1)(w, alphas, batch), weights, v)
+
+
+def _slope(gradient: Callable[[Tree], Any], weights: Tree, v: Tree) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch scripts some of its forward-mode rules when they are first used, and warns that it should not
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+        return torch.func.jvp(gradient, (trees.detach(weights),), (trees.detach(v),))[1]
 
 
 def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:

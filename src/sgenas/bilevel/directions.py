@@ -2,38 +2,67 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sgenas import trees
+from sgenas.bilevel import blocks as sizes
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
 
-def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator) -> list[Tree]:
-    """`count` directions u_j over all alphas jointly, each shaped as `alphas`; kind: a name in KINDS.
+@dataclass(frozen=True)
+class Drawn:
+    """Q directions over p alphas. matrix: (Q, p), a direction a row, zero outside its block.
 
-    All numbers are drawn at once on the generator's device and then moved, so that the same seed gives the
-    same directions on every device, on one process or many. Raises InvalidValueError when there are no
-    alphas, and for an odd number of antithetic directions.
+    blocks: rows and columns of each block. group: directions that depend on each other, side by side.
+    independent: whether groups do not depend on each other.
+    """
+
+    matrix: Tensor
+    blocks: tuple[tuple[slice, slice], ...]
+    group: int
+    independent: bool
+
+    def trees(self, alphas: Tree) -> list[Tree]:
+        """The directions, each shaped as `alphas`."""
+        return [trees.unflatten(row, alphas) for row in self.matrix]
+
+
+def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator, blocks: str = "joint") -> Drawn:
+    """`count` directions u_j; kind: a name in KINDS, blocks: one in `blocks.BLOCKS`.
+
+    Of more than one block, each gets its share of the directions, drawn as if it were all. All numbers are
+    drawn on the generator's device and then moved, so that the same seed gives the same directions on every
+    device, on one process or many. Raises InvalidValueError when there are no alphas, for an odd number of
+    antithetic directions, and where there are fewer directions than blocks.
     """
     if not alphas:
         raise InvalidValueError("alphas must hold at least one tensor, got none")
     if kind == "antithetic" and count % 2:
         raise InvalidValueError(f"num_directions must be even with antithetic directions, got {count}")
-    dtype = next(iter(alphas.values())).dtype
-    size = trees.size(alphas)
+    first = next(iter(alphas.values()))
+    group = 2 if kind == "antithetic" else 1
+    columns = sizes.columns(blocks, alphas)
+    shares = sizes.deal(count, len(columns), group)
+    matrix = torch.zeros(count, trees.size(alphas), device=generator.device, dtype=first.dtype)
 
-    def normal(rows: int) -> Tensor:
-        return torch.randn(rows, size, generator=generator, device=generator.device, dtype=dtype)
+    for rows, entries in zip(shares, columns, strict=True):
+        size = entries.stop - entries.start
 
-    return [trees.unflatten(row, alphas) for row in KINDS[kind](count, size, normal)]
+        def normal(number: int, size: int = size) -> Tensor:
+            return torch.randn(number, size, generator=generator, device=generator.device, dtype=first.dtype)
+
+        matrix[rows, entries] = KINDS[kind](rows.stop - rows.start, size, normal)
+    pairs = tuple(zip(shares, columns, strict=True))
+    return Drawn(matrix.to(first.device), pairs, group, independent=kind != "orthogonal")
 
 
 def gaussian(count: int, alphas: Tree, generator: torch.Generator) -> list[Tree]:
     """`draw` of the paper's directions: independent, N(0, I)."""
-    return draw("gaussian", count, alphas, generator)
+    return draw("gaussian", count, alphas, generator).trees(alphas)
 
 
 Normal = Callable[[int], Tensor]

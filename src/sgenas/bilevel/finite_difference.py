@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sgenas import trees
+from sgenas.bilevel.divergence import require_finite
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem, Trajectory
 from sgenas.bilevel.result import Cost, HypergradientResult
@@ -30,6 +31,7 @@ class FiniteDifference:
 
     radius: length of the step epsilon v in weight space, DARTS' 0.01. Error O(epsilon^2), none where
     d L_train / d alpha is affine in w. Cost: N + 3 forward and backward passes. `generator` is not used.
+    Raises DivergenceError for a loss that is not finite.
     """
 
     radius: float = 0.01
@@ -55,6 +57,7 @@ class FiniteDifference:
     ) -> HypergradientResult:
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, v, direct = problem.outer_gradients(trajectory.end.weights, alphas, outer_batch)
+        require_finite(trajectory.losses, outer_loss)
         indirect = one_step_indirect(problem, trajectory, alphas, inner_batches[-1], v, self.radius)
         grad, cost = trees.add(direct, indirect), self.cost(len(inner_batches))
         return HypergradientResult(grad, direct, trajectory.end, trajectory.losses, outer_loss, cost)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sgenas.bilevel.divergence import require_finite
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.result import Cost, HypergradientResult
@@ -18,7 +19,8 @@ class FirstOrder:
 
     With N = 1 and the trajectory's end as the next weights this is the first-order DARTS alternation
     (arXiv:1806.09055, section 2.3 with xi = 0): a step of the weights, a step of the alphas, and so on.
-    Cost: N + 1 forward and backward passes. `generator` is not used.
+    Cost: N + 1 forward and backward passes. `generator` is not used. Raises DivergenceError for a loss that
+    is not finite.
     """
 
     def cost(self, inner_steps: int) -> Cost:
@@ -38,5 +40,6 @@ class FirstOrder:
     ) -> HypergradientResult:
         trajectory = problem.run(state, alphas, inner_batches)
         outer_loss, direct = problem.outer_alpha_gradient(trajectory.end.weights, alphas, outer_batch)
+        require_finite(trajectory.losses, outer_loss)
         cost = self.cost(len(inner_batches))
         return HypergradientResult(direct, direct, trajectory.end, trajectory.losses, outer_loss, cost)

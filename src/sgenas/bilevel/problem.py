@@ -4,7 +4,7 @@ Losses are pure: they take every tensor that they depend on, change nothing, and
 may be anything, since only the losses look into it; randomness that a loss needs belongs into its batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,16 @@ from sgenas.trees import Tree
 
 Loss = Callable[[Tree, Tree, Any], Tensor]
 """loss(weights, alphas, batch) -> 0-d tensor."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One inner step: the state before it, L_train and its gradient there, the state after it."""
+
+    before: InnerState
+    loss: Tensor
+    grad: Tree
+    after: InnerState
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,11 @@ class BilevelProblem:
         loss = _scalar(self.inner_loss(trees.detach(weights), leaves, batch), "inner_loss")
         return loss.detach(), _gradient(loss, leaves)
 
+    def outer_value(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+        """L_val, detached. One forward pass."""
+        with torch.no_grad():
+            return _scalar(self.outer_loss(weights, alphas, batch), "outer_loss").detach()
+
     def outer_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_val, d L_val / d alphas at fixed weights), both detached. One forward and one backward pass."""
         leaves = trees.leaves(alphas)
@@ -92,17 +107,51 @@ class BilevelProblem:
         alpha_gradients = dict(zip(alpha_leaves, gradients[len(weight_leaves) :], strict=True))
         return loss.detach(), weight_gradients, alpha_gradients
 
-    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Trajectory:
-        """Takes one inner step per batch. Raises InvalidValueError when there is no batch."""
+    def steps(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Iterator[Step]:
+        """Takes one inner step per batch, one whenever it is asked for.
+
+        Raises InvalidValueError when there is no batch, when alphas are missing or not floating-point, and
+        when the momentum buffers are not shaped as the weights.
+        """
         if len(batches) < 1:
             raise InvalidValueError("inner_batches must hold at least 1 batch (N >= 1), got 0")
-        losses = []
+        _check_alphas(alphas)
+        _check_buffers(state)
         for batch in batches:
-            before = state
-            loss, grad = self.inner_gradient(before.weights, alphas, batch)
-            state = self.inner_optimizer.step(before, grad)
-            losses.append(loss)
-        return Trajectory(before, grad, state, tuple(losses))
+            loss, grad = self.inner_gradient(state.weights, alphas, batch)
+            after = self.inner_optimizer.step(state, grad)
+            yield Step(state, loss, grad, after)
+            state = after
+
+    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Trajectory:
+        """Takes one inner step per batch; raises what `steps` does."""
+        losses = []
+        for step in self.steps(state, alphas, batches):
+            losses.append(step.loss)
+            if len(losses) < len(batches):
+                # else the weights before it would stay in memory during the next step
+                del step
+        return Trajectory(step.before, step.grad, step.after, tuple(losses))
+
+
+def _check_alphas(alphas: Tree) -> None:
+    if not alphas:
+        raise InvalidValueError("alphas must hold at least one tensor, got none")
+    for name, alpha in alphas.items():
+        if not alpha.is_floating_point():
+            raise InvalidValueError(f"alphas must be floating-point tensors, got {name!r} of {alpha.dtype}")
+
+
+def _check_buffers(state: InnerState) -> None:
+    # sums of tensors of different shapes would pass by broadcasting
+    for name, buffer in state.buffers.items():
+        weight = state.weights.get(name)
+        if weight is None or weight.shape != buffer.shape:
+            wanted = "none" if weight is None else tuple(weight.shape)
+            raise InvalidValueError(
+                f"state.buffers must be shaped as state.weights, got {tuple(buffer.shape)} for {name!r},"
+                f" whose weight is {wanted}"
+            )
 
 
 def _scalar(loss: Tensor, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from sgenas.trees import Tree
 @dataclass(frozen=True)
 class Cost:
     """Passes through a loss. A forward or backward pass is one evaluation of one loss on one batch; one on a
-    part of a batch counts as that part."""
+    part of a batch counts as that part, and one in forward mode, which carries a derivative along, as two."""
 
     forward: float = 0
     backward: float = 0
@@ -52,6 +52,13 @@ class HypergradientResult:
     def indirect(self) -> Tree:
         """The second part of Eq. 3, J^T d L_val / d w: `grad - direct`."""
         return trees.subtract(self.grad, self.direct)
+
+    @property
+    def direct_share(self) -> Tensor:
+        """||direct||^2 / (||direct||^2 + ||indirect||^2), 0-d: 1 where there is no indirect part."""
+        direct, indirect = trees.norm(self.direct).square(), trees.norm(self.indirect).square()
+        tiny = torch.finfo(direct.dtype).tiny
+        return direct / (direct + indirect).clamp_min(tiny)
 
 
 class Estimator(Protocol):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,12 +12,16 @@ from torch.utils import _pytree as pytree
 
 from sgenas import trees
 from sgenas.bilevel import control_variates, projections, vectorised
+from sgenas.bilevel.averaging import average
+from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.control_variates import VARIATES, Known, Variate
-from sgenas.bilevel.directions import KINDS, draw
+from sgenas.bilevel.directions import KINDS, draw, gaussian
+from sgenas.bilevel.divergence import require_finite, require_finite_projections
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.result import Cost, HypergradientResult
+from sgenas.bilevel.smoothing import choose, probes
 from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
@@ -42,8 +46,10 @@ class SGE:
 
         grad = d L_val(Y^N, alpha) / d alpha + (1/Q) sum_j <delta_j, v> u_j                           (Eq. 6).
 
-    num_directions: Q. smoothing: mu, in units of alpha. computation: how the projections <delta_j, v> are
-    computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding. chunk: for
+    num_directions: Q. smoothing: mu, in units of alpha, or "auto": chosen anew at every call from how far
+    differences along one more direction agree, see `smoothing`. computation: how the projections <delta_j, v>
+    are computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding; in the last
+    inner step `directional` takes a derivative along v, the others the gradient. chunk: for
     `vectorised`, the perturbed trajectories at a time (None: what fits). memory_limit: for `vectorised` and
     `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory, a quarter of
     the machine's on a CPU). batch_fraction: share f of each inner batch, its first images, on which the
@@ -55,34 +61,46 @@ class SGE:
     differences are central: error O(mu^2) instead of O(mu). control_variate: guesses of the indirect part
     that take noise out, see `control_variates`: names in VARIATES (`finite-difference`, two more passes;
     `memory`, the estimate before this one, given as memory=...) or functions of a `control_variates.Known`.
-    All are off by default: then it is the paper's.
+    blocks: what is perturbed together, a name in `blocks.BLOCKS`. With B blocks each is estimated by itself
+    from its share of the directions, Q / B dealt in turn, the other blocks being held. All are off by
+    default: then it is the paper's.
 
     A single <delta_j, v> is off the derivative of the N steps along u_j by O(mu), the estimate is unbiased up
-    to O(mu^2). With p alphas in all, its indirect part has relative error about sqrt((p + 1) / Q).
+    to O(mu^2). With p alphas in all, its indirect part g has relative error about sqrt((p + 1) / Q); in a
+    block of p_b alphas with q_b directions the squared error is (p_b + 1) / q_b ||g_b||^2, where without
+    blocks it is (p_b ||g||^2 + ||g_b||^2) / Q: blocks keep the noise of large parts out of the small ones.
     `diagnostics`: "projections" holds <delta_j, v>, (Q,); "standard_error", for independent directions (and
-    pairs), the estimated length of the indirect part's error; "coefficients", with variates, c (K,).
+    pairs), the estimated length of the indirect part's error; "coefficients", with variates, c (K,), of
+    blocks (B, K); "smoothing" and "noise_floor", where it is chosen, mu and the estimated error of a
+    projection.
 
     Cost: (Q + 1) N + 1 forward and backward passes, 2 more with the variate `finite-difference` (with f < 1,
     N more, all perturbed ones at f of the price); `directional` and `difference` have no backward pass in
-    the last step of a perturbed trajectory. Memory: one more set of weights at a time, but for trajectories
+    the last step of a perturbed trajectory, `directional` a forward one that counts twice. mu "auto": as 5
+    more directions, 10 with antithetic ones. Memory: one more set of weights at a time, but for trajectories
     side by side. Raises InvalidValueError for Q < 1, mu <= 0, unknown directions, an odd number of antithetic
-    ones, an unknown variate or one of a wrong shape, an unknown computation, f outside (0, 1], a chunk < 1 or
-    a memory limit <= 0 or either without effect, batches that cannot be cut, and a missing generator.
+    ones, unknown blocks or fewer directions than them, an unknown variate or one of a wrong shape, an unknown
+    computation, f outside (0, 1], a chunk < 1 or a memory limit <= 0 or either without effect, batches that
+    cannot be cut, and a missing generator; DivergenceError for what is not finite.
     """
 
     num_directions: int = 10
-    smoothing: float = 0.01
+    smoothing: float | str = 0.01
     computation: str = "auto"
     chunk: int | None = None
     memory_limit: float | None = None
     batch_fraction: float = 1.0
     directions: str = "gaussian"
     control_variate: tuple[str | Variate, ...] = ()
+    blocks: str = "joint"
 
     def __post_init__(self) -> None:
         if self.num_directions < 1:
             raise InvalidValueError(f"SGE.num_directions must be >= 1, got {self.num_directions}")
-        if not 0 < self.smoothing < float("inf"):
+        if isinstance(self.smoothing, str):
+            if self.smoothing != "auto":
+                raise InvalidValueError(f"SGE.smoothing must be a number or 'auto', got {self.smoothing!r}")
+        elif not 0 < self.smoothing < float("inf"):
             raise InvalidValueError(f"SGE.smoothing must be > 0 and finite, got {self.smoothing}")
         if self.computation not in COMPUTATIONS:
             known = ", ".join(COMPUTATIONS)
@@ -104,7 +122,6 @@ class SGE:
                 )
         if not 0 < self.batch_fraction <= 1:
             raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
-
         if self.directions not in KINDS:
             raise InvalidValueError(
                 f"SGE.directions must be one of {', '.join(KINDS)}, got {self.directions!r}"
@@ -113,6 +130,8 @@ class SGE:
             raise InvalidValueError(
                 f"SGE.num_directions must be even with antithetic directions, got {self.num_directions}"
             )
+        if self.blocks not in BLOCKS:
+            raise InvalidValueError(f"SGE.blocks must be one of {', '.join(BLOCKS)}, got {self.blocks!r}")
         for variate in self.control_variate:
             if isinstance(variate, str) and variate not in VARIATES:
                 raise InvalidValueError(
@@ -120,18 +139,19 @@ class SGE:
                 )
 
     def cost(self, inner_steps: int) -> Cost:
-        """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what changes that.
-
-        A forward-mode derivative counts as one forward pass.
-        """
-        perturbed, unperturbed = self.num_directions * inner_steps, inner_steps + 1
+        """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what changes that."""
+        count = self.num_directions
+        if self.smoothing == "auto":
+            count += probes(self.directions == "antithetic")
+        perturbed, unperturbed = count * inner_steps, inner_steps + 1
         guessing = sum(VARIATES[name][1] for name in self.control_variate if isinstance(name, str))
         forward = backward = perturbed + guessing
         if self.computation in ("directional", "difference"):
-            backward -= self.num_directions
+            # a last step in forward mode, or by two passes
+            forward, backward = forward + count, backward - count
         if self.computation == "difference":
-            # two passes a slope instead of one, and the unperturbed slope
-            forward += self.num_directions + 2
+            # the unperturbed slope, once for every call of it
+            forward += 4 if self.smoothing == "auto" else 2
         if self.batch_fraction == 1:
             steps = perturbed + inner_steps
             return Cost(forward + unperturbed, backward + unperturbed, steps)
@@ -165,17 +185,18 @@ class SGE:
             trajectory = problem.run(state, alphas, inner_batches)
         end, losses = trajectory.end, trajectory.losses
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
+        require_finite(losses, outer_loss)
         if batches is not inner_batches:
             with saved if counts else contextlib.nullcontext():
                 trajectory = problem.run(state, alphas, batches)
 
-        directions = draw(self.directions, self.num_directions, alphas, generator)
+        drawn = draw(self.directions, self.num_directions, alphas, generator, self.blocks)
         task = Perturbation(
             problem,
             state,
             alphas,
-            directions,
-            self.smoothing,
+            drawn.trees(alphas),
+            1.0 if isinstance(self.smoothing, str) else self.smoothing,
             batches,
             trajectory,
             v,
@@ -183,24 +204,27 @@ class SGE:
             self.memory_limit,
             saved.peak,
         )
-        measured = COMPUTATIONS[self.computation](task)
+        compute = COMPUTATIONS[self.computation]
+        diagnostics: dict[str, Tensor] = {}
+        if isinstance(self.smoothing, str):
+            # as long as the directions of a block
+            probe = trees.scale(gaussian(1, alphas, generator)[0], len(drawn.blocks) ** -0.5)
+            choice = choose(task, compute, probe, central=self.directions == "antithetic")
+            task = replace(task, smoothing=choice.smoothing)
+            diagnostics = {name: outer_loss.new_tensor(value) for name, value in vars(choice).items()}
+        measured = compute(task)
+        require_finite_projections(task, measured)
+
         known = Known(problem, alphas, batches, trajectory, v, memory)
         guesses = control_variates.guesses(self.control_variate, known)
-        grad, left, diagnostics = direct, measured, {"projections": measured}
-        group = 2 if self.directions == "antithetic" else 1
+        found = average(drawn, measured, [trees.flatten(guess) for guess in guesses])
+        diagnostics["projections"] = measured
         if guesses:
-            products = torch.stack([torch.stack([trees.dot(h, u) for h in guesses]) for u in directions])
-            coefficients = control_variates.fitted(measured, products, group)
-            left = measured - (coefficients * products).sum(dim=1)
-            diagnostics["coefficients"] = coefficients.mean(dim=0)
-            for guess, coefficient in zip(guesses, diagnostics["coefficients"], strict=True):
-                grad = trees.add(grad, guess, coefficient)
-        for direction, projection in zip(directions, left, strict=True):
-            grad = trees.add(grad, direction, projection / self.num_directions)
-        if self.directions != "orthogonal" and self.num_directions > group:
-            terms = left[:, None] * torch.stack([trees.flatten(direction) for direction in directions])
-            means = terms.reshape(-1, group, terms.shape[1]).mean(dim=1)
-            diagnostics["standard_error"] = (means.var(dim=0).sum() / len(means)).sqrt()
+            joint = self.blocks == "joint"
+            diagnostics["coefficients"] = found.coefficients[0] if joint else found.coefficients
+        if found.variance is not None:
+            diagnostics["standard_error"] = found.variance.sqrt()
+        grad = trees.add(direct, trees.unflatten(found.gradient, alphas))
         cost = self.cost(len(inner_batches))
         return HypergradientResult(grad, direct, end, losses, outer_loss, cost, diagnostics)
 

@@ -6,17 +6,47 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
-from sgenas.engine.settings import Checked, read, require
+from sgenas.engine.settings import Checked, flag, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
 from sgenas.spaces.fair_darts import BENCHMARK_DERIVATIONS, DERIVATIONS
 from sgenas.spaces.nonlinearity import ACTIVATIONS, POOLINGS
 
-ESTIMATOR_NAMES = ("first-order", "second-order", "sge")
+ESTIMATOR_NAMES = (
+    "first-order",
+    "second-order",
+    "sge",
+    "unrolled",
+    "neumann",
+    "conjugate-gradient",
+    "evolution",
+)
+READERS: dict[str, tuple[str, ...]] = {
+    "directions": ("sge", "evolution"),
+    "smoothing": ("sge", "evolution"),
+    "direction_kind": ("sge", "evolution"),
+    "computation": ("sge",),
+    "memory_limit": ("sge",),
+    "batch_fraction": ("sge",),
+    "control_variate": ("sge",),
+    "blocks": ("sge",),
+    "last_steps": ("unrolled",),
+    "products": ("neumann", "conjugate-gradient"),
+    "damping": ("neumann", "conjugate-gradient"),
+    "scale": ("neumann",),
+    "tolerance": ("conjugate-gradient",),
+}
+"""Setting -> the estimators that it is for; `inner_steps` is for all."""
 SPACE_NAMES = ("darts", "nasbench201")
+FORWARD_MODE = {
+    "estimator": ("unrolled", "neumann", "conjugate-gradient"),
+    "computation": ("directional",),
+}
+"""Setting -> its values that take forward-mode derivatives, which torch.compile cannot follow."""
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
@@ -95,8 +125,8 @@ class SpaceSettings(Checked):
     threshold: float | None = None
     """fair-darts: least weight of what is strong; 0.85 if not set"""
     activation: str = "auto"
-    """what bends the search network: relu, silu or softplus; auto: silu with sge, whose differences see the
-    jumps of ReLU's gradient as noise, else relu. The derived cell keeps ReLU"""
+    """what bends the search network: relu, silu or softplus; auto: silu with sge and evolution, whose
+    differences see the jumps of ReLU's gradient as noise, else relu. The derived cell keeps ReLU"""
     pooling: str = "hard"
     """darts, max pooling in the search network: hard, or smooth (log-mean-exp). The derived cell keeps the
     maximum"""
@@ -127,14 +157,16 @@ class EstimatorSettings(Checked):
     """Hypergradient: how the derivative of the outer loss with respect to the alphas is found."""
 
     estimator: str = "sge"
-    """first-order (direct part only), second-order (DARTS' finite difference) or sge (Algorithm 1)"""
+    """first-order (direct part only), second-order (DARTS' finite difference), sge (Algorithm 1), unrolled
+    (exact), neumann or conjugate-gradient (implicit differentiation), evolution (a black box)"""
     inner_steps: int = 1
     """N: steps of the weights for one step of the alphas"""
     directions: int = 10
-    """Q: random directions of sge"""
-    smoothing: float | None = None
-    """mu: step along a direction of sge, in units of alpha. If not set 0.01 in a smooth search network, and
-    0.1 where ReLU or hard pooling bend it, whose jumps drown smaller steps"""
+    """Q: random directions of sge and evolution"""
+    smoothing: float | str | None = None
+    """mu: step along a direction of sge or evolution, in units of alpha; auto (sge): chosen at every step of
+    the alphas from how far differences agree, at the price of 5 more directions. If not set 0.01 in a smooth
+    search network, and 0.1 where ReLU or hard pooling bend it, whose jumps drown smaller steps"""
     computation: str = "auto"
     """how sge computes its projections: auto, loop, streamed, vectorised and directional give the same
     numbers at different cost; difference is an approximation"""
@@ -144,16 +176,35 @@ class EstimatorSettings(Checked):
     batch_fraction: float = 1.0
     """share of each batch on which sge's perturbed steps run: cheaper, noisier"""
     direction_kind: str = "gaussian"
-    """sge's directions: gaussian (the paper's), orthogonal, sphere, or antithetic (pairs u, -u)"""
+    """directions of sge and evolution: gaussian (the paper's), orthogonal, sphere, or antithetic (pairs u,
+    -u)"""
+    blocks: str = "joint"
+    """what sge perturbs together: joint (all alphas, the paper's), table, or edge; each block gets its share
+    of the directions, and its noise comes from its own part of the gradient alone"""
     control_variate: str = "none"
     """what takes noise out of sge: none (the paper's), finite-difference (second-order's term; 2 more
     passes), memory (the estimate before) or both"""
+    last_steps: int | None = None
+    """unrolled: walk back so many of the inner steps, the last ones; all if not set"""
+    products: int = 10
+    """neumann, conjugate-gradient: products with the Hessian, at most"""
+    damping: float = 0.0
+    """neumann, conjugate-gradient: added to the eigenvalues of the Hessian, against negative ones"""
+    scale: float | None = None
+    """neumann: step of the series; the learning rate of the inner steps if not set"""
+    tolerance: float = 1e-6
+    """conjugate-gradient: stop where the residual is that part of the right side"""
 
     def __post_init__(self) -> None:
         self._one_of("estimator", ESTIMATOR_NAMES)
         self._at_least("inner_steps", 1)
         self._at_least("directions", 1)
-        self._positive("smoothing")
+        if isinstance(self.smoothing, str):
+            sge = self.estimator == "sge"
+            wanted = "auto or a number > 0" if sge else "a number > 0"
+            require(sge and self.smoothing == "auto", "smoothing", wanted, self.smoothing)
+        else:
+            self._positive("smoothing")
         self._one_of("computation", tuple(COMPUTATIONS))
         self._positive("memory_limit")
         require(0 < self.batch_fraction <= 1, "batch_fraction", "in (0, 1]", self.batch_fraction)
@@ -163,16 +214,20 @@ class EstimatorSettings(Checked):
             require(
                 self.directions % 2 == 0, "directions", "even with antithetic directions", self.directions
             )
-        for name in (
-            "directions",
-            "smoothing",
-            "computation",
-            "memory_limit",
-            "batch_fraction",
-            "direction_kind",
-            "control_variate",
-        ):
-            self._default_unless(name, self.estimator == "sge", "--estimator sge")
+        self._one_of("blocks", tuple(BLOCKS))
+        self._at_least("last_steps", 1)
+        require(
+            self.last_steps is None or self.last_steps <= self.inner_steps,
+            "last_steps",
+            f"at most --inner-steps {self.inner_steps}",
+            self.last_steps,
+        )
+        self._at_least("products", 1)
+        self._not_negative("damping")
+        self._positive("scale")
+        self._fraction("tolerance")
+        for name, readers in READERS.items():
+            self._default_unless(name, self.estimator in readers, f"--estimator {' or '.join(readers)}")
         beside = self.computation in ("auto", "vectorised")
         self._default_unless("memory_limit", beside, "--computation auto or vectorised")
 
@@ -315,8 +370,12 @@ class SearchConfig(Checked):
         if self.precision != "float32" and self.estimator.estimator != "first-order":
             raise ConfigError(
                 f"--precision must be float32 with --estimator {self.estimator.estimator}, whose differences"
-                f" are smaller than the rounding of {self.precision}"
+                f" or second derivatives are smaller than the rounding of {self.precision}"
             )
+        if self.compile:
+            for name, kinds in FORWARD_MODE.items():
+                value = getattr(self.estimator, name)
+                require(value not in kinds, "compile", f"off with {flag(name)} {value}", True)
         self._at_least("log_every", 1)
         self._at_least("checkpoint_every", 1)
         warmup = self.alphas.warmup_epochs

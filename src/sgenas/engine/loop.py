@@ -155,7 +155,10 @@ class Run(ABC):
 
     def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
         lr = self.learning_rate()
-        values = self._take_step()
+        try:
+            values = self._take_step()
+        except DivergenceError as error:
+            raise self._diverged(str(error), self.step + 1) from None
         self._count_step()
         for name in self._sums:
             if name in values:
@@ -184,10 +187,13 @@ class Run(ABC):
     def _require_finite(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
-                raise DivergenceError(
-                    f"{name} is {value} at step {self.step} (epoch {self.epoch + 1}): the {self.noun}"
-                    f" diverged; try {self.remedy}; {self.folder.checkpoint_path} is from before that"
-                )
+                raise self._diverged(f"{name} is {value}", self.step)
+
+    def _diverged(self, what: str, step: int) -> DivergenceError:
+        return DivergenceError(
+            f"{what} at step {step} (epoch {self.epoch + 1}): the {self.noun} diverged; try {self.remedy};"
+            f" {self.folder.checkpoint_path} is from before that"
+        )
 
     def _clock(self) -> float:
         return round(time.perf_counter() - self._started, 3)

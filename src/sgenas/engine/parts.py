@@ -10,10 +10,20 @@ from typing import TypeVar
 import torch
 
 from sgenas import data, trees
-from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import (
+    SGE,
+    ConjugateGradient,
+    Estimator,
+    EvolutionStrategies,
+    FiniteDifference,
+    FirstOrder,
+    Neumann,
+    Unrolled,
+)
+from sgenas.bilevel.blocks import columns, deal
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
 from sgenas.engine.train_config import TrainConfig
-from sgenas.errors import ConfigError, DataError
+from sgenas.errors import ConfigError, DataError, InvalidValueError
 from sgenas.methods import method
 from sgenas.spaces import AccuracyTable, DartsSpace, NasBench201Space, space
 from sgenas.trees import Tree
@@ -38,9 +48,28 @@ def make_estimator(config: SearchConfig) -> Estimator:
             batch_fraction=settings.batch_fraction,
             directions=settings.direction_kind,
             control_variate=CONTROL_VARIATES[settings.control_variate],
+            blocks=settings.blocks,
+        ),
+        "unrolled": lambda: Unrolled(settings.last_steps),
+        "neumann": lambda: Neumann(settings.products, settings.scale, settings.damping),
+        "conjugate-gradient": lambda: ConjugateGradient(
+            settings.products, settings.tolerance, settings.damping
+        ),
+        "evolution": lambda: EvolutionStrategies(
+            settings.directions, float(smoothing(config)), settings.direction_kind
         ),
     }
     return estimators[settings.estimator]()
+
+
+def check_blocks(config: SearchConfig, alphas: Tree) -> None:
+    """Raises ConfigError where `--blocks` makes more blocks of these alphas than there are directions."""
+    settings = config.estimator
+    group = 2 if settings.direction_kind == "antithetic" else 1
+    try:
+        deal(settings.directions, len(columns(settings.blocks, alphas)), group)
+    except InvalidValueError as error:
+        raise ConfigError(f"--blocks {settings.blocks}: {error}") from None
 
 
 def load_images(config: SearchConfig | TrainConfig, *, test: bool) -> data.ImageData:
@@ -124,11 +153,11 @@ def activation(config: SearchConfig) -> str:
     """What bends the search network, `auto` decided: evidence in docs/choosing.md, "Kinks"."""
     if config.space.activation != "auto":
         return config.space.activation
-    return "silu" if config.estimator.estimator == "sge" else "relu"
+    return "silu" if config.estimator.estimator in ("sge", "evolution") else "relu"
 
 
-def smoothing(config: SearchConfig) -> float:
-    """mu, decided where it is not set: evidence in docs/choosing.md, "Kinks"."""
+def smoothing(config: SearchConfig) -> float | str:
+    """mu or "auto", decided where it is not set: evidence in docs/choosing.md, "Kinks"."""
     if config.estimator.smoothing is not None:
         return config.estimator.smoothing
     has_maximum = config.space.space == "darts" and config.space.pooling == "hard"

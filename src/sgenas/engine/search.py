@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
@@ -24,6 +24,9 @@ from sgenas.errors import ConfigError, DataError, RunFolderError
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
+
+LOGGED = ("standard_error", "smoothing", "noise_floor", "residual")
+"""Diagnostics of the estimators that a step's row has."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class Search(Run):
         self.estimator = parts.make_estimator(config)
         self.directions = parts.generator(config.seed, "directions")
         self.alphas = self._to_device(self.space.initial_alphas(parts.generator(config.seed, "alphas")))
+        parts.check_blocks(config, self.alphas)
         self.alpha_optimizer = self._alpha_optimizer()
         self.state = self._weight_optimizer().init(
             self._to_device(dict(self.space.supernet.named_parameters()))
@@ -141,13 +145,16 @@ class Search(Run):
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
+        found = {}
+        if isinstance(self.estimator, SGE | EvolutionStrategies):
+            found["smoothing"] = self.estimator.smoothing
         return {
             "classes": list(self.images.classes),
             "images": {name: len(part) for name, part in self.split.items()},
             "weights": trees.size(self.state.weights),
             "alphas": trees.size(self.alphas),
             "activation": parts.activation(self.config),
-        } | ({"smoothing": self.estimator.smoothing} if isinstance(self.estimator, SGE) else {})
+        } | found
 
     # -- making the parts ---------------------------------------------------------------------------------
 
@@ -265,9 +272,7 @@ class Search(Run):
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(indirect),
         }
-        if "standard_error" in result.diagnostics:
-            found["standard_error"] = result.diagnostics["standard_error"]
-        return found
+        return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
 
     def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
