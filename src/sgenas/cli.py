@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 
 import sgenas
-from sgenas.display import cell_text, display_for, plan_text
+from sgenas.display import WorkBar, cell_text, display_for, plan_text
 from sgenas.engine import (
     RECIPES,
     SearchConfig,
@@ -39,6 +39,7 @@ from sgenas.engine.loop import Observer, Silent
 from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, has_to_speak, joined, launched
 from sgenas.engine.run_folder import read_config, read_settings, read_train_config
 from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
+from sgenas.experiments.lab import LabSettings, run_lab
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
@@ -250,6 +251,22 @@ class Table1Command:
     """run only this one of the grid in --out, such as cifar10/darts-sge/seed-0, as its workers do"""
 
 
+@dataclass(frozen=True)
+class LabCommand(LabSettings):
+    """Measure hypergradient estimators against the truth, at equal cost; goes on with what --out holds.
+
+    Example: sgenas lab --problem weight-decay --estimators first-order sge sge:q=10,variate --out runs/lab
+    """
+
+    out: Path = Path("runs/lab")
+    """folder of the measurements, tables and plots; what is there already is not measured again"""
+
+    @property
+    def chosen(self) -> LabSettings:
+        """The settings alone."""
+        return LabSettings(**{item.name: getattr(self, item.name) for item in fields(LabSettings)})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (by default that of the process) and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -323,6 +340,7 @@ def _parse(arguments: list[str]) -> Any:
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]
         | Annotated[QueryCommand, tyro.conf.subcommand("query")]
         | Annotated[Table1Command, tyro.conf.subcommand("table1")]
+        | Annotated[LabCommand, tyro.conf.subcommand("lab")]
     )
     style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
     drawn = io.StringIO()
@@ -630,6 +648,21 @@ def _table1_place(out: Path, name: str) -> int:
     return 0
 
 
+def _lab(command: LabCommand) -> int:
+    from sgenas.report.lab import save_lab
+
+    keep_freed_memory()
+    console = _console()
+    with _stop_signals() as stopped, WorkBar(console) as bar:
+        result = run_lab(command.chosen, command.out, observer=bar, stop=lambda: bool(stopped))
+    for path in save_lab(result.path):
+        console.print(f"  {path}", soft_wrap=True)
+    if not result.finished:
+        console.print("Stopped. Go on with the same command.", soft_wrap=True)
+        return STOPPED
+    return 0
+
+
 ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     PlanCommand: _plan,
     ShowCommand: _show,
@@ -638,6 +671,7 @@ ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     SizeCommand: _size,
     QueryCommand: _query,
     Table1Command: _table1,
+    LabCommand: _lab,
 }
 """What each command does that neither begins a run nor goes on with one."""
 

@@ -111,6 +111,44 @@ class LiveDisplay:
         self._live.stop()
 
 
+class WorkBar:
+    """A bar with the time left for work whose size is known, and a line above it for every piece done.
+
+    Where there is no terminal, the lines alone.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            speed_estimate_period=600,
+            disable=not console.is_terminal,
+        )
+
+    def begin(self, total: float, text: str) -> None:
+        self.say(text)
+        self._task = self._progress.add_task("", total=total)
+
+    def advance(self, passes: float) -> None:
+        self._progress.advance(self._task, passes)
+
+    def say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True)
+
+    def __enter__(self) -> "WorkBar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
 def display_for(console: Console) -> "Plain | LiveDisplay":
     """The live display where `console` is a terminal, plain lines otherwise."""
     return LiveDisplay(console) if console.is_terminal else Plain(console)
