@@ -47,6 +47,7 @@ from sgenas.bilevel import (
     SGD,
     BilevelProblem,
     ConjugateGradient,
+    Estimator,
     EvolutionStrategies,
     InnerState,
     Neumann,
@@ -96,15 +97,15 @@ class Case:
         """This library's side of a pair."""
         arguments = self.arguments
         count, mu = arguments.directions, arguments.smoothing
-        estimator = {
+        estimators: dict[str, Estimator] = {
             "unrolled": Unrolled(),
             "conjugate gradients": ConjugateGradient(arguments.products, tolerance=0.0),
             "neumann series": Neumann(arguments.products),
             "zero order, forward": EvolutionStrategies(count, mu),
             "zero order, antithetic": EvolutionStrategies(2 * count, mu, directions="antithetic"),
             "zero order, naive": EvolutionStrategies(count, mu),
-        }[name]
-        result = estimator(
+        }
+        result = estimators[name](
             *(self.problem, self.state, self.alphas, self.inner, self.outer),
             generator=torch.Generator().manual_seed(0),
         )
