@@ -51,10 +51,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in arguments.settings}
-    for _ in range(arguments.repeats):
+    for repeat in range(arguments.repeats):
         for name, found in pairs.items():
             found.append(predicted_and_measured(arguments, SETTINGS[name]))
-    print(f"{'predicted over measured':30}{'passes':>8}{'seconds':>10}{'of':>8}{'memory':>20}{'of':>9}")
+            planned, taken = (found[-1][side]["seconds"] for side in ("plan", "run"))
+            print(f"{repeat + 1}: {name}: {planned:.1f} s planned, {taken:.1f} s taken", flush=True)
+    print(f"\n{'predicted over measured':30}{'passes':>8}{'seconds':>10}{'of':>8}{'memory':>20}{'of':>9}")
     rows = {}
     for name, found in pairs.items():
         ratios = {key: spread([each["plan"][key] / each["run"][key] for each in found]) for key in RATIOS}
