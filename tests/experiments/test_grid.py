@@ -73,7 +73,7 @@ def test_another_preset_data_set_or_setting_is_refused(tmp_path: Path) -> None:
     kept["settings"]["digits"]["darts-sge"]["search"]["weights"]["lr"] = 0.5
     path.write_text(json.dumps(kept))
     with pytest.raises(
-        ConfigError, match=r"other settings: digits.darts-sge.search.weights.lr is 0.005 now, 0.5 there"
+        ConfigError, match=r"other settings: digits.darts-sge.search.weights.lr is 0.025 now, 0.5 there"
     ):
         plan(tmp_path, "smoke", (), (), COMMAND)
 
