@@ -76,7 +76,7 @@ def time_steps(configs: dict[str, SearchConfig], repeats: int) -> tuple[dict[str
     for each in made.values():
         each.epoch = each.config.alphas.warmup_epochs
         each.step = each.epoch * each.steps_per_epoch
-        while not each.moves_alphas(each.step):
+        while not each.schedule.moves_alphas(each.step):
             each.step += 1
     device = str(made["sge"].device)
     seconds = time_in_turn(

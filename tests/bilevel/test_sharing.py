@@ -125,6 +125,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "chunks": {"computation": "vectorised", "chunk": 2},
     "orthogonal": {"computation": "streamed", "directions": "orthogonal"},
     "sphere": {"computation": "streamed", "directions": "sphere"},
+    "smoothing": {"computation": "streamed", "smoothing": "auto"},
     "variates": {
         "computation": "streamed",
         "directions": "antithetic",

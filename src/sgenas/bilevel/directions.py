@@ -31,6 +31,18 @@ class Drawn:
         return [trees.unflatten(row, alphas) for row in self.matrix]
 
 
+def check(owner: str, kind: str, count: int) -> None:
+    """Raises InvalidValueError, in the name of the estimator `owner`, unless `draw` can draw so many."""
+    if count < 1:
+        raise InvalidValueError(f"{owner}.num_directions must be >= 1, got {count}")
+    if kind not in KINDS:
+        raise InvalidValueError(f"{owner}.directions must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind == "antithetic" and count % 2:
+        raise InvalidValueError(
+            f"{owner}.num_directions must be even with antithetic directions, got {count}"
+        )
+
+
 def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator, blocks: str = "joint") -> Drawn:
     """`count` directions u_j; kind: a name in KINDS, blocks: one in `blocks.BLOCKS`.
 

@@ -8,7 +8,7 @@ import torch
 
 from sgenas import trees
 from sgenas.bilevel.averaging import average
-from sgenas.bilevel.directions import KINDS, draw
+from sgenas.bilevel.directions import check, draw
 from sgenas.bilevel.divergence import along, first_not_finite, require_finite
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
@@ -48,22 +48,10 @@ class EvolutionStrategies:
     directions: str = "gaussian"
 
     def __post_init__(self) -> None:
-        if self.num_directions < 1:
-            raise InvalidValueError(
-                f"EvolutionStrategies.num_directions must be >= 1, got {self.num_directions}"
-            )
+        check("EvolutionStrategies", self.directions, self.num_directions)
         if not 0 < self.smoothing < float("inf"):
             raise InvalidValueError(
                 f"EvolutionStrategies.smoothing must be > 0 and finite, got {self.smoothing}"
-            )
-        if self.directions not in KINDS:
-            raise InvalidValueError(
-                f"EvolutionStrategies.directions must be one of {', '.join(KINDS)}, got {self.directions!r}"
-            )
-        if self.directions == "antithetic" and self.num_directions % 2:
-            raise InvalidValueError(
-                "EvolutionStrategies.num_directions must be even with antithetic directions, got"
-                f" {self.num_directions}"
             )
 
     def cost(self, inner_steps: int) -> Cost:

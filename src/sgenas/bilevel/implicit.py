@@ -1,5 +1,6 @@
 """Implicit differentiation: Eq. 4 of the paper at the end of the trajectory, by a linear solver."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -101,8 +102,35 @@ class Implicit:
         return HypergradientResult(grad, direct, end, trajectory.losses, outer_loss, cost, diagnostics)
 
 
+class _BySolver(ABC):
+    """What the estimators share that are `Implicit` with a solver of their own."""
+
+    products: int
+
+    @abstractmethod
+    def _implicit(self, problem: BilevelProblem) -> Implicit:
+        """`Implicit` as it stands for this problem."""
+
+    def cost(self, inner_steps: int) -> Cost:
+        """N + 2 k + 3 passes, N steps; an upper bound where the solver may stop before k products."""
+        return _cost(inner_steps, self.products)
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        alphas: Tree,
+        inner_batches: Sequence[Any],
+        outer_batch: Any,
+        *,
+        generator: torch.Generator | None = None,  # noqa: ARG002
+        memory: Tree | None = None,  # noqa: ARG002
+    ) -> HypergradientResult:
+        return self._implicit(problem)(problem, state, alphas, inner_batches, outer_batch)
+
+
 @dataclass(frozen=True)
-class Neumann:
+class Neumann(_BySolver):
     r"""`Implicit` by the Neumann series: x = scale sum_{i=0}^{k} (I - scale A)^i b.
 
     This is `Unrolled` by k + 1 plain steps of size `scale` at a standstill: every step with the same weights,
@@ -124,29 +152,13 @@ class Neumann:
             raise InvalidValueError(f"Neumann.scale must be > 0 and finite or None, got {self.scale}")
         _check_damping(self.damping, "Neumann")
 
-    def cost(self, inner_steps: int) -> Cost:
-        """N + 2 k + 3 passes, N steps."""
-        return _cost(inner_steps, self.products)
-
-    def __call__(
-        self,
-        problem: BilevelProblem,
-        state: InnerState,
-        alphas: Tree,
-        inner_batches: Sequence[Any],
-        outer_batch: Any,
-        *,
-        generator: torch.Generator | None = None,  # noqa: ARG002
-        memory: Tree | None = None,  # noqa: ARG002
-    ) -> HypergradientResult:
+    def _implicit(self, problem: BilevelProblem) -> Implicit:
         scale = problem.inner_optimizer.lr if self.scale is None else self.scale
-        solver = partial(neumann, products=self.products, scale=scale)
-        implicit = Implicit(solver, self.products, self.damping)
-        return implicit(problem, state, alphas, inner_batches, outer_batch)
+        return Implicit(partial(neumann, products=self.products, scale=scale), self.products, self.damping)
 
 
 @dataclass(frozen=True)
-class ConjugateGradient:
+class ConjugateGradient(_BySolver):
     r"""`Implicit` by conjugate gradients, see `solvers.conjugate_gradient`.
 
     products: k, at most. tolerance: it stops before where the residual is that part of b. damping: see
@@ -168,24 +180,9 @@ class ConjugateGradient:
             raise InvalidValueError(f"ConjugateGradient.tolerance must be in [0, 1), got {self.tolerance}")
         _check_damping(self.damping, "ConjugateGradient")
 
-    def cost(self, inner_steps: int) -> Cost:
-        """N + 2 k + 3 passes at most, N steps."""
-        return _cost(inner_steps, self.products)
-
-    def __call__(
-        self,
-        problem: BilevelProblem,
-        state: InnerState,
-        alphas: Tree,
-        inner_batches: Sequence[Any],
-        outer_batch: Any,
-        *,
-        generator: torch.Generator | None = None,  # noqa: ARG002
-        memory: Tree | None = None,  # noqa: ARG002
-    ) -> HypergradientResult:
+    def _implicit(self, problem: BilevelProblem) -> Implicit:  # noqa: ARG002
         solver = partial(conjugate_gradient, products=self.products, tolerance=self.tolerance)
-        implicit = Implicit(solver, self.products, self.damping)
-        return implicit(problem, state, alphas, inner_batches, outer_batch)
+        return Implicit(solver, self.products, self.damping)
 
 
 def _cost(inner_steps: int, products: int) -> Cost:

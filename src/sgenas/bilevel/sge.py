@@ -14,7 +14,7 @@ from sgenas.bilevel import control_variates, projections, vectorised
 from sgenas.bilevel.averaging import average
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.control_variates import VARIATES, Known, Variate
-from sgenas.bilevel.directions import KINDS, draw, gaussian
+from sgenas.bilevel.directions import check, draw, gaussian
 from sgenas.bilevel.divergence import require_finite, require_finite_projections
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import BilevelProblem
@@ -99,8 +99,7 @@ class SGE:
     share: Share | None = None
 
     def __post_init__(self) -> None:
-        if self.num_directions < 1:
-            raise InvalidValueError(f"SGE.num_directions must be >= 1, got {self.num_directions}")
+        check("SGE", self.directions, self.num_directions)
         if isinstance(self.smoothing, str):
             if self.smoothing != "auto":
                 raise InvalidValueError(f"SGE.smoothing must be a number or 'auto', got {self.smoothing!r}")
@@ -126,14 +125,6 @@ class SGE:
                 )
         if not 0 < self.batch_fraction <= 1:
             raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
-        if self.directions not in KINDS:
-            raise InvalidValueError(
-                f"SGE.directions must be one of {', '.join(KINDS)}, got {self.directions!r}"
-            )
-        if self.directions == "antithetic" and self.num_directions % 2:
-            raise InvalidValueError(
-                f"SGE.num_directions must be even with antithetic directions, got {self.num_directions}"
-            )
         if self.blocks not in BLOCKS:
             raise InvalidValueError(f"SGE.blocks must be one of {', '.join(BLOCKS)}, got {self.blocks!r}")
         for variate in self.control_variate:
@@ -212,8 +203,7 @@ class SGE:
         if isinstance(self.smoothing, str):
             # as long as the directions of a block
             probe = trees.scale(gaussian(1, alphas, generator)[0], len(drawn.blocks) ** -0.5)
-            compute = COMPUTATIONS[self.computation]
-            choice = choose(task, compute, probe, central=self.directions == "antithetic")
+            choice = choose(task, self._projections, probe, central=self.directions == "antithetic")
             task = replace(task, smoothing=choice.smoothing)
             diagnostics = {name: outer_loss.new_tensor(value) for name, value in vars(choice).items()}
         measured = self._projections(task)

@@ -115,7 +115,7 @@ def _layout(config: SearchConfig, processes: Processes) -> Layout:
     if layout.groups > 1 and name != "sge":
         raise ConfigError(
             f"--data-parallel must be a multiple of the {processes.size} processes with --estimator {name},"
-            f" which has no directions to share out, got {config.data.data_parallel}"
+            f" whose passes are not shared out, got {config.data.data_parallel}"
         )
     return layout
 
@@ -230,10 +230,6 @@ class Search(Run):
         cosine = (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
         return settings.lr_min + (settings.lr - settings.lr_min) * cosine
 
-    def moves_alphas(self, step: int) -> bool:
-        """Whether step number `step`, counted from 0, moves the alphas besides the weights."""
-        return self.schedule.moves_alphas(step)
-
     # -- the mathematics of one step ----------------------------------------------------------------------
 
     def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -271,7 +267,7 @@ class Search(Run):
         """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors."""
         problem = self._problem(self._weight_optimizer())
         inner = [next(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
-        if not self.moves_alphas(self.step):
+        if not self.schedule.moves_alphas(self.step):
             return {"inner_loss": self._train_weights(problem, inner)}
 
         outer = next(self.outer_stream)
@@ -390,7 +386,7 @@ class Search(Run):
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
         val_loss, val_accuracy = self.evaluate()
         steps = self.steps_per_epoch
-        moves = sum(self.moves_alphas(step) for step in range(self.step - steps, self.step))
+        moves = sum(self.schedule.moves_alphas(step) for step in range(self.step - steps, self.step))
         genotype = self.space.derive(self.alphas)
         row = {
             "kind": "epoch",
