@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sgenas import data, trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder, InnerState
-from sgenas.spaces import space
+from sgenas.spaces import space, stacked_cross_entropy
 from sgenas.trees import Tree
 
 Batch = tuple[Tensor, Tensor]
@@ -104,9 +104,7 @@ def main() -> None:
         return F.cross_entropy(made.logits(w, a, batch[0]), batch[1])
 
     def stacked(w: Tree, a: Tree, batch: Batch) -> Tensor:
-        logits = made.stacked_logits(w, a, batch[0])
-        each = F.cross_entropy(logits.flatten(0, 1), batch[1].repeat(len(logits)), reduction="none")
-        return each.reshape(len(logits), -1).mean(dim=1)
+        return stacked_cross_entropy(made.stacked_logits(w, a, batch[0]), batch[1])
 
     def plain_loss(w: Tree, a: Tree, batch: Batch) -> Tensor:
         return F.cross_entropy(plain_logits(made, w, a, batch[0], arguments.layers), batch[1])

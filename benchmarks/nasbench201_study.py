@@ -21,7 +21,6 @@ learning rate is taken `--alpha-lr-scale` times. The arms, each with the method'
 
 import argparse
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from sgenas.engine import (
     run_search,
 )
 from sgenas.methods import METHODS
+from sgenas.report import read_run
 from sgenas.spaces import AccuracyTable
 from sgenas.spaces.nasbench201_strings import to_string
 
@@ -191,13 +191,7 @@ def run_one(arguments: argparse.Namespace, method: str, arm: str, seed: int) -> 
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         print(f"{method} {arm} seed {seed} FAILED: {last}", flush=True)
     else:
-        print(f"{method} {arm} seed {seed}: {epochs_of(folder)[-1]['true_cifar10']:.2f}", flush=True)
-
-
-def epochs_of(folder: Path) -> list[dict[str, Any]]:
-    """The epoch rows of a run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if row["kind"] == "epoch"]
+        print(f"{method} {arm} seed {seed}: {read_run(folder).epochs[-1]['true_cifar10']:.2f}", flush=True)
 
 
 def row(arguments: argparse.Namespace, method: str, arm: str) -> dict[str, Any]:
@@ -216,21 +210,21 @@ def row(arguments: argparse.Namespace, method: str, arm: str) -> dict[str, Any]:
         folder = folder_of(arguments, method, arm, seed)
         if not (folder / "done").exists():
             continue
-        last = epochs_of(folder)[-1]
+        epochs = read_run(folder).epochs
         found["cells"].append((folder / "done").read_text())
         found["true"].append(table.query(found["cells"][-1]))
         budget = passes_of_first(arguments, method, seed)
-        within = [each for each in epochs_of(folder) if each["forward"] <= budget]
+        within = [each for each in epochs if each["forward"] <= budget]
         found["at_equal_passes"].append(within[-1]["true_cifar10"] if within else None)
-        found["forward"].append(last["forward"])
-        found["seconds"].append(last["seconds"])
+        found["forward"].append(epochs[-1]["forward"])
+        found["seconds"].append(epochs[-1]["seconds"])
     return found
 
 
 def passes_of_first(arguments: argparse.Namespace, method: str, seed: int) -> float:
     """Forward passes that the first-order search of that method and seed took; 0 where it is not there."""
     folder = folder_of(arguments, method, "first", seed)
-    return float(epochs_of(folder)[-1]["forward"]) if (folder / "done").exists() else 0.0
+    return float(read_run(folder).epochs[-1]["forward"]) if (folder / "done").exists() else 0.0
 
 
 def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ benchmarks/results/recipes.jsonl.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from statistics import mean, stdev
 from typing import Any
 
 from record import SHARED_DATA, add_result
+
+from sgenas.report import read_run
 
 FAST = ["--recipe", "fast", "--drop-path", "0", "--auxiliary-weight", "0"]
 ARMS = {
@@ -124,10 +125,8 @@ def fresh(arguments: argparse.Namespace, epochs: int, arm: str, seed: int, folde
 
 def last_epoch(folder: Path) -> dict[str, Any] | None:
     """The last epoch row of a run folder, None where there is none."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = [row for row in map(json.loads, lines) if row["kind"] == "epoch"]
-    return rows[-1] if rows else None
+    epochs = read_run(folder).epochs if (folder / "config.json").exists() else ()
+    return epochs[-1] if epochs else None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor
 from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.memory import peak_memory
-from sgenas.spaces import space
+from sgenas.spaces import space, stacked_cross_entropy
 
 WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference", "variate")
 """`stacked` and `vmap` are computation="vectorised" with the supernet's own stacked pass and without it;
@@ -53,10 +53,7 @@ class Steps:
             return F.cross_entropy(plain_logits(made, w, a, batch[0], arguments.layers), batch[1])
 
         def stacked(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
-            logits = made.stacked_logits(w, a, batch[0])
-            labels = batch[1].repeat(len(logits))
-            each = F.cross_entropy(logits.flatten(0, 1), labels, reduction="none")
-            return each.reshape(len(logits), -1).mean(dim=1)
+            return stacked_cross_entropy(made.stacked_logits(w, a, batch[0]), batch[1])
 
         # no clipping: the directional ways cannot have it, and all sides are to do the same
         optimizer = SGD(0.025, momentum=0.9, weight_decay=3e-4)

@@ -23,7 +23,7 @@ from sgenas.engine.parallel import ALONE, Layout, Processes
 from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, read_config
 from sgenas.engine.schedule import Schedule
 from sgenas.errors import ConfigError, DataError, ProcessError, RunFolderError
-from sgenas.spaces import Genotype
+from sgenas.spaces import Genotype, stacked_cross_entropy
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
 
@@ -254,10 +254,7 @@ class Search(Run):
     def _stacked_loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
         """`_loss` of M members at once, (M,)."""
         images, labels = batch
-        logits = self._stacked_logits(weights, alphas, images)
-        members = logits.shape[0]
-        each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
-        return each.reshape(members, -1).mean(dim=1)
+        return stacked_cross_entropy(self._stacked_logits(weights, alphas, images), labels)
 
     def _problem(self, optimizer: SGD) -> BilevelProblem:
         shards = self.layout.shards

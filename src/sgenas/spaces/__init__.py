@@ -9,6 +9,7 @@ from sgenas.spaces.genotype import Cell, Edge, Genotype
 from sgenas.spaces.nasbench201 import NasBench201Space
 from sgenas.spaces.nasbench201_table import AccuracyTable
 from sgenas.spaces.pc_darts import PCDartsSpace, PCNasBench201Space
+from sgenas.spaces.supernet import stacked_cross_entropy
 
 SPACES: dict[str, type[DartsSpace] | type[NasBench201Space]] = {
     "darts": DartsSpace,
@@ -49,4 +50,5 @@ __all__ = [
     "PCDartsSpace",
     "PCNasBench201Space",
     "space",
+    "stacked_cross_entropy",
 ]

@@ -1,6 +1,7 @@
 """What search spaces do with their supernets: fill them, relax the alphas, run them for one or many."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas import trees
@@ -8,6 +9,13 @@ from sgenas.errors import GenotypeError
 from sgenas.spaces import initial, relaxation
 from sgenas.spaces.genotype import Genotype
 from sgenas.trees import Tree
+
+
+def stacked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each of M members, (M,), from logits (M, B, classes) and a batch's labels (B,)."""
+    members = len(logits)
+    each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
+    return each.reshape(members, -1).mean(dim=1)
 
 
 class SupernetSpace:

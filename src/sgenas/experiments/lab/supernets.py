@@ -12,7 +12,7 @@ from sgenas.bilevel import FirstOrder
 from sgenas.engine.parts import generator, seed_of
 from sgenas.errors import DataError
 from sgenas.experiments.lab.problems import LabProblem, Stream
-from sgenas.spaces import space
+from sgenas.spaces import space, stacked_cross_entropy
 from sgenas.trees import Tree
 
 Batch = tuple[Tensor, Tensor]
@@ -68,9 +68,7 @@ def supernet(name: str, settings: SupernetSettings, seed: int) -> LabProblem:
         return F.cross_entropy(made.logits(weights, alphas, batch[0]), batch[1])
 
     def stacked(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
-        logits = made.stacked_logits(weights, alphas, batch[0])
-        each = F.cross_entropy(logits.flatten(0, 1), batch[1].repeat(len(logits)), reduction="none")
-        return each.reshape(len(logits), -1).mean(dim=1)
+        return stacked_cross_entropy(made.stacked_logits(weights, alphas, batch[0]), batch[1])
 
     return LabProblem(
         loss,
