@@ -379,13 +379,13 @@ def test_query_knows_the_best_and_the_worst_of_darts(
 
 
 def test_the_settings_of_a_method_are_those_of_its_source() -> None:
-    from sgenas.cli import _parse
+    from sgenas.commands import parse
 
-    pc = _parse(["search", "--method", "pc-darts"]).chosen
+    pc = parse(["search", "--method", "pc-darts"]).chosen
     assert (pc.weights.lr, pc.data.batch_size, pc.alphas.warmup_epochs) == (0.1, 256, 15)
-    changed = _parse(["search", "--method=pc-darts", "--lr", "0.05"]).chosen
+    changed = parse(["search", "--method=pc-darts", "--lr", "0.05"]).chosen
     assert (changed.weights.lr, changed.alphas.alpha_lr) == (0.05, 6e-4)
-    paper = _parse(["search", "--method", "fair-darts", "--settings", "paper"]).chosen
+    paper = parse(["search", "--method", "fair-darts", "--settings", "paper"]).chosen
     assert (paper.alphas.alpha_optimizer, paper.alphas.alpha_lr, paper.alphas.alpha_beta1) == (
         "sgd",
         0.01,
@@ -428,14 +428,14 @@ def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> 
 
 
 def test_a_method_setting_without_effect_gives_way(fails: Callable[..., str], tmp_path: Path) -> None:
-    from sgenas.cli import _parse
+    from sgenas.commands import parse
 
-    found = _parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
+    found = parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
     assert found.space.operations is None
     assert found.estimator.smoothing == 0.01
-    found = _parse(["search", "--settings", "paper", "--estimator", "second-order"]).chosen
+    found = parse(["search", "--settings", "paper", "--estimator", "second-order"]).chosen
     assert found.estimator.smoothing is None
-    found = _parse(["search", "--method", "fair-darts", "--alpha-optimizer", "sgd"]).chosen
+    found = parse(["search", "--method", "fair-darts", "--alpha-optimizer", "sgd"]).chosen
     assert found.alphas.alpha_beta1 == 0.5
     assert found.weights.lr == 0.005
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from sgenas.cli import _parse, main
+from sgenas.cli import main
+from sgenas.commands import parse
 from sgenas.display import LiveDisplay
 from sgenas.engine import TrainConfig, run_training
 from sgenas.nets import published
@@ -73,7 +74,7 @@ def test_a_config_file_runs_again_and_flags_change_it(finished: Path, tmp_path: 
 
 def test_recipes_and_flags() -> None:
     def chosen(*flags: str) -> TrainConfig:
-        return _parse(["train", "--genotype", "darts-v2", *flags]).chosen
+        return parse(["train", "--genotype", "darts-v2", *flags]).chosen
 
     genotype = published("darts-v2")
     assert chosen() == chosen("--recipe", "source") == TrainConfig(genotype=genotype)
@@ -185,7 +186,7 @@ def test_a_config_of_the_other_kind_is_refused(finished: Path, fails: Callable[.
 def test_the_live_display_shows_a_training(tmp_path: Path) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=200, markup=False, highlight=False)
-    config = _parse(arguments(tmp_path)).chosen
+    config = parse(arguments(tmp_path)).chosen
     seen = []
 
     class Watched(LiveDisplay):

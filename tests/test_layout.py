@@ -20,8 +20,9 @@ RANKS = {
     "report": 3,
     "experiments": 4,
     "display": 4,
-    "cli": 5,
-    "__main__": 6,
+    "commands": 5,
+    "cli": 6,
+    "__main__": 7,
 }
 # The package itself offers the names that users need first; its own version is what any file may ask for.
 PACKAGE = "sgenas"

@@ -37,11 +37,11 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_commands_in_the_readme_parse() -> None:
-    from sgenas.cli import _parse
+def test_commands_in_the_readmeparse() -> None:
+    from sgenas.commands import parse
 
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^\.venv/bin/sgenas (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
     assert len(commands) >= 3
     for command in commands:
-        assert _parse(command.split()) is not None
+        assert parse(command.split()) is not None

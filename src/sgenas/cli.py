@@ -1,4 +1,4 @@
-"""The command `sgenas`: search, train, resume, show and more. Flags and help come from dataclasses.
+"""The command `sgenas`: what each of its commands does; their flags stand in `commands.py`.
 
 Exit codes: 0 done; 1 the run diverged, or runs of a table failed; 2 bad input, one line on stderr says
 which; 3 another process of a search under torchrun was lost; 130 stopped by Ctrl-C or SIGTERM after a
@@ -6,30 +6,40 @@ checkpoint was written.
 """
 
 import contextlib
-import io
 import json
 import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.console import Console
 
 import sgenas
+from sgenas.commands import (
+    EvaluateCommand,
+    ExportCommand,
+    LabCommand,
+    PlanCommand,
+    QueryCommand,
+    ResumeCommand,
+    SearchCommand,
+    ShowCommand,
+    SizeCommand,
+    Table1Command,
+    TrainCommand,
+    parse,
+)
 from sgenas.display import WorkBar, cell_text, display_for, plan_text
 from sgenas.engine import (
-    RECIPES,
     SearchConfig,
     SearchResult,
     TrainConfig,
     TrainResult,
-    TrainSettings,
     resume_search,
     resume_training,
     run_search,
@@ -37,9 +47,9 @@ from sgenas.engine import (
 )
 from sgenas.engine.loop import Observer, Silent
 from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, has_to_speak, joined, launched
-from sgenas.engine.run_folder import read_config, read_settings, read_train_config
+from sgenas.engine.run_folder import read_settings
 from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
-from sgenas.experiments.lab import LabSettings, run_lab
+from sgenas.experiments.lab import run_lab
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
@@ -48,223 +58,6 @@ STOPPED = 130
 LOST = 3
 BAD_INPUT = 2
 DIVERGED = 1
-
-
-@dataclass(frozen=True)
-class SearchFlags(SearchConfig):
-    """The settings of a search, with where they start."""
-
-    settings: Literal["source", "paper"] | None = None
-    """start from the settings of the method's source (the default) or of the SGE paper; other flags change
-    them"""
-    config: Path | None = None
-    """start from the settings of this config.json (or run folder); other flags change them"""
-    rank_timeout: float = TIMEOUT
-    """under torchrun: seconds without an answer from another process after which the search ends"""
-
-    @property
-    def chosen(self) -> SearchConfig:
-        """The settings alone, as a run folder keeps them."""
-        return SearchConfig(**{item.name: getattr(self, item.name) for item in fields(SearchConfig)})
-
-
-@dataclass(frozen=True)
-class SearchCommand(SearchFlags):
-    """Search a cell and write a run folder.
-
-    Example: sgenas search --data cifar10 --method darts --estimator sge --directions 10 --out runs/first
-    """
-
-    out: Path | None = None
-    """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
-    overwrite: bool = False
-    """replace the run that the folder holds"""
-
-
-@dataclass(frozen=True)
-class PlanCommand(SearchFlags):
-    """Predict the passes, time and memory of a search on this machine, beside other estimators; runs nothing.
-
-    Example: sgenas plan --data cifar10 --method darts --estimator sge --directions 10 --device cpu
-    """
-
-    json: bool = False
-    """print one JSON object"""
-
-
-@dataclass(frozen=True)
-class TrainCommand(TrainSettings):
-    """Train the network of a genotype from scratch, test it, and write a run folder.
-
-    Example: sgenas train --genotype runs/first --data cifar10 --recipe source --out runs/first-trained
-    """
-
-    genotype: str | None = None
-    """name of a published cell, genotype file (JSON), run folder, or the string of a NAS-Bench-201 cell"""
-    out: Path | None = None
-    """run folder to make; runs/train-DATA-SEED if not set"""
-    overwrite: bool = False
-    """replace the run that the folder holds"""
-    recipe: Literal["source", "paper", "fast"] | None = None
-    """start from these settings: source (the default; DARTS' 600 epochs), paper (the SGE paper's where it
-    says something) or fast (few epochs); other flags change them"""
-    config: Path | None = None
-    """start from the settings and genotype of this config.json (or run folder); other flags change them"""
-
-    @property
-    def chosen(self) -> TrainConfig:
-        """The settings alone with the genotype, as a run folder keeps them."""
-        from sgenas.nets import find_genotype
-
-        settings = {item.name: getattr(self, item.name) for item in fields(TrainSettings)}
-        if self.genotype is not None:
-            return TrainConfig(**settings, genotype=find_genotype(self.genotype))
-        if self.config is None:
-            raise ConfigError("--genotype must be given: a published name, a genotype file or a run folder")
-        return TrainConfig(**settings, genotype=read_train_config(self.config).genotype)
-
-
-@dataclass(frozen=True)
-class ResumeCommand:
-    """Go on with a search or training that was stopped or killed, exactly where its checkpoint stands.
-
-    Example: sgenas resume runs/first
-    """
-
-    run: tyro.conf.Positional[Path]
-    """run folder"""
-    rank_timeout: float = TIMEOUT
-    """under torchrun: seconds without an answer from another process after which the search ends"""
-
-
-@dataclass(frozen=True)
-class ShowCommand:
-    """Print the cell of a run and draw it, with the curves of the run and a report.
-
-    Example: sgenas show runs/first
-    """
-
-    run: tyro.conf.Positional[Path]
-    """run folder, or a genotype file (JSON)"""
-    out: Path | None = None
-    """draw only the cell, into this .png or .svg file"""
-
-
-@dataclass(frozen=True)
-class EvaluateCommand:
-    """Test a trained network again, from its checkpoint, and compare with what was logged.
-
-    Example: sgenas evaluate runs/first-trained
-    """
-
-    run: tyro.conf.Positional[Path]
-    """run folder of a training"""
-    device: str = "auto"
-    """auto (a GPU where there is one), cpu, cuda or cuda:1; another one than that of the training may round
-    an image over to another class"""
-    json: bool = False
-    """print one JSON object"""
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """Write a trained network to a file for others.
-
-    Example: sgenas export runs/first-trained --format onnx --out cell.onnx
-    """
-
-    run: tyro.conf.Positional[Path]
-    """run folder of a training"""
-    format: Literal["state-dict", "torch-export", "onnx"]
-    """state-dict (weights by name), torch-export (a program) or onnx (pip install 'sgenas[onnx]')"""
-    out: Path
-    """file to write"""
-    overwrite: bool = False
-    """replace the file if there is one"""
-
-
-@dataclass(frozen=True)
-class SizeCommand:
-    """Print the exact size of the network that a genotype is trained in.
-
-    Example: sgenas size --genotype darts-v2 --channels 36 --layers 20 --classes 10
-    """
-
-    genotype: str
-    """name of a published cell, genotype file (JSON), run folder, or the string of a NAS-Bench-201 cell"""
-    channels: int | None = None
-    """channels of the first cell; 36 if not set (16 for NAS-Bench-201)"""
-    layers: int | None = None
-    """number of cells; 20 if not set (for NAS-Bench-201 of each stage, 5)"""
-    classes: int = 10
-    """classes of the data set"""
-    resolution: int = 32
-    """side of the images in pixels"""
-    json: bool = False
-    """print one JSON object"""
-
-
-@dataclass(frozen=True)
-class QueryCommand:
-    """Print the true accuracies of a cell of NAS-Bench-201, its rank and its distance to the best.
-
-    Example: sgenas query --table nasbench201.csv --arch "|skip_connect~0|+|none~0|...|"
-    """
-
-    table: Path
-    """CSV file with a row for each of the 15,625 cells"""
-    arch: str
-    """the cell in the benchmark's own form, a genotype file (JSON), or a run folder"""
-    json: bool = False
-    """print one JSON object"""
-
-
-@dataclass(frozen=True)
-class Table1Command:
-    """Run Table 1 of the paper, or what is missing of it: searches, trainings, and the table they make.
-
-    Example: sgenas table1 --preset small --seeds 0,1 --out runs/table1 --jobs 2
-    """
-
-    out: Path
-    """folder of the grid, new or begun before; what is done in it is kept"""
-    preset: Literal["paper", "small", "smoke"] | None = None
-    """sizes: paper (the paper's, for GPUs), small (2 CPU cores, 2 hours) or smoke (3 minutes, means nothing);
-    if not set that of the grid in --out"""
-    seeds: str | None = None
-    """seeds with commas between; if not set those of the grid, 0,1,2 in a new one"""
-    data: tuple[str, ...] = ()
-    """data sets, each SPEC or NAME=SPEC with a SPEC as in search --data; if not set those of the grid, the
-    preset's in a new one"""
-    jobs: int | None = None
-    """runs at a time; if not set one for each GPU, or without one for each core up to 4"""
-    threads: int | None = None
-    """CPU threads of each run; if not set the cores divided by --jobs (1 on a cluster)"""
-    ray: tuple[str, ...] | None = None
-    """run on Ray: the address of a cluster, or without one a cluster on this machine (pip install
-    'sgenas[ray]')"""
-    submit: Literal["slurm"] | None = None
-    """run nothing, write a job script for the missing runs instead and say how to submit it"""
-    only_tables: bool = False
-    """run nothing, write the tables of what --out holds"""
-    place: str | None = None
-    """run only this one of the grid in --out, such as cifar10/darts-sge/seed-0, as its workers do"""
-
-
-@dataclass(frozen=True)
-class LabCommand(LabSettings):
-    """Measure hypergradient estimators against the truth, at equal cost; goes on with what --out holds.
-
-    Example: sgenas lab --problem weight-decay --estimators first-order sge sge:q=10,variate --out runs/lab
-    """
-
-    out: Path = Path("runs/lab")
-    """folder of the measurements, tables and plots; what is there already is not measured again"""
-
-    @property
-    def chosen(self) -> LabSettings:
-        """The settings alone."""
-        return LabSettings(**{item.name: getattr(self, item.name) for item in fields(LabSettings)})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -298,7 +91,7 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
 
 
 def _obey(arguments: list[str]) -> int:
-    command = _parse(arguments or ["--help"])
+    command = parse(arguments or ["--help"])
     if launched() and not isinstance(command, SearchCommand | ResumeCommand):
         raise ConfigError(
             f"torchrun must start search or resume, got {arguments[0]}, which is one process's work"
@@ -323,105 +116,6 @@ def _run_on_all(command: SearchCommand | ResumeCommand) -> int:
         if code != LOST:
             processes.part()
         return code
-
-
-def _parse(arguments: list[str]) -> Any:
-    """The command as an object; a fault is a ConfigError of one line instead of tyro's drawn box."""
-    flags = vars(_search_defaults(arguments)) if arguments[0] in ("search", "plan") else {}
-    train = _train_defaults(arguments) if arguments[0] == "train" else TrainCommand()
-    kinds: Any = (
-        Annotated[SearchCommand, tyro.conf.subcommand("search", default=SearchCommand(**flags))]
-        | Annotated[PlanCommand, tyro.conf.subcommand("plan", default=PlanCommand(**flags))]
-        | Annotated[TrainCommand, tyro.conf.subcommand("train", default=train)]
-        | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
-        | Annotated[ShowCommand, tyro.conf.subcommand("show")]
-        | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
-        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
-        | Annotated[SizeCommand, tyro.conf.subcommand("size")]
-        | Annotated[QueryCommand, tyro.conf.subcommand("query")]
-        | Annotated[Table1Command, tyro.conf.subcommand("table1")]
-        | Annotated[LabCommand, tyro.conf.subcommand("lab")]
-    )
-    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    drawn = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(drawn):
-            return tyro.cli(
-                kinds,
-                prog="sgenas",
-                description=sgenas.__doc__,
-                args=arguments,
-                config=style,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_undrawn(drawn.getvalue())) from None
-
-
-def _search_defaults(arguments: list[str]) -> SearchConfig:
-    """Defaults of `search` and `plan`: of the file that `--config` names, or those of the method."""
-    file = _value_of(arguments, "--config")
-    if file is not None:
-        if _value_of(arguments, "--settings") is not None:
-            raise ConfigError("--settings must not stand beside --config, which has all settings already")
-        kept = read_config(file)
-        method = _value_of(arguments, "--method")
-        if method not in (None, kept.method):
-            raise ConfigError(
-                f"--method must be {kept.method} as in {file}, whose settings are that method's,"
-                f" got {method!r}"
-            )
-        return kept
-    # what a method sets for one space or optimiser is no setting where another is asked for
-    without = []
-    if _value_of(arguments, "--space") not in (None, "darts"):
-        without.append("operations")
-    if _value_of(arguments, "--alpha-optimizer") == "sgd":
-        without.append("alpha_beta1")
-    if _value_of(arguments, "--estimator") not in (None, "sge"):
-        without.append("smoothing")
-    return SearchConfig.of_method(
-        _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source", without
-    )
-
-
-def _train_defaults(arguments: list[str]) -> TrainCommand:
-    """Defaults of `train`: of the file that `--config` names, or those of the recipe."""
-    file, recipe = _value_of(arguments, "--config"), _value_of(arguments, "--recipe")
-    if file is None:
-        return TrainCommand.of_recipe(recipe or next(iter(RECIPES)))
-    if recipe is not None:
-        raise ConfigError("--recipe must not stand beside --config, which has all settings already")
-    kept = read_train_config(file)
-    return TrainCommand(**{item.name: getattr(kept, item.name) for item in fields(TrainSettings)})
-
-
-def _value_of(arguments: list[str], flag: str) -> str | None:
-    """What follows a flag, read before the command line as a whole; None where it is not given."""
-    for index, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == flag:
-            if separator:
-                return value
-            if index + 1 == len(arguments):
-                raise ConfigError(f"{flag} must be followed by a value, got nothing")
-            return arguments[index + 1]
-    return None
-
-
-def _undrawn(box: str) -> str:
-    """The first paragraph of an error that tyro drew in a box, as one line."""
-    words: list[str] = []
-    for line in box.splitlines()[1:]:
-        content = line.strip("│╭╮╰╯ ")
-        if content.strip("─- ") == "":
-            # a rule may stand above the first paragraph too
-            if words:
-                break
-            continue
-        words.append(content)
-    return " ".join(words) or "bad command line; see sgenas --help"
 
 
 def _run(command: SearchCommand | TrainCommand | ResumeCommand, processes: Processes) -> int:

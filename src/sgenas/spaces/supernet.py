@@ -12,7 +12,7 @@ from sgenas.trees import Tree
 
 
 def stacked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each of M members, (M,), from logits (M, B, classes) and a batch's labels (B,)."""
+    """Mean cross-entropy of each of M members, (M,), from logits (M, B, classes) and labels (B,)."""
     members = len(logits)
     each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
     return each.reshape(members, -1).mean(dim=1)
