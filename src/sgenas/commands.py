@@ -28,8 +28,6 @@ class SearchFlags(SearchConfig):
     them"""
     config: Path | None = None
     """start from the settings of this config.json (or run folder); other flags change them"""
-    rank_timeout: float = TIMEOUT
-    """under torchrun: seconds without an answer from another process after which the search ends"""
 
     @property
     def chosen(self) -> SearchConfig:
@@ -48,6 +46,8 @@ class SearchCommand(SearchFlags):
     """run folder to make; runs/METHOD-ESTIMATOR-DATA-SEED if not set"""
     overwrite: bool = False
     """replace the run that the folder holds"""
+    rank_timeout: float = TIMEOUT
+    """under torchrun: seconds without an answer from another process after which the search ends"""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,32 @@ def test_every_estimator_is_measured_in_every_condition(finished: Path) -> None:
     assert found["environments"][0]["torch"] == torch.__version__
 
 
+def truths(path: Path, moment: int) -> list[float]:
+    return [record["indirect"] for record in content(path)["truths"] if record["moment"] == moment]
+
+
+def test_the_way_to_a_moment_has_a_learning_rate_of_its_own(finished: Path, tmp_path: Path) -> None:
+    assert run_lab(replace(SMALL, walk_lr=0.02), tmp_path / "other").finished
+    assert truths(tmp_path / "other", 0) == truths(finished, 0)
+    assert truths(tmp_path / "other", 5) != truths(finished, 5)
+
+
+def test_the_truth_has_a_precision_of_its_own(tmp_path: Path) -> None:
+    digits = replace(
+        SMALL,
+        problem="weight-decay",
+        estimators=("first-order",),
+        moments=(0,),
+        batches=1,
+        truth_directions=0,
+    )
+    for dtype in ("float64", "float32"):
+        assert run_lab(replace(digits, truth_dtype=dtype), tmp_path / dtype).finished
+    exact, rounded = (truths(tmp_path / dtype, 0) for dtype in ("float64", "float32"))
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=1e-3)
+
+
 def test_figures_are_those_of_the_closed_form(finished: Path) -> None:
     """The truth is the closed form of the toy, and the errors of the estimators what they must be."""
     toy = Quadratic.random(generator(0, "toy"))
