@@ -219,7 +219,12 @@ def test_a_second_ctrl_c_ends_at_once_without_a_traceback(
         time.sleep(5)
 
     monkeypatch.setattr("sgenas.cli.run_search", interrupted)
-    assert main(arguments(tmp_path / "run")) == 130
+    # a shell starts what runs in the background with Ctrl-C ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(arguments(tmp_path / "run")) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     err = capsys.readouterr().err
     assert "stopping after this step" in err
     assert "stopped at once" in err
