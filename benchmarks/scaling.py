@@ -31,7 +31,6 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--way", default="streamed", choices=["loop", "streamed", "vectorised", "auto"])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory-limit", type=float, default=8)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

@@ -42,8 +42,6 @@ class Steps:
             made, arguments.batch_size, arguments.size, torch.float32, arguments.device
         )
         self.batch = (images, labels)
-        self.limit = arguments.memory_limit
-        self.alone = arguments.alone
         self.alphas = alphas
 
         def loss(w: trees.Tree, a: trees.Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -75,22 +73,26 @@ class Steps:
         """One forward and backward pass."""
         self.problem.inner_gradient(self.state.weights, self.alphas, self.batch)
 
-    def sides(self, directions: int, inner_steps: int, ways: list[str]) -> dict[str, Callable[[], Any]]:
-        """{name: step} for one Q and N."""
+    def sides(
+        self, directions: int, inner_steps: int, arguments: argparse.Namespace
+    ) -> dict[str, Callable[[], Any]]:
+        """{name: step} for one Q and N; of the arguments: ways, memory_limit, alone."""
         found: dict[str, Callable[[], Any]] = {"unit": self.unit}
-        if not self.alone:
+        if not arguments.alone:
             found["first order"] = self.estimate(FirstOrder(), inner_steps)
             found["second order"] = self.estimate(FiniteDifference(), inner_steps)
-        for way in ways:
+        for way in arguments.ways:
             if way == "variate":
                 sge = SGE(directions, control_variate=("finite-difference",))
                 found[way] = self.estimate(sge, inner_steps)
                 continue
             beside = way in ("stacked", "vmap")
             computation = "vectorised" if beside else way.removeprefix("~")
-            sge = SGE(directions, computation=computation, memory_limit=self.limit if beside else None)
+            sge = SGE(
+                directions, computation=computation, memory_limit=arguments.memory_limit if beside else None
+            )
             found[way] = self.estimate(sge, inner_steps, self.unstacked if way == "vmap" else self.problem)
-        if inner_steps == 1 and not self.alone:
+        if inner_steps == 1 and not arguments.alone:
             found["plain first order"] = self.estimate(FirstOrder(), 1, self.plain)
         return found
 
@@ -117,7 +119,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.one:
         name, directions, inner_steps = arguments.one[0], int(arguments.one[1]), int(arguments.one[2])
-        side = Steps(arguments).sides(directions, inner_steps, list(arguments.ways))[name]
+        side = Steps(arguments).sides(directions, inner_steps, arguments)[name]
         before = peak(arguments.device)
         side()
         print(json.dumps(peak(arguments.device) - before))
@@ -126,7 +128,7 @@ def main() -> None:
     steps, rows = Steps(arguments), []
     for inner_steps in arguments.inner_steps:
         for directions in arguments.directions:
-            sides = steps.sides(directions, inner_steps, arguments.ways)
+            sides = steps.sides(directions, inner_steps, arguments)
             seconds = time_in_turn(
                 sides, repeats=arguments.repeats, device=arguments.device, warm_up=not arguments.no_warm_up
             )
