@@ -142,7 +142,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--train-images", "10"], "--data digits --train-images 10: class 0 must have at least 2 images"),
         (["--colour", "red"], "Unrecognized options: --colour"),
         (["--config"], "--config must be followed by a value"),
-        (["--config", "/none/config.json"], "config file /none/config.json cannot be read"),
+        (["--config", "/none/config.json"], "/none/config.json cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -435,7 +435,7 @@ def test_a_folder_keeps_to_its_settings(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="must be new, empty, or a folder of"):
         run_lab(SMALL, tmp_path)
     (tmp_path / "lab.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(RunFolderError, match="must be of format 'sgenas-lab'"):
+    with pytest.raises(RunFolderError, match="format must be 'sgenas-lab'"):
         run_lab(SMALL, tmp_path)
 
 
