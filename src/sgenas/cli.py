@@ -26,6 +26,7 @@ from sgenas.commands import (
     LabCommand,
     PlanCommand,
     QueryCommand,
+    ReportCommand,
     ResumeCommand,
     SearchCommand,
     ShowCommand,
@@ -357,9 +358,23 @@ def _lab(command: LabCommand) -> int:
     return 0
 
 
+def _report(command: ReportCommand) -> int:
+    from sgenas.report import write_comparison, write_report
+
+    if not command.runs:
+        raise ConfigError("report must be given at least one run folder, got none")
+    if len(command.runs) == 1:
+        written = write_report(command.runs[0], command.out)
+    else:
+        written = write_comparison(command.runs, command.out or Path("report.html"))
+    _console().print(f"  {written}", soft_wrap=True, highlight=False)
+    return 0
+
+
 ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     PlanCommand: _plan,
     ShowCommand: _show,
+    ReportCommand: _report,
     EvaluateCommand: _evaluate,
     ExportCommand: _export,
     SizeCommand: _size,

@@ -120,6 +120,19 @@ class ShowCommand:
 
 
 @dataclass(frozen=True)
+class ReportCommand:
+    """Write one HTML page about a run, or about several side by side: mean and deviation over seeds.
+
+    Example: sgenas report runs/first-order-* runs/sge-* --out comparison.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, all searches or all trainings"""
+    out: Path | None = None
+    """the page; if not set report.html in the run folder, for several runs in this one"""
+
+
+@dataclass(frozen=True)
 class EvaluateCommand:
     """Test a trained network again, from its checkpoint, and compare with what was logged.
 
@@ -246,6 +259,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[TrainCommand, tyro.conf.subcommand("train", default=train)]
         | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
         | Annotated[ShowCommand, tyro.conf.subcommand("show")]
+        | Annotated[ReportCommand, tyro.conf.subcommand("report")]
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
         | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]

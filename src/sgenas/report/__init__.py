@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sgenas.report.cell_plot import draw_cell, draw_genotype
+from sgenas.report.compare import write_comparison
 from sgenas.report.curves import draw_curves, save_curves
 from sgenas.report.page import cost, duration, memory, write_report
 from sgenas.report.run_folder import AlphaHistory, AlphaTable, RunRecord, read_run
@@ -20,6 +21,7 @@ __all__ = [
     "read_run",
     "save_all",
     "save_curves",
+    "write_comparison",
     "write_report",
 ]
 

@@ -14,6 +14,8 @@ from sgenas.spaces.genotype import Cell
 
 ROW_GAP = 0.09
 COLUMN_GAP = 0.3
+HEAD = 0.11
+"""Length of an arrow's head."""
 PORT_GAP = 0.1
 
 
@@ -250,3 +252,33 @@ def _set_x(layout: Layout, columns: list[list[int]]) -> None:
         ]
         layout.width = x + width
         x += width + max(COLUMN_GAP, min(0.7, 0.45 * max(climb, default=0.0)))
+
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a wire runs: from `start` over pieces, (end,) a straight one, (control, control, end) a Bezier's
+    curve, to the head of its arrow, whose tip is `tip`."""
+
+    start: Point
+    pieces: tuple[tuple[Point, ...], ...]
+    tip: Point
+
+
+def curve(layout: Layout, wire: Wire) -> Curve:
+    """Level through the columns, bent between them; it ends inside its head, which hides the end."""
+    slots = [layout.slots[i] for i in wire.slots]
+    leaves, enters = wire.ends
+    heights = [leaves, *(slot.y for slot in slots[1:-1]), enters]
+    start = (slots[0].x + slots[0].width / 2, leaves)
+    pieces: list[tuple[Point, ...]] = [((slots[0].right, leaves),)]
+    for slot, height in zip(slots[1:], heights[1:], strict=True):
+        last = slot is slots[-1]
+        x, y = pieces[-1][-1]
+        entry = slot.left - HEAD if last else slot.left
+        bend = (x + entry) / 2
+        pieces.append(((bend, y), (bend, height), (entry, height)))
+        pieces.append(((slot.x - slot.width / 2 - HEAD / 2 if last else slot.right, height),))
+    return Curve(start, tuple(pieces), (slots[-1].x - slots[-1].width / 2, enters))

@@ -1,10 +1,11 @@
 """Draws cells as graphs: inputs on the left, computed nodes by depth, the output on the right."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgenas.report.cell_layout import Layout, Slot, lay_out
+from sgenas.report.cell_layout import HEAD, Curve, Layout, Slot, curve, lay_out
 from sgenas.report.figures import GREY, check_suffix, colour, dashes, house_style, plain, save_figure
 from sgenas.spaces.genotype import Cell, Genotype
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 FONT = 8.0
 MARGIN = 0.2
 TITLE = 0.36
-HEAD = 0.11
 WIRE = "#BBBBBB"
-_FILLS = {"input": "#E8EEF4", "output": "#E8EEF4", "node": "#FFF3D6", "ghost": "#F2F2F2"}
+FILLS = {"input": "#E8EEF4", "output": "#E8EEF4", "node": "#FFF3D6", "ghost": "#F2F2F2"}
 
 
 def draw_cell(cell: Cell, title: str) -> "Figure":
@@ -40,7 +40,7 @@ def _draw(cells: Sequence[tuple[str, Cell]]) -> "Figure":
     from matplotlib.figure import Figure
 
     with house_style():
-        layouts = [lay_out(cell, _label_size) if cell.edges else Layout(height=0.5) for _, cell in cells]
+        layouts = [lay_out(cell, label_size) if cell.edges else Layout(height=0.5) for _, cell in cells]
         heights = [TITLE + layout.height + (0.25 if layout.absent else 0) + MARGIN for layout in layouts]
         width = max(4.0, *(layout.width + 2 * MARGIN for layout in layouts))
         height = sum(heights) + MARGIN
@@ -65,7 +65,8 @@ def _draw(cells: Sequence[tuple[str, Cell]]) -> "Figure":
     return figure
 
 
-def _label_size(text: str) -> tuple[float, float]:
+@cache
+def label_size(text: str) -> tuple[float, float]:
     """Width and height of a label's box in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
@@ -81,38 +82,24 @@ def _paint(axes: "Axes", layout: Layout, left: float, top: float) -> None:
         slot.right += left
         slot.y += top
     for wire in layout.wires:
-        leaves, enters = wire.ends
-        slots = [layout.slots[i] for i in wire.slots]
-        heights = [leaves + top, *(slot.y for slot in slots[1:-1]), enters + top]
-        _paint_wire(axes, slots, heights, wire.operation)
+        wire.ends = (wire.ends[0] + top, wire.ends[1] + top)
+        _paint_wire(axes, curve(layout, wire), wire.operation)
     inputs = sum(slot.kind == "input" for slot in layout.slots)
     for slot in layout.slots:
         _paint_slot(axes, slot, inputs)
 
 
-def _paint_wire(axes: "Axes", slots: Sequence[Slot], heights: Sequence[float], operation: str | None) -> None:
+def _paint_wire(axes: "Axes", way: Curve, operation: str | None) -> None:
     from matplotlib.patches import PathPatch, Polygon
-    from matplotlib.path import Path as Curve
+    from matplotlib.path import Path as PathOf
 
-    points = [(slots[0].x + slots[0].width / 2, heights[0])]
-    codes = [Curve.MOVETO]
-
-    def run_to(x: float) -> None:
-        points.append((x, points[-1][1]))
-        codes.append(Curve.LINETO)
-
-    run_to(slots[0].right)
-    for slot, height in zip(slots[1:], heights[1:], strict=True):
-        last = slot is slots[-1]
-        x, y = points[-1]
-        entry = slot.left - HEAD if last else slot.left
-        bend = (x + entry) / 2
-        points += [(bend, y), (bend, height), (entry, height)]
-        codes += [Curve.CURVE4] * 3
-        run_to(slot.x - slot.width / 2 - HEAD / 2 if last else slot.right)
+    points, codes = [way.start], [PathOf.MOVETO]
+    for piece in way.pieces:
+        points += piece
+        codes += [PathOf.LINETO if len(piece) == 1 else PathOf.CURVE4] * len(piece)
     shade = WIRE if operation is None else colour(operation)
     line = PathPatch(
-        Curve(points, codes),
+        PathOf(points, codes),
         fill=False,
         edgecolor=shade,
         linewidth=1.0 if operation is None else 1.5,
@@ -121,7 +108,7 @@ def _paint_wire(axes: "Axes", slots: Sequence[Slot], heights: Sequence[float], o
         zorder=1 if operation is None else 2,
     )
     # a head of its own: an arrow patch would dash the outline of its head too
-    tip, y = slots[-1].x - slots[-1].width / 2, heights[-1]
+    tip, y = way.tip
     head = Polygon(
         [(tip, y), (tip - HEAD, y - 0.4 * HEAD), (tip - HEAD, y + 0.4 * HEAD)],
         facecolor=shade,
@@ -146,7 +133,7 @@ def _paint_slot(axes: "Axes", slot: Slot, inputs: int) -> None:
             slot.width,
             slot.height,
             boxstyle=f"round,pad=0,rounding_size={radius}",
-            facecolor="white" if label else _FILLS[slot.kind],
+            facecolor="white" if label else FILLS[slot.kind],
             edgecolor=edge,
             linewidth=1.0,
             linestyle="--" if slot.kind == "ghost" else "-",

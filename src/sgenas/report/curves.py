@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgenas.report.figures import check_suffix, colour, dashes, house_style, plain, save_figure
+from sgenas.report.figures import PALETTE, check_suffix, colour, dashes, house_style, plain, save_figure
 from sgenas.report.run_folder import AlphaHistory, AlphaTable, RunRecord
 from sgenas.spaces.genotype import Cell
 
@@ -99,7 +99,8 @@ def _markers(points: int) -> dict[str, Any]:
     return {"marker": "o", "markersize": 4} if points <= 15 else {}
 
 
-def _finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
+def finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
+    """Title, labels and grid as every panel has them; one without data says so."""
     axes.set_title(title, size=10, loc="left", weight="bold")
     axes.set_xlabel(xlabel, size=9)
     axes.set_ylabel(ylabel, size=9)
@@ -148,7 +149,7 @@ def _draw_losses(axes: "Axes", record: RunRecord) -> None:
             axes.plot(x, y, style, color=shade, label=name, linewidth=1.8, **_markers(len(x)))
     if axes.get_legend_handles_labels()[0]:
         _legend_above(axes)
-    _finish(axes, "Losses", "step", "loss")
+    finish(axes, "Losses", "step", "loss")
 
 
 ACCURACIES = {
@@ -205,10 +206,10 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
         room = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
         _whole_epochs(axes)
-    _finish(axes, title, "epoch", "per cent")
+    finish(axes, title, "epoch", "per cent")
 
 
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+SERIES = PALETTE[:4]
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -228,7 +229,7 @@ def _draw_by_epoch(
 
 def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
     _draw_by_epoch(axes, record, {key: key.removeprefix("true_").replace("16_120", "") for key in known})
-    _finish(axes, "True accuracy", "epoch", "per cent")
+    finish(axes, "True accuracy", "epoch", "per cent")
 
 
 def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
@@ -237,7 +238,7 @@ def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
     if axes.has_data():
         axes.set_yscale("log")
         axes.invert_yaxis()
-    _finish(axes, "Rank", "epoch", "rank")
+    finish(axes, "Rank", "epoch", "rank")
 
 
 def _draw_skips(axes: "Axes", record: RunRecord) -> None:
@@ -245,18 +246,18 @@ def _draw_skips(axes: "Axes", record: RunRecord) -> None:
     _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
     if axes.has_data():
         axes.set_ylim(bottom=-0.3)
-    _finish(axes, "Skip connections in the cell", "epoch", "number")
+    finish(axes, "Skip connections in the cell", "epoch", "number")
 
 
 def _draw_sharpness(axes: "Axes", record: RunRecord) -> None:
     """The largest eigenvalue where it was measured, the entropy of the edges otherwise."""
     if any("eigenvalue" in row for row in record.epochs):
         _draw_by_epoch(axes, record, {"eigenvalue": "alpha Hessian"})
-        _finish(axes, "Largest eigenvalue of the outer loss", "epoch", "eigenvalue")
+        finish(axes, "Largest eigenvalue of the outer loss", "epoch", "eigenvalue")
         return
     names = sorted({key for row in record.epochs for key in row if key.startswith("entropy_")})
     _draw_by_epoch(axes, record, {key: key.removeprefix("entropy_") for key in names})
-    _finish(axes, "Entropy of the edges", "epoch", "share of the largest")
+    finish(axes, "Entropy of the edges", "epoch", "share of the largest")
 
 
 def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory) -> None:
@@ -271,9 +272,7 @@ def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory
             **_markers(len(values)),
         )
     _whole_epochs(axes)
-    _finish(
-        axes, f"{plain(name)}: mean mixing weight of each operation", "finished epochs", "mean over edges"
-    )
+    finish(axes, f"{plain(name)}: mean mixing weight of each operation", "finished epochs", "mean over edges")
 
 
 def _draw_strongest(
@@ -302,7 +301,7 @@ def _draw_strongest(
     axes.set_xlim(alphas.epoch[0] - 0.5, alphas.epoch[-1] + 0.5)
     axes.set_ylim(len(alphas.edges) - 0.5, -0.5)
     kept = set() if cell is None else {(edge.source, edge.target) for edge in cell.edges}
-    _finish(axes, f"{plain(name)}: leading operation of each edge", "finished epochs", "")
+    finish(axes, f"{plain(name)}: leading operation of each edge", "finished epochs", "")
     axes.grid(visible=False)
     axes.set_yticks(
         range(len(alphas.edges)), [f"{source}→{target}" for source, target in alphas.edges], size=7.5
@@ -342,7 +341,7 @@ def _draw_estimator(axes: "Axes", record: RunRecord) -> None:
     if axes.has_data():
         axes.set_yscale("log")
         _legend_above(axes)
-    _finish(axes, "Hypergradient: norm of its parts", "step", "norm")
+    finish(axes, "Hypergradient: norm of its parts", "step", "norm")
 
 
 def _add_legend(figure: "Figure", operations: Iterable[str]) -> None:

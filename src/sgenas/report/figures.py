@@ -30,6 +30,8 @@ _COLOURS = {
     "nor_conv_1x1": "#56B4E9",
     "nor_conv_3x3": "#0072B2",
 }
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""For lines that stand for other things than operations."""
 _DASHES: dict[str, tuple[float, tuple[float, ...]]] = {
     "none": (0, (1, 1.5)),
     "skip": (0, (5, 1.5, 1, 1.5)),

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from sgenas.report.figures import PALETTE
 from sgenas.report.lab_panels import (
     LABELS,
-    PALETTE,
     Point,
     Words,
     label_points,
@@ -134,8 +134,8 @@ def draw_parts(problem: str, rows: Sequence[Record], truths: Sequence[Record]) -
             # where bias² is lost in its own error, an empty square says so
             sure = part["bias"]["mean"] > 2 * (part["bias"]["error"] or 0)
             for value, marker, colour, fill in (
-                (part["bias"]["mean"], "s", PALETTE[1], PALETTE[1] if sure else "none"),
-                (part["variance"]["mean"], "o", PALETTE[0], PALETTE[0]),
+                (part["bias"]["mean"], "s", PALETTE[0], PALETTE[0] if sure else "none"),
+                (part["variance"]["mean"], "o", PALETTE[1], PALETTE[1]),
                 (real, "x", "#000000", "#000000"),
             ):
                 if value is not None and value > 0:

@@ -1,16 +1,20 @@
-"""Writes report.html: one self-contained page about a run, without scripts and without network."""
+"""Writes report.html: one self-contained page about a run, which needs no network and, but for the slider of
+the cells, no scripts."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from markupsafe import Markup
 
 from sgenas.files import replacing
 from sgenas.report.cell_plot import genotype_figure
 from sgenas.report.curves import draw_curves
 from sgenas.report.figures import inline_svg
+from sgenas.report.html import render_page
 from sgenas.report.run_folder import RunRecord, read_run
+from sgenas.report.timeline import timeline
 
 Column = tuple[str, str, int | None]
 """Key of an epoch row, heading, digits after the point; None for a fraction shown in per cent."""
@@ -46,13 +50,13 @@ LONG = 15
 """From this many epochs on, their table starts folded."""
 
 
-def write_report(run_path: str | Path) -> Path:
-    """Writes report.html into the run folder and returns its path; an old one is replaced at once.
+def write_report(run_path: str | Path, out: str | Path | None = None) -> Path:
+    """Writes the page to `out`, by default report.html in the run folder; its path. An old one is replaced.
 
     Raises what `read_run` raises, and RunFolderError when the page cannot be written.
     """
     record = read_run(run_path)
-    path = record.path / "report.html"
+    path = record.path / "report.html" if out is None else Path(out)
     with replacing(path) as file:
         file.write(render(record).encode("utf-8", errors="replace"))
     return path
@@ -60,31 +64,27 @@ def write_report(run_path: str | Path) -> Path:
 
 def render(record: RunRecord) -> str:
     """The page as text; equal records give equal text."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
+    story = timeline(record)
     cells = ""
-    if record.genotype is not None:
+    if record.genotype is not None and story is None:
         cells = inline_svg(genotype_figure(record.genotype), "cells", f"The cells\n{record.genotype}")
     curves = inline_svg(
         draw_curves(record), "curves", f"Curves of the {record.kind}; the table of epochs has the numbers"
-    )
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     # a column that no epoch has a number for is not shown, but for the losses, whose absence says something
     columns = [
         column
         for column in COLUMNS
-        if column[0] in ALWAYS[record.kind] or any(_is_number(row.get(column[0])) for row in record.epochs)
+        if column[0] in ALWAYS[record.kind] or any(is_number(row.get(column[0])) for row in record.epochs)
     ]
-    template = environment.from_string(files("sgenas.report").joinpath("page.html.jinja").read_text("utf-8"))
-    return template.render(
+    return render_page(
+        "page",
         title=record.path.resolve().name,
         kind=record.kind.capitalize(),
         result=result(record),
         cost=cost(record),
         cells=Markup(cells),
+        timeline=story,
         curves=Markup(curves),
         genotype=record.genotype,
         headings=[heading for _, heading, _ in columns],
@@ -93,7 +93,7 @@ def render(record: RunRecord) -> str:
         changed=last_change(record.epochs),
         # the genotype stands above, as a drawing and in words
         settings=_groups({key: value for key, value in record.config.items() if key != "genotype"}),
-        environment=[(key, _text(value)) for key, value in _flat(record.environment)],
+        environment=[(key, setting_text(value)) for key, value in flat_settings(record.environment)],
     )
 
 
@@ -113,11 +113,11 @@ def result(record: RunRecord) -> str:
     count = last["epoch"] + 1
     text = f"{what}: {count} epoch{'s' if count > 1 else ''}"
     seconds = last.get("seconds")
-    if _is_number(seconds):
+    if is_number(seconds):
         text += f" in {duration(seconds)}"
     name = "validation" if searched else "test"
     accuracy = last.get("val_accuracy" if searched else "test_accuracy")
-    if _is_number(accuracy):
+    if is_number(accuracy):
         return f"{text}, final {name} accuracy {100 * accuracy:.2f}\u00a0%."
     return f"{text}, {name} accuracy not measured."
 
@@ -125,7 +125,7 @@ def result(record: RunRecord) -> str:
 def cost(record: RunRecord) -> str:
     """What the run took up to its last finished epoch, in one sentence; empty where nothing is known."""
     last = record.epochs[-1] if record.epochs else {}
-    said = [say(last[name]) for name, say in COSTS if _is_number(last.get(name))]
+    said = [say(last[name]) for name, say in COSTS if is_number(last.get(name))]
     return f"Cost: {', '.join(said)}." if said else ""
 
 
@@ -154,7 +154,8 @@ def _name(config: Mapping[str, Any], key: str) -> str | None:
     return None
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value out of a file is a number that can be shown."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -186,7 +187,7 @@ def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
     texts = []
     for key, _, digits in columns:
         value = row.get(key)
-        if not _is_number(value):
+        if not is_number(value):
             texts.append(NOTHING)
         elif digits is None:
             texts.append(f"{100 * value:.2f}\u00a0%")
@@ -197,30 +198,32 @@ def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
 
 def _groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """The settings by group, those without a group first; deeper levels become dotted names."""
-    alone = [(key, _text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
+    alone = [(key, setting_text(value)) for key, value in config.items() if not isinstance(value, Mapping)]
     groups = [
-        (name, [(key, _text(value)) for key, value in _flat(group)])
+        (name, [(key, setting_text(value)) for key, value in flat_settings(group)])
         for name, group in config.items()
         if isinstance(group, Mapping)
     ]
     return [("run", alone), *groups] if alone else groups
 
 
-def _flat(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat_settings(group: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(name, value) of every setting; names of deeper levels are dotted."""
     rows: list[tuple[str, Any]] = []
     for key, value in group.items():
         if isinstance(value, Mapping) and value:
-            rows += _flat(value, f"{prefix}{key}.")
+            rows += flat_settings(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", value))
     return rows
 
 
-def _text(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A setting as a person would write it."""
     if value is None or value == {}:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value) or NOTHING
+        return ", ".join(setting_text(item) for item in value) or NOTHING
     return str(value)

@@ -6,7 +6,8 @@ concatenation of the nodes in `concat`.
 """
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,21 @@ class Cell:
             incoming = [f"{edge.operation}({edge.source})" for edge in self.edges if edge.target == node]
             parts.append(f"{node}: {' + '.join(incoming) or '-'}")
         return "; ".join(parts)
+
+    def rewired(self, text: str) -> "Cell":
+        """The cell of the same nodes and concatenation whose edges are those of `text`, as `str` writes them.
+
+        Raises GenotypeError for text of another form, and for edges that the nodes do not allow.
+        """
+        edges = []
+        for part in text.split("; "):
+            node, colon, incoming = part.partition(": ")
+            for term in incoming.split(" + ") if incoming != "-" else ():
+                found = re.fullmatch(r"(\w+)\((\d{1,9})\)", term)
+                if not colon or not re.fullmatch(r"\d{1,9}", node) or found is None:
+                    raise GenotypeError(f"a cell must read as `2: sep_conv_3x3(0); 3: -`, got {part[:60]!r}")
+                edges.append(Edge(int(found[2]), int(node), found[1]))
+        return replace(self, edges=tuple(edges))
 
 
 @dataclass(frozen=True)

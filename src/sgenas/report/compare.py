@@ -1,0 +1,214 @@
+"""Several runs side by side: grouped by their settings, mean and deviation over seeds, on one page."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from sgenas.errors import InvalidValueError, RunFolderError
+from sgenas.files import replacing
+from sgenas.report.cell_svg import cell_svg
+from sgenas.report.curves import finish
+from sgenas.report.figures import PALETTE, house_style, inline_svg, plain
+from sgenas.report.html import render_page
+from sgenas.report.page import COSTS, NOTHING, flat_settings, is_number, setting_text
+from sgenas.report.run_folder import RunRecord, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCURACY = {"search": ("val_accuracy", "validation accuracy"), "training": ("test_accuracy", "test accuracy")}
+STYLES = ("-", "--", "-.", ":")
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose settings differ in nothing but the seed; `name` says what no other group has."""
+
+    name: str
+    differences: dict[str, str]
+    records: tuple[RunRecord, ...]
+
+    def last(self, key: str) -> list[float]:
+        """The number `key` of the last finished epoch of each run that has it."""
+        rows = [record.epochs[-1] for record in self.records if record.epochs]
+        return [float(row[key]) for row in rows if is_number(row.get(key))]
+
+
+def grouped(records: Sequence[RunRecord]) -> list[Group]:
+    """The records by their settings, in the order given, named by the settings that differ."""
+    settings = [_settings(record, records) for record in records]
+    found: list[tuple[dict[str, Any], list[RunRecord]]] = []
+    for own, record in zip(settings, records, strict=True):
+        for other, members in found:
+            if other == own:
+                members.append(record)
+                break
+        else:
+            found.append((own, [record]))
+    names = list(dict.fromkeys(name for own, _ in found for name in own))
+    differ = [name for name in names if any(own.get(name) != found[0][0].get(name) for own, _ in found)]
+    groups = []
+    for own, members in found:
+        differences = {name: setting_text(own.get(name)) for name in differ}
+        # the last part of a dotted name is what the flag is called
+        short = ", ".join(f"{name.rpartition('.')[2]} {text}" for name, text in differences.items())
+        groups.append(Group(short or members[0].path.resolve().name, differences, tuple(members)))
+    return groups
+
+
+def _settings(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:
+    """The settings but for the seed; the cells that a training was given are told by their number."""
+    own = {name: value for name, value in record.config.items() if name not in (SEED, "genotype")}
+    found = dict(flat_settings(own))
+    if "genotype" in record.config:
+        cells = [other.config.get("genotype") for other in records]
+        different = [cell for number, cell in enumerate(cells) if cell not in cells[:number]]
+        found["genotype"] = f"cells {different.index(record.config['genotype']) + 1}"
+    return found
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean and sample deviation (None for a single value) of what is there; None for nothing."""
+    if not values:
+        return None
+    return fmean(values), stdev(values) if len(values) > 1 else None
+
+
+def write_comparison(paths: Iterable[str | Path], out: str | Path) -> Path:
+    """Writes one page about the run folders `paths` to `out` and returns its path; an old one is replaced.
+
+    Raises what `read_run` raises; InvalidValueError for a folder given twice and for searches beside
+    trainings, whose accuracies are of different images; RunFolderError when `out` cannot be written.
+    """
+    records = [read_run(path) for path in paths]
+    places = [record.path.resolve() for record in records]
+    for place in places:
+        if places.count(place) > 1:
+            raise InvalidValueError(f"runs must be given once, got {place} twice")
+    kinds = sorted({record.kind for record in records})
+    if len(kinds) != 1:
+        raise InvalidValueError(f"runs must be all searches or all trainings, got {' and '.join(kinds)}")
+    out = Path(out)
+    if out.is_dir():
+        raise RunFolderError(f"{out} must be a file to write, got a folder")
+    with replacing(out) as file:
+        file.write(render_comparison(records, out.stem).encode("utf-8", errors="replace"))
+    return out
+
+
+def render_comparison(records: Sequence[RunRecord], title: str) -> str:
+    """The page as text; equal records give equal text. All are of one kind."""
+    groups, kind = grouped(records), records[0].kind
+    key, accuracy = ACCURACY[kind]
+    costs = [(name, say) for name, say in COSTS if any(group.last(name) for group in groups)]
+    rows = []
+    for group in groups:
+        figures = mean_and_deviation([100 * value for value in group.last(key)])
+        rows.append(
+            [
+                group.name,
+                str(len(group.records)),
+                ", ".join(setting_text(dict(flat_settings(one.config)).get(SEED)) for one in group.records),
+                _per_cent(figures),
+                *[_said(group.last(name), say) for name, say in costs],
+            ]
+        )
+    figure = inline_svg(draw_comparison(groups, key, accuracy), "accuracy", f"{accuracy} of the groups")
+    return render_page(
+        "comparison",
+        title=title,
+        kind={"search": "searches", "training": "trainings"}[kind],
+        groups=groups,
+        headings=["", "runs", "seeds", f"{accuracy}, %", *[HEADINGS[name] for name, _ in costs]],
+        rows=rows,
+        differences=list(groups[0].differences),
+        figure=Markup(figure),
+        cells=[
+            (record.path.resolve().name, group.name, _cells(record))
+            for group in groups
+            for record in group.records
+        ],
+    )
+
+
+HEADINGS = {
+    "seconds": "time",
+    "device_seconds": "device time",
+    "peak_memory_bytes": "memory",
+    "forward": "forward passes",
+    "backward": "backward passes",
+    "images": "images",
+}
+
+
+def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
+    """The accuracy over epochs and over forward passes: the mean of each group, and the range of its runs."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with house_style():
+        figure = Figure(
+            figsize=(10, 3.6 + 0.25 * len(groups)), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1)
+        )
+        left, right = figure.subplots(1, 2, sharey=True)
+        styles = cycle([(shade, style) for style in STYLES for shade in PALETTE])
+        for group, (shade, style) in zip(groups, styles, strict=False):
+            for axes, along in ((left, "epoch"), (right, "forward")):
+                _draw_group(axes, group, along, key, shade, style)
+        finish(left, f"{name[0].upper()}{name[1:]}", "epoch", "per cent")
+        finish(right, "The same over what it took", "forward passes", "")
+        handles, labels = left.get_legend_handles_labels()
+        if handles:
+            figure.legend(handles, labels, loc="outside lower left", fontsize=8, frameon=False, ncols=1)
+    return figure
+
+
+def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, style: str) -> None:
+    runs: dict[int, list[tuple[float, float]]] = {}
+    for record in group.records:
+        for row in record.epochs:
+            x = row["epoch"] + 1 if along == "epoch" else row.get(along)
+            if is_number(row.get(key)) and is_number(x):
+                runs.setdefault(row["epoch"], []).append((x, 100 * row[key]))
+    if not runs:
+        return
+    points = [runs[epoch] for epoch in sorted(runs)]
+    x = [fmean(place for place, _ in each) for each in points]
+    values = [[value for _, value in each] for each in points]
+    marker = {"marker": "o", "markersize": 4} if len(x) <= 15 else {}
+    axes.plot(
+        x, [fmean(each) for each in values], color=shade, linestyle=style, label=plain(group.name), **marker
+    )
+    axes.fill_between(
+        x,
+        [min(each) for each in values],
+        [max(each) for each in values],
+        color=shade,
+        alpha=0.15,
+        linewidth=0,
+    )
+
+
+def _per_cent(figures: tuple[float, float | None] | None) -> str:
+    if figures is None:
+        return NOTHING
+    mean, deviation = figures
+    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} \u00b1 {deviation:.2f}"
+
+
+def _said(values: Sequence[float], say: Callable[[float], str]) -> str:
+    """The mean of a cost, without the words that its sentence has around it."""
+    return say(fmean(values)).removeprefix("at most ").partition(" of ")[0] if values else NOTHING
+
+
+def _cells(record: RunRecord) -> list[tuple[str, Markup]]:
+    if record.genotype is None:
+        return []
+    return [(name, cell_svg(cell, f"{name} cell: {cell}")) for name, cell in record.genotype.cells]
