@@ -86,6 +86,19 @@ def photos(tmp_path: Path) -> str:
     return f"folder:{tmp_path / 'photos'}"
 
 
+@pytest.fixture
+def lopsided(tmp_path: Path) -> str:
+    """A data set of 60, 36 and 12 grey images of 8 x 8 in three classes, and 6 of each to test."""
+    draw = np.random.default_rng(0)
+    for part, counts in (("train", (60, 36, 12)), ("test", (6, 6, 6))):
+        for name, count in zip("abc", counts, strict=True):
+            folder = tmp_path / "lopsided" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+    return f"folder:{tmp_path / 'lopsided'}"
+
+
 def _outcome(path: Path) -> dict[str, Any]:
     """All that a run came to, but for the time that it took."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]

@@ -9,6 +9,7 @@ from typing import Any, Self
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.engine.class_weights import CLASS_WEIGHTS
 from sgenas.engine.settings import Checked, by_group, flag, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
@@ -76,6 +77,9 @@ class ImageSettings(Checked):
     """auto: random crops, and mirroring where it keeps the class; none: images as they are"""
     cutout: int = 0
     """side in pixels of a square that is blanked in each training image"""
+    class_weights: str = "none"
+    """what an image counts in the losses: none (all alike), or balanced (n / (k n_c) with n training images
+    of k classes, n_c of its own), against imbalance; accuracies count all images alike"""
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data", "the name of a data set", self.data)
@@ -84,6 +88,7 @@ class ImageSettings(Checked):
         self._at_least("batch_size", 2)
         self._one_of("augment", AUGMENTATIONS)
         self._at_least("cutout", 0)
+        self._one_of("class_weights", CLASS_WEIGHTS)
 
 
 @dataclass(frozen=True)

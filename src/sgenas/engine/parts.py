@@ -22,6 +22,7 @@ from sgenas.bilevel import (
     Unrolled,
 )
 from sgenas.bilevel.blocks import columns, deal
+from sgenas.engine.class_weights import balanced
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError, InvalidValueError
@@ -210,6 +211,18 @@ def make_augmentation(
         mean=mean,
         std=std,
     )
+
+
+def class_weights(
+    config: SearchConfig | TrainConfig, images: data.ImageData, device: torch.device
+) -> torch.Tensor | None:
+    """What each class counts in the losses, (classes,), by all training images; None where all are alike.
+
+    A search cuts the images by class, so that both of its losses have the same weights but for rounding.
+    """
+    if config.data.class_weights == "none":
+        return None
+    return balanced(images.train.labels, len(images.classes)).to(device)
 
 
 def find_device(name: str) -> torch.device:

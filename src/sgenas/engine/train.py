@@ -111,6 +111,7 @@ class Training(Run):
         super().__init__(config, folder, test=True)
         self.test = self._test_images().to(self.device)
         self._augment = parts.make_augmentation(config, self.images, self.images.train)
+        self._class_weights = parts.class_weights(config, self.images, self.device)
         batch_size, count = config.data.batch_size, len(self.images.train)
         if count < batch_size:
             raise ConfigError(f"--batch-size must be at most the {count} images that train, got {batch_size}")
@@ -216,13 +217,14 @@ class Training(Run):
     # -- the mathematics of one step ----------------------------------------------------------------------
 
     def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(what is minimised, logits): smoothed cross-entropy, plus that of the auxiliary head, weighed."""
-        smoothing = self.config.optimizer.label_smoothing
+        """(what is minimised, logits): smoothed cross-entropy, plus that of the auxiliary head, weighed.
+
+        Both with the class weights of `--class-weights`, as PyTorch's `weight`.
+        """
+        settings = {"weight": self._class_weights, "label_smoothing": self.config.optimizer.label_smoothing}
         if not isinstance(output, tuple):
-            return F.cross_entropy(output.float(), labels, label_smoothing=smoothing), output
-        main, auxiliary = (
-            F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) for logits in output
-        )
+            return F.cross_entropy(output.float(), labels, **settings), output
+        main, auxiliary = (F.cross_entropy(logits.float(), labels, **settings) for logits in output)
         return main + self.config.auxiliary_weight * auxiliary, output[0]
 
     def _take_step(self) -> dict[str, Tensor]:
