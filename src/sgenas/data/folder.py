@@ -44,7 +44,24 @@ def read_folder(name: str, folder: Path, pick: Pick, with_test: bool = True) -> 
         ImageSet(decode(test, layout), test_labels) if test else None,
         classes,
         mirror=True,
+        origin=str(folder),
+        notes=_passed_over([train_root, test_root] if test else [train_root]),
     )
+
+
+def _passed_over(roots: list[Path]) -> tuple[str, ...]:
+    """A line on what lies beside the images in the class folders below `roots`, hidden files left out."""
+    others = [
+        entry
+        for root in roots
+        for folder in _entries(root)
+        if folder.is_dir() and not folder.name.startswith(".")
+        for entry in _entries(folder)
+        if entry.suffix.lower() not in EXTENSIONS and not entry.name.startswith(".")
+    ]
+    if not others:
+        return ()
+    return (f"{len(others)} entries passed over that are no image by their ending, {others[0]} first",)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -66,7 +66,8 @@ class ImageSettings(Checked):
     """Images: where they come from and how they are changed."""
 
     data: str = "cifar10"
-    """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES or folder:DIR"""
+    """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES, folder:DIR (one folder
+    a class) or hf:PATH_OR_NAME (Hugging Face)"""
     data_dir: str | None = None
     """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
     train_images: int | None = None

@@ -78,11 +78,22 @@ def check_blocks(config: SearchConfig, alphas: Tree) -> None:
         raise ConfigError(f"--blocks {settings.blocks}: {error}") from None
 
 
-def load_images(config: SearchConfig | TrainConfig, *, test: bool) -> data.ImageData:
-    """The data set of `--data`, with its test images or without; raises DataError where it cannot be had."""
+def load_images(
+    config: SearchConfig | TrainConfig, *, test: bool, given: data.ImageData | None = None
+) -> data.ImageData:
+    """The data set of `--data`, with its test images or without; raises DataError where it cannot be had.
+
+    given: images that a caller has in Python, taken in place of loading any; `--train-images` holds for them.
+    """
     settings = config.data
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     try:
+        if given is not None:
+            return data.limited(
+                given if test else dataclasses.replace(given, test=None),
+                settings.train_images,
+                seed_of(config.seed, "sample"),
+            )
         return data.load(
             settings.data,
             data_dir=folder,
@@ -103,12 +114,22 @@ def data_error(config: SearchConfig | TrainConfig, error: DataError) -> DataErro
     return DataError(f"{flags}: {error}")
 
 
-def with_absolute_paths(config: AnyConfig) -> AnyConfig:
-    """The same settings with absolute paths to the data, so that a run can be resumed from anywhere."""
+def with_absolute_paths(config: AnyConfig, given: data.ImageData | None = None) -> AnyConfig:
+    """The same settings with absolute paths to the data, so that a run can be resumed from anywhere.
+
+    given: images from Python, whose name takes the place of `--data`. Raises ConfigError for a `--data-dir`
+    beside them.
+    """
     settings = config.data
+    if given is not None:
+        if settings.data_dir is not None:
+            raise ConfigError(
+                f"--data-dir must not be set with images from Python, got {settings.data_dir!r}"
+            )
+        settings = dataclasses.replace(settings, data=given.name)
     kind, separator, paths = settings.data.partition(":")
     source = settings.data
-    if separator and kind in ("parquet", "folder"):
+    if separator and (kind in ("parquet", "folder") or (kind == "hf" and Path(paths).expanduser().exists())):
         parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
         source = f"{kind}:{','.join(parts)}"
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
@@ -253,8 +274,8 @@ def seed_of(seed: int, name: str) -> int:
 def digest_of(images: data.ImageSet) -> str:
     """A fingerprint of images and labels, to notice when a data set changed between stop and resume."""
     total = hashlib.blake2b(digest_size=16)
-    total.update(images.images.numpy().data)
-    total.update(images.labels.numpy().data)
+    for tensor in (images.images, images.labels):
+        total.update(tensor.cpu().contiguous().numpy().data)
     return total.hexdigest()
 
 

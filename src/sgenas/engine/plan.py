@@ -20,6 +20,8 @@ from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.bilevel.sharing import cut
 from sgenas.bilevel.smoothing import probes
 from sgenas.bilevel.vectorised import SavedMemory, side_by_side, trajectory_bytes
+from sgenas.data import ImageData
+from sgenas.engine import parts
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.engine.run_folder import RunFolder, environment
 from sgenas.engine.schedule import Schedule
@@ -116,13 +118,13 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def plan_search(config: SearchConfig) -> Plan:
+def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Plan:
     """Predicts what the search of `config` will cost, from some passes on its own images and device.
 
-    Takes seconds with small supernets, a minute where a pass takes seconds; nothing is written. Raises what
-    `run_search` raises before its first step.
+    images: as in `run_search`. Takes seconds with small supernets, a minute where a pass takes seconds;
+    nothing is written. Raises what `run_search` raises before its first step.
     """
-    search = Search(config, RunFolder("unused"))
+    search = Search(parts.with_absolute_paths(config, images), RunFolder("unused"), images=images)
     constants = measure(search)
     schedules = [search.schedule, *compared(search.schedule)]
     return Plan(

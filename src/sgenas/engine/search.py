@@ -54,8 +54,12 @@ def run_search(
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    images: data.ImageData | None = None,
 ) -> SearchResult:
     """Runs a search into the new run folder `out`.
+
+    `images` (of `sgenas.data.from_dataset`, for example) take the place of those that `config.data.data`
+    names; the run folder then has their name, and whoever resumes hands them over again.
 
     `stop` is asked after every step; once it answers True, a checkpoint is written and the search returns
     unfinished. On several `processes` (`parallel.joined`) each calls this with the same settings: the first
@@ -67,9 +71,9 @@ def run_search(
     folder = _folder(out, processes)
     with processes.agreeing():
         folder.check(overwrite=overwrite)
-    config = parts.with_absolute_paths(config)
+    config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
-    search = processes.build(lambda: Search(config, folder, processes, layout))
+    search = processes.build(lambda: Search(config, folder, processes, layout, images))
     with processes.agreeing():
         folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
         folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
@@ -82,12 +86,14 @@ def resume_search(
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    images: data.ImageData | None = None,
 ) -> SearchResult:
     """Goes on with the search in the run folder `path`, exactly where its checkpoint stands.
 
     A search that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
     when its checkpoint is missing, damaged, or belongs to other settings or other images. `processes` as in
-    `run_search`: all read the run folder, and there may be another number of them than before.
+    `run_search`: all read the run folder, and there may be another number of them than before. images: those
+    that `run_search` was given.
     """
     folder = _folder(path, processes)
     with processes.agreeing():
@@ -98,7 +104,7 @@ def resume_search(
     layout = _layout(config, processes)
 
     def make() -> Search:
-        search = Search(config, folder, processes, layout)
+        search = Search(config, folder, processes, layout, images)
         search.load_state_dict(state)
         return search
 
@@ -125,7 +131,8 @@ def _layout(config: SearchConfig, processes: Processes) -> Layout:
 class Search(Run):
     """A search in the middle of its work. Made from its settings; nothing is written before `run`.
 
-    layout: how several `processes` divide the work; made from the settings for one alone.
+    layout: how several `processes` divide the work; made from the settings for one alone. images: in place of
+    those that `--data` names.
     """
 
     noun = "search"
@@ -139,10 +146,11 @@ class Search(Run):
         folder: RunFolder,
         processes: Processes = ALONE,
         layout: Layout | None = None,
+        images: data.ImageData | None = None,
     ) -> None:
         self.layout = layout or processes.layout(config.data.data_parallel)
         self.table = parts.load_table(config)
-        super().__init__(config, folder, test=False, processes=processes)
+        super().__init__(config, folder, test=False, processes=processes, images=images)
         self.split = self._split()
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
