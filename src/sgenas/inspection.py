@@ -54,10 +54,12 @@ def print_account(found: Account, console: Console) -> None:
     colours = "1 channel (grey)" if found.channels == 1 else f"{found.channels} channels"
     lines = [
         f"{found.data}: {found.train_images:,} training images, {tested}",
-        f"{found.width} x {found.height} pixels, {colours}, {len(found.classes)} classes;"
-        f" mirrored images {'keep' if found.mirror else 'may not keep'} their class",
+        f"{found.width} x {found.height} pixels, {colours}, {len(found.classes)} classes",
         f"from {found.origin}",
         f"mean {_numbers(found.mean)}, deviation {_numbers(found.std)} (white is 1)",
+        "augmented with mirroring"
+        if found.mirror
+        else "not mirrored: it could make another class of an image",
         *found.notes,
     ]
     for line in lines:
@@ -119,9 +121,8 @@ def _checkup_table(found: Checkup) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row(
-        "versions", ", ".join(f"{name} {value or 'missing'}" for name, value in found.versions.items())
-    )
+    versions = [f"{name} {version or 'missing'}" for name, version in found.versions.items()]
+    table.add_row("versions", _list(versions))
     for device in found.devices:
         table.add_row(device.name, f"{device.kind}; {memory(device.free)} of {memory(device.memory)} free")
     settings = "".join(f", {name}={value}" for name, value in found.settings.items())
@@ -141,9 +142,7 @@ def _checkup_table(found: Checkup) -> Table:
         )
     for warning in found.warnings:
         table.add_row("warning", warning)
-    table.add_row(
-        "result", "a search can run" if found.ok else f"no search can run: {'; '.join(found.reasons)}"
-    )
+    table.add_row("result", "a search can run" if found.ok else "no search can run")
     return table
 
 

@@ -139,8 +139,8 @@ def test_columns_that_are_not_clear_are_listed(hf, made, tmp_path):
     hf.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(tmp_path / "text")
     refused(
         f"hf:{tmp_path / 'text'}",
-        f"data set hf:{tmp_path / 'text'} must have one image column (named img, image, or the only one of its"
-        " type), got [] among ['text', 'label']",
+        f"data set hf:{tmp_path / 'text'} must have one image column (named img, image, or the only one of"
+        " its type), got [] among ['text', 'label']",
     )
 
 

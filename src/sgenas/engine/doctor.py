@@ -1,4 +1,4 @@
-"""Whether a search can run on this machine, and what there is for it: versions, devices, room, data, speed."""
+"""Whether a search can run on this machine, and what it finds there: versions, devices, data, speed."""
 
 import dataclasses
 import importlib.metadata
@@ -68,10 +68,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Checkup:
-    """What `examine` found. reasons: why no search can run, empty where one can. warnings: what is not as good
-    as it could be. cores: usable by this process, of `all_cores`. settings: environment variables for threads
-    that are set. data: data set -> whether its files are in `data_folder`. extras: extra -> modules missing.
-    speed: None where a pass failed."""
+    """What `examine` found.
+
+    reasons: why no search can run, empty where one can. warnings: what could be better. cores: usable by this
+    process, of `all_cores`. settings: environment variables for threads, those that are set. disk_free: bytes
+    in the working folder. data: data set -> whether its files are in `data_folder`. extras: extra -> modules
+    missing. speed: None where a pass failed.
+    """
 
     versions: dict[str, str | None]
     devices: tuple[Device, ...]
@@ -117,9 +120,7 @@ def examine() -> Checkup:
     cores, threads = _usable_cores(), torch.get_num_threads()
     warnings = []
     if threads > cores:
-        warnings.append(
-            f"{threads} threads on {cores} usable cores get in each other's way: OMP_NUM_THREADS={cores}"
-        )
+        warnings.append(f"{threads} threads share {cores} usable cores: set OMP_NUM_THREADS={cores}")
     if not data["cifar10"]:
         warnings.append("cifar10, the default of --data, is not there: a search will try to download it")
     return Checkup(

@@ -42,12 +42,10 @@ def draw_pictures(images: ImageData) -> "Figure":
         axes.tick_params(length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        more = (
-            ""
-            if len(shown) == len(images.classes)
-            else f", the first {len(shown)} classes of {len(images.classes)}"
-        )
-        axes.set_title(plain(f"training images of {_short(images.name, 50)}{more}"), fontsize=9)
+        title = f"training images of {_short(images.name, 50)}"
+        if len(shown) < len(images.classes):
+            title += f", the first {len(shown)} classes of {len(images.classes)}"
+        axes.set_title(plain(title), fontsize=9)
     return figure
 
 
