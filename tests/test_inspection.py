@@ -46,6 +46,8 @@ def test_data_says_what_was_read_and_draws_it(
     ]
     with Image.open("made/grid.png") as grid:
         assert min(grid.size) > 100
+    assert main(["data", photos, "--image-size", "4"]) == 0
+    assert "12 images scaled and cut to 4 x 4" in capsys.readouterr().out
     assert main(["data", photos, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["train_images"], found["test_images"], found["width"]) == (12, None, 8)

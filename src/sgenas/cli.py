@@ -297,9 +297,11 @@ def _query(command: QueryCommand) -> int:
 
 
 def _data(command: DataCommand) -> int:
+    from sgenas.data import load
     from sgenas.inspection import show_data
 
-    show_data(command.spec, command.data_dir, command.out, command.json, _console())
+    images = partial(load, command.spec, data_dir=command.data_dir, image_size=command.image_size)
+    show_data(images, command.spec, command.out, command.json, _console())
     return 0
 
 

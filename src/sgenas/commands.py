@@ -199,6 +199,8 @@ class DataCommand:
     """data set, as in search --data"""
     data_dir: Path | None = None
     """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
+    image_size: int | None = None
+    """side in pixels that images are brought to, as in search --image-size"""
     out: Path | None = None
     """.png or .svg file of the images; runs/data-SPEC.png if not set"""
     json: bool = False

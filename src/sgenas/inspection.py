@@ -3,13 +3,14 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sgenas.data import load
+from sgenas.data import ImageData
 from sgenas.data.account import Account, ClassCount, account
 from sgenas.engine.doctor import Checkup, examine
 from sgenas.errors import DataError, InvalidValueError
@@ -23,8 +24,10 @@ UNEQUAL = 2.0
 """Imbalance from which class weights are worth a word."""
 
 
-def show_data(spec: str, data_dir: Path | None, out: Path | None, as_json: bool, console: Console) -> None:
-    """Reads a data set, draws images of it into `out` and says what it holds.
+def show_data(
+    read: Callable[[], ImageData], spec: str, out: Path | None, as_json: bool, console: Console
+) -> None:
+    """Reads the data set `spec` with `read`, draws images of it into `out` and says what it holds.
 
     Raises DataError where it cannot be read, InvalidValueError for an `out` that is neither .png nor .svg.
     """
@@ -34,7 +37,7 @@ def show_data(spec: str, data_dir: Path | None, out: Path | None, as_json: bool,
     except InvalidValueError as error:
         raise InvalidValueError(f"--out: {error}") from None
     try:
-        images = load(spec, data_dir=data_dir)
+        images = read()
     except DataError as error:
         raise DataError(f"data {spec}: {error}") from None
     with naming(place.parent):

@@ -83,6 +83,8 @@ def test_settings_that_contradict(
 ) -> None:
     with pytest.raises(ConfigError, match="--data-dir must not be set with images from Python, got 'x'"):
         run_search(small(data={"data_dir": "x"}), tmp_path / "run", images=digits)
+    with pytest.raises(ConfigError, match="--image-size must not be set with images from Python, got 4"):
+        run_search(small(data={"image_size": 4}), tmp_path / "run", images=digits)
     with pytest.raises(DataError, match="--data python:mine --train-images 9: limit must be at least 10"):
         run_search(small(data={"train_images": 9}), tmp_path / "run", images=digits)
     command = ("search", "--data", "python:mine", "--out", str(tmp_path / "run"))

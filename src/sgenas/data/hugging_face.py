@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sgenas.data.columns import find_column
-from sgenas.data.decode import Encoded, decode, layout_of
-from sgenas.data.images import ImageData, ImageSet, Pick
+from sgenas.data.decode import Encoded, image_data
+from sgenas.data.images import ImageData, Pick
 from sgenas.errors import DataError
 
 TEST_SPLITS = ("test", "validation", "valid", "val", "eval")
@@ -20,14 +20,16 @@ SAVED = ("dataset_dict.json", "state.json")
 """A folder with one of these was written by `save_to_disk`."""
 
 
-def read_hugging_face(name: str, place: str, pick: Pick, with_test: bool = True) -> ImageData:
+def read_hugging_face(
+    name: str, place: str, pick: Pick, with_test: bool = True, image_size: int | None = None
+) -> ImageData:
     """The images of `place`: a folder of `save_to_disk`, a folder of parquet or image files, or a name.
 
     A name goes through `datasets.load_dataset`, which downloads what it has not kept before. The split
     `train` (or the only one) trains, the first of TEST_SPLITS tests. The image column is of the feature Image
     or holds encoded bytes, the label column is a ClassLabel or holds integers; `find_column` says which of
-    several. `pick` chooses the training images to decode. Raises DataError for what is missing, ambiguous or
-    broken, and where the package is not installed.
+    several. `pick` chooses the training images to decode. image_size: as in `layout_of`. Raises DataError for
+    what is missing, ambiguous or broken, and where the package is not installed.
     """
     splits = _load(name, place)
     train_split, test_split = _split_names(name, splits)
@@ -42,17 +44,16 @@ def read_hugging_face(name: str, place: str, pick: Pick, with_test: bool = True)
     chosen = pick(labels, classes)
 
     train_images = _encoded(f"{name} {train_split}", train, image, chosen)
-    test_images = []
+    test_images: list[Encoded] = []
     if test is not None:
         test_images = _encoded(f"{name} {test_split}", test, image, torch.arange(len(test_labels)))
-    layout = layout_of(train_images + test_images)
     unused = [split for split in splits if split not in (train_split, test_split)]
-    return ImageData(
+    return image_data(
         name,
-        ImageSet(decode(train_images, layout), labels[chosen]),
-        ImageSet(decode(test_images, layout), test_labels) if test_images else None,
+        (train_images, labels[chosen]),
+        (test_images, test_labels),
         classes,
-        mirror=True,
+        image_size=image_size,
         origin=f"{place}, split {train_split}{f' and {test_split}' if test is not None else ''}, columns"
         f" {image} and {label}",
         notes=(f"splits passed over: {', '.join(unused)}",) if unused else (),

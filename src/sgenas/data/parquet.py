@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sgenas.data.columns import find_column
-from sgenas.data.decode import Encoded, decode, layout_of
-from sgenas.data.images import ImageData, ImageSet, Pick
+from sgenas.data.decode import Encoded, image_data
+from sgenas.data.images import ImageData, Pick
 from sgenas.errors import DataError
 
 if TYPE_CHECKING:
@@ -26,11 +26,14 @@ class _File(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def read_parquet(name: str, paths: str, pick: Pick, with_test: bool = True) -> ImageData:
+def read_parquet(
+    name: str, paths: str, pick: Pick, with_test: bool = True, image_size: int | None = None
+) -> ImageData:
     """The images in `paths`, comma-separated files and folders of `*.parquet`, in the order given.
 
     Files with `test`, `val`, `valid` or `validation` as a word of their name are the test set. `pick` chooses
-    the training images to decode. Raises DataError for what is missing, ambiguous or broken.
+    the training images to decode. image_size: as in `layout_of`. Raises DataError for what is missing,
+    ambiguous or broken.
     """
     files = [_open(path) for path in _find(paths)]
     train = [file for file in files if not _is_test(file.path)]
@@ -44,13 +47,12 @@ def read_parquet(name: str, paths: str, pick: Pick, with_test: bool = True) -> I
     train_images = _encoded(train, chosen)
     test_labels = torch.cat([file.labels for file in test]) if test else torch.empty(0)
     test_images = _encoded(test, torch.arange(len(test_labels)))
-    layout = layout_of(train_images + test_images)
-    return ImageData(
+    return image_data(
         name,
-        ImageSet(decode(train_images, layout), labels[chosen]),
-        ImageSet(decode(test_images, layout), test_labels) if test_images else None,
+        (train_images, labels[chosen]),
+        (test_images, test_labels),
         classes,
-        mirror=True,
+        image_size=image_size,
         origin=_named([file.path for file in train + test]),
     )
 

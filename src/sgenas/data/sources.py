@@ -17,6 +17,8 @@ from sgenas.errors import DataError
 
 KNOWN_SOURCES = ("digits", *DOWNLOADS, "parquet:PATHS", "folder:DIR", "hf:PATH_OR_NAME")
 """What `load` accepts, for help texts; PATHS are comma-separated files or folders."""
+FILE_KINDS = ("parquet", "folder", "hf")
+"""Kinds that stand before a colon: encoded images of any size."""
 
 
 def load(
@@ -26,6 +28,7 @@ def load(
     limit: int | None = None,
     seed: int = 0,
     test: bool = True,
+    image_size: int | None = None,
 ) -> ImageData:
     """Loads a data set into memory, as uint8 on the CPU.
 
@@ -36,11 +39,18 @@ def load(
     `limit`: keep that many training images, drawn by class with a generator seeded by `seed`, at least one
     of each class; a limit above the number of images keeps all.
     `test`: read the test images too; there are none in the result otherwise.
+    `image_size`: of `folder:`, `parquet:` and `hf:`, side in pixels that images are brought to: scaled until
+    they just cover a square and cut on both sides alike. By default all must have one size.
 
     Raises DataError, in one line that names the file and the fault, where the data set cannot be had.
     """
     pick = _picker(spec, limit, seed)
     kind, separator, place = spec.partition(":")
+    files = separator and kind in FILE_KINDS
+    if image_size is not None and image_size < 1:
+        raise DataError(f"image size must be at least 1, got {image_size}")
+    if image_size is not None and (spec == "digits" or spec in DOWNLOADS):
+        raise DataError(f"image size only applies with {', '.join(FILE_KINDS)}, got {image_size}")
     if spec == "digits":
         return _read_digits(pick, test)
     if spec in DOWNLOADS:
@@ -50,14 +60,14 @@ def load(
             f"images of {spec} were handed over in Python and must be again: run_search, resume_search,"
             " run_training, resume_training or evaluate_run with images=..."
         )
-    if separator and kind in ("parquet", "folder", "hf") and not place.strip():
+    if files and not place.strip():
         raise DataError(f"data set {spec!r} must name a path after the colon")
     if kind == "parquet" and separator:
-        return read_parquet(spec, place, pick, test)
+        return read_parquet(spec, place, pick, test, image_size)
     if kind == "folder" and separator:
-        return read_folder(spec, Path(place).expanduser(), pick, test)
+        return read_folder(spec, Path(place).expanduser(), pick, test, image_size)
     if kind == "hf" and separator:
-        return read_hugging_face(spec, place.strip(), pick, test)
+        return read_hugging_face(spec, place.strip(), pick, test, image_size)
     raise DataError(f"data set must be one of {', '.join(KNOWN_SOURCES)}, got {spec!r}")
 
 

@@ -72,6 +72,9 @@ class ImageSettings(Checked):
     """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
     train_images: int | None = None
     """use only so many training images, drawn evenly over the classes; all if not set"""
+    image_size: int | None = None
+    """side in pixels that images of folder, parquet and hf are brought to, scaled and cut to a square; if not
+    set all must have one size"""
     batch_size: int = 64
     """images in a batch"""
     augment: str = "auto"
@@ -85,6 +88,7 @@ class ImageSettings(Checked):
     def __post_init__(self) -> None:
         require(bool(self.data), "data", "the name of a data set", self.data)
         self._at_least("train_images", 2)
+        self._at_least("image_size", 1)
         # a batch of one image has no batch statistics
         self._at_least("batch_size", 2)
         self._one_of("augment", AUGMENTATIONS)

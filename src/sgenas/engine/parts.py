@@ -24,6 +24,7 @@ from sgenas.bilevel import (
 from sgenas.bilevel.blocks import columns, deal
 from sgenas.engine.class_weights import balanced
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
+from sgenas.engine.settings import flag
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError, InvalidValueError
 from sgenas.methods import method
@@ -100,6 +101,7 @@ def load_images(
             limit=settings.train_images,
             seed=seed_of(config.seed, "sample"),
             test=test,
+            image_size=settings.image_size,
         )
     except DataError as error:
         raise data_error(config, error) from None
@@ -117,15 +119,15 @@ def data_error(config: SearchConfig | TrainConfig, error: DataError) -> DataErro
 def with_absolute_paths(config: AnyConfig, given: data.ImageData | None = None) -> AnyConfig:
     """The same settings with absolute paths to the data, so that a run can be resumed from anywhere.
 
-    given: images from Python, whose name takes the place of `--data`. Raises ConfigError for a `--data-dir`
-    beside them.
+    given: images from Python, whose name takes the place of `--data`. Raises ConfigError where a setting that
+    says how to load images stands beside them.
     """
     settings = config.data
     if given is not None:
-        if settings.data_dir is not None:
-            raise ConfigError(
-                f"--data-dir must not be set with images from Python, got {settings.data_dir!r}"
-            )
+        for name in ("data_dir", "image_size"):
+            value = getattr(settings, name)
+            if value is not None:
+                raise ConfigError(f"{flag(name)} must not be set with images from Python, got {value!r}")
         settings = dataclasses.replace(settings, data=given.name)
     kind, separator, paths = settings.data.partition(":")
     source = settings.data
