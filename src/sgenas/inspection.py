@@ -53,20 +53,18 @@ def show_data(
 
 def print_account(found: Account, console: Console) -> None:
     """An account in lines and a table of the classes, none wider than the console."""
-    tested = "no test images" if found.test_images is None else f"{found.test_images:,} test images"
+    tested = "no test images" if found.test_images is None else f"{found.test_images:,} to test"
     colours = "1 channel (grey)" if found.channels == 1 else f"{found.channels} channels"
-    lines = [
-        f"{found.data}: {found.train_images:,} training images, {tested}",
-        f"{found.width} x {found.height} pixels, {colours}, {len(found.classes)} classes",
-        f"from {found.origin}",
-        f"mean {_numbers(found.mean)}, deviation {_numbers(found.std)} (white is 1)",
-        "augmented with mirroring"
-        if found.mirror
-        else "not mirrored: it could make another class of an image",
-        *found.notes,
-    ]
-    for line in lines:
-        console.print(line)
+    table = _pairs()
+    table.add_row("data", found.data)
+    table.add_row("from", found.origin)
+    table.add_row("images", f"{found.train_images:,} to train, {tested}; {len(found.classes)} classes")
+    table.add_row("size", f"{found.width} x {found.height} pixels, {colours}")
+    table.add_row("mean", f"{_numbers(found.mean)}, deviation {_numbers(found.std)} (white is 1)")
+    table.add_row("mirroring", "keeps the class" if found.mirror else "may change the class: not done")
+    for note in found.notes:
+        table.add_row("note", note)
+    console.print(table)
     console.print(_class_table(found))
     console.print(_balance(found))
 
@@ -121,9 +119,7 @@ def show_doctor(as_json: bool, console: Console) -> Checkup:
 
 
 def _checkup_table(found: Checkup) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = _pairs()
     versions = [f"{name} {version or 'missing'}" for name, version in found.versions.items()]
     table.add_row("versions", _list(versions))
     for device in found.devices:
@@ -146,6 +142,14 @@ def _checkup_table(found: Checkup) -> Table:
     for warning in found.warnings:
         table.add_row("warning", warning)
     table.add_row("result", "a search can run" if found.ok else "no search can run")
+    return table
+
+
+def _pairs() -> Table:
+    """An empty table of names and what belongs to them."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     return table
 
 

@@ -13,6 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sgenas.bilevel import SGD, BilevelProblem, Shards
 from sgenas.engine import Search, Training, resume_search, run_search, run_training
 from sgenas.engine.class_weights import balanced, cross_entropy, factors
+from sgenas.engine.plan import plan_search
 from sgenas.engine.run_folder import RunFolder
 from sgenas.errors import ConfigError
 from sgenas.spaces import stacked_cross_entropy
@@ -130,6 +131,15 @@ def test_a_training_is_weighed_as_torch_does(
     weighed = run_training(config, tmp_path / "weighed")
     plain = run_training(training(epochs=2, data=data), tmp_path / "plain")
     assert abs(plain.epochs[0]["train_loss"] - weighed.epochs[0]["train_loss"]) > 1e-3
+
+
+def test_a_plan_takes_its_batches_as_the_search_does(
+    small: Any, lopsided: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgenas.engine.plan.ENOUGH_SECONDS", 0.0)
+    data = {"data": lopsided, "train_images": None, "class_weights": "balanced"}
+    found = plan_search(small(data=data, estimator={"batch_fraction": 0.5}))
+    assert found.rows[0].seconds > 0
 
 
 def test_an_unknown_kind(small: Any, training: Any) -> None:
