@@ -81,6 +81,15 @@ def test_why_no_search_can_run(quick: None, monkeypatch: pytest.MonkeyPatch) -> 
     assert any("threads share 0 usable cores" in warning for warning in found.warnings)
 
 
+def test_gpus_stand_beside_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (index + 1, 10 * index + 10))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"GPU {index}")
+    _, first, second = doctor._devices()
+    assert first == doctor.Device("cuda:0", "GPU 0", 10, 1)
+    assert second == doctor.Device("cuda:1", "GPU 1", 20, 2)
+
+
 def test_seconds_are_those_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that every call moves on by a quarter of a second."""
     clock = [0.0]
