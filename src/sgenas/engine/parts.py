@@ -132,7 +132,8 @@ def with_absolute_paths(config: AnyConfig, given: data.ImageData | None = None) 
     kind, separator, paths = settings.data.partition(":")
     source = settings.data
     if separator and (kind in ("parquet", "folder") or (kind == "hf" and Path(paths).expanduser().exists())):
-        parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
+        places = paths.split(",") if kind == "parquet" else [paths]
+        parts = [str(Path(path.strip()).expanduser().absolute()) for path in places if path.strip()]
         source = f"{kind}:{','.join(parts)}"
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
     config = dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
