@@ -28,9 +28,11 @@ from sgenas.bilevel import SGD, SGE, BilevelProblem, Estimator, FiniteDifference
 from sgenas.memory import peak_memory
 from sgenas.spaces import space, stacked_cross_entropy
 
-WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference", "variate")
+WAYS = ("loop", "streamed", "stacked", "vmap", "directional", "~difference", "variate", "one-sided")
 """`stacked` and `vmap` are computation="vectorised" with the supernet's own stacked pass and without it;
-`variate` is streamed with second order's term as control variate: another estimate, with less noise."""
+`variate` is streamed with second order's term as control variate: another estimate, with less noise;
+`one-sided` with half of that term's difference."""
+VARIATES = {"variate": "finite-difference", "one-sided": "one-sided"}
 
 
 class Steps:
@@ -82,9 +84,8 @@ class Steps:
             found["first order"] = self.estimate(FirstOrder(), inner_steps)
             found["second order"] = self.estimate(FiniteDifference(), inner_steps)
         for way in arguments.ways:
-            if way == "variate":
-                sge = SGE(directions, control_variate=("finite-difference",))
-                found[way] = self.estimate(sge, inner_steps)
+            if way in VARIATES:
+                found[way] = self.estimate(SGE(directions, control_variate=(VARIATES[way],)), inner_steps)
                 continue
             beside = way in ("stacked", "vmap")
             computation = "vectorised" if beside else way.removeprefix("~")

@@ -1,9 +1,16 @@
+import json
+import subprocess
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sgenas.cli import main
+from sgenas.engine.meter import MEASURED
 
 # The tests' networks are tiny: one thread is as fast as two, and does not suffer when the machine is shared.
 torch.set_num_threads(1)
@@ -21,3 +28,55 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return captured.err.strip()
 
     return run
+
+
+@pytest.fixture
+def wait_for_rows() -> Callable[[Path, int, subprocess.Popen[str]], None]:
+    def wait(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+        """Returns once the run has logged `count` rows; its checkpoints bring them to the disk."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            log = path / "metrics.jsonl"
+            if log.exists() and log.read_bytes().count(b"\n") >= count:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"no {count} rows: {process.communicate()}")
+
+    return wait
+
+
+def _outcome(path: Path) -> dict[str, Any]:
+    """All that a run came to, but for the time that it took."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    state = torch.load(path / "checkpoint.pt", weights_only=True)
+    for name in ("measured", "metrics_bytes"):
+        del state[name]
+    alphas = np.load(path / "alphas.npz") if (path / "alphas.npz").exists() else {}
+    return {
+        "metrics": [{name: value for name, value in row.items() if name not in MEASURED} for row in rows],
+        "alphas": {name: array.tolist() for name, array in alphas.items()},
+        "genotype": (path / "genotype.json").read_text(),
+        "state": state,
+    }
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(_same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(first == second)
+
+
+@pytest.fixture
+def assert_same_runs() -> Callable[[Path, Path], None]:
+    """Fails unless two run folders hold the same run, bit for bit."""
+
+    def check(first: Path, second: Path) -> None:
+        ours, theirs = _outcome(first), _outcome(second)
+        for part in ours:
+            assert _same(ours[part], theirs[part]), f"{part} differs between {first} and {second}"
+
+    return check

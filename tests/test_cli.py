@@ -17,7 +17,6 @@ from PIL import Image
 
 import sgenas
 from sgenas.cli import main
-from sgenas.engine.meter import MEASURED
 
 SMALL = [
     *("--data", "digits", "--train-images", "120", "--batch-size", "16", "--channels", "2", "--layers", "3"),
@@ -143,7 +142,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--train-images", "10"], "--data digits --train-images 10: class 0 must have at least 2 images"),
         (["--colour", "red"], "Unrecognized options: --colour"),
         (["--config"], "--config must be followed by a value"),
-        (["--config", "/none/config.json"], "config file /none/config.json cannot be read"),
+        (["--config", "/none/config.json"], "/none/config.json cannot be read"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -237,29 +236,6 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Returns once the search has logged `count` rows; its checkpoints bring them to the disk."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        log = path / "metrics.jsonl"
-        if log.exists() and log.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no {count} rows: {process.communicate()}")
-
-
-def same_run(first: Path, second: Path) -> None:
-    def rows(path: Path) -> list[dict[str, Any]]:
-        lines = (path / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) | dict.fromkeys(MEASURED) for line in lines]
-
-    assert rows(first) == rows(second)
-    ours, theirs = (np.load(path / "alphas.npz") for path in (first, second))
-    for name in ours.files:
-        assert (ours[name] == theirs[name]).all(), name
-    assert (first / "genotype.json").read_text() == (second / "genotype.json").read_text()
-
-
 LONGER = ("--epochs", "20", "--checkpoint-every", "1")
 
 
@@ -272,7 +248,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_ctrl_c_stops_cleanly_and_resume_ends_in_the_same_place(uninterrupted: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_resume_ends_in_the_same_place(
+    uninterrupted: Path, tmp_path: Path, wait_for_rows: Any, assert_same_runs: Any
+) -> None:
     path = tmp_path / "stopped"
     process = start(*arguments(path, *LONGER))
     wait_for_rows(path, 5, process)
@@ -285,10 +263,12 @@ def test_ctrl_c_stops_cleanly_and_resume_ends_in_the_same_place(uninterrupted: P
     process = start("resume", str(path))
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    same_run(uninterrupted, path)
+    assert_same_runs(uninterrupted, path)
 
 
-def test_kill_9_and_resume_end_in_the_same_place(uninterrupted: Path, tmp_path: Path) -> None:
+def test_kill_9_and_resume_end_in_the_same_place(
+    uninterrupted: Path, tmp_path: Path, wait_for_rows: Any, assert_same_runs: Any
+) -> None:
     path = tmp_path / "killed"
     wait = random.Random(0)
     process = start(*arguments(path, *LONGER))
@@ -301,7 +281,7 @@ def test_kill_9_and_resume_end_in_the_same_place(uninterrupted: Path, tmp_path: 
         process = start("resume", str(path))
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    same_run(uninterrupted, path)
+    assert_same_runs(uninterrupted, path)
 
 
 def test_plan_says_what_a_search_takes_and_runs_none(

@@ -161,7 +161,7 @@ def test_export_writes_the_weights(
             ("train", "--genotype", CELL, "--drop-path", "0.1"),
             "--drop-path must be 0 in the space nasbench201",
         ),
-        (("train", "--config", "/none/config.json"), "config file /none/config.json cannot be read"),
+        (("train", "--config", "/none/config.json"), "/none/config.json cannot be read"),
         (("train", "--recipe", "fast", "--config", "x"), "--recipe must not stand beside --config"),
         (("evaluate", "/none"), "run folder /none does not exist"),
         (

@@ -4,7 +4,15 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from sgenas.engine import Run, Search
@@ -43,17 +51,11 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
+        self._progress = _bar(
+            console,
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
             TextColumn("step {task.fields[step]}/{task.fields[steps]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            # a step of sge on a CPU takes seconds: a short window would make the time left jump
-            speed_estimate_period=600,
         )
         self._task: TaskID | None = None
         self._values: dict[str, str] = {}
@@ -119,17 +121,7 @@ class WorkBar:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = Progress(
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            expand=True,
-            speed_estimate_period=600,
-            disable=not console.is_terminal,
-        )
+        self._progress = _bar(console, BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} %"))
 
     def begin(self, total: float, text: str) -> None:
         self.say(text)
@@ -147,6 +139,21 @@ class WorkBar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+
+def _bar(console: Console, *columns: ProgressColumn) -> Progress:
+    """A progress bar with the time left; nothing where there is no terminal."""
+    return Progress(
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+        # a step of sge on a CPU takes seconds: a short window would make the time left jump
+        speed_estimate_period=600,
+        disable=not console.is_terminal,
+    )
 
 
 def display_for(console: Console) -> "Plain | LiveDisplay":

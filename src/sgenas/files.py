@@ -1,10 +1,12 @@
-"""Writing files so that no reader, and no kill, ever leaves half of one."""
+"""Writing files so that no reader, and no kill, ever leaves half of one; reading the library's own JSON."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from sgenas.errors import RunFolderError
 
@@ -35,3 +37,35 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Document:
+    """A kind of JSON file of this library, told by the entries `format` and `version`."""
+
+    format: str
+    version: int
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The entries that say what it is."""
+        return {"format": self.format, "version": self.version}
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The content of `path`. Raises RunFolderError for a file that is missing, not JSON, or another."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError):
+            raise RunFolderError(f"{path} must be JSON, got text that is not") from None
+        for name, wanted in self.head.items():
+            got = found.get(name) if isinstance(found, dict) else type(found).__name__
+            if got != wanted:
+                raise RunFolderError(f"{path}: {name} must be {wanted!r}, got {got!r}")
+        content: dict[str, Any] = found
+        return content
+
+
+RUN = Document("sgenas-run", 1)
+"""config.json of a run folder: the engine writes it, the report reads it without the engine."""

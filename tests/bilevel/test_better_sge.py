@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sgenas import trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, FiniteDifference
 from sgenas.bilevel.control_variates import Known, fitted
 from sgenas.bilevel.directions import KINDS, draw
 from sgenas.bilevel.toy import Quadratic
@@ -180,6 +180,19 @@ def test_finite_difference_variate_beats_plain_sge_at_equal_cost() -> None:
     assert case.squared_error(helped) < 0.8 * case.squared_error(plain)
 
 
+def test_one_sided_variate_is_the_one_sided_difference() -> None:
+    """The same guess handed over by hand gives the same estimate."""
+    case = Case()
+    guess = FiniteDifference(one_sided=True)(
+        case.problem, case.state, case.toy.alphas, case.inner, case.outer
+    ).indirect
+    named = case.estimate(SGE(4, control_variate=("one-sided",)))
+    by_hand = case.estimate(SGE(4, control_variate=("memory",)), memory=guess)
+    torch.testing.assert_close(trees.flatten(named.grad), trees.flatten(by_hand.grad))
+    halves = SGE(4, control_variate=("one-sided",), batch_fraction=0.5).cost(2)
+    assert halves.forward == 3 + 0.5 * (8 + 1 + 2)
+
+
 def test_two_variates_at_once() -> None:
     case = Case()
     first, second = (
@@ -254,7 +267,11 @@ def test_variates_see_what_is_known() -> None:
         (lambda: SGE(3, directions="antithetic"), "SGE.num_directions must be even .*, got 3"),
         (
             lambda: SGE(control_variate=("magic",)),
-            "SGE.control_variate must be among finite-difference, memory, got 'magic'",
+            "SGE.control_variate must be among finite-difference, one-sided, memory, got 'magic'",
+        ),
+        (
+            lambda: SGE(control_variate=("one-sided", "finite-difference")),
+            "SGE.control_variate must have one of finite-difference and one-sided, got both",
         ),
         (
             lambda: Case().estimate(SGE(2, control_variate=(lambda known: {"x": torch.zeros(1)},))),

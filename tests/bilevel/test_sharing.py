@@ -250,6 +250,7 @@ ESTIMATORS: dict[str, Estimator] = {
         for name in ("loop", "streamed", "vectorised", "directional", "difference")
     },
     "sge-variate": SGE(4, 0.1, control_variate=("finite-difference",)),
+    "sge-one-sided": SGE(4, 0.1, control_variate=("one-sided",)),
     "unrolled": Unrolled(),
     "neumann": Neumann(3),
     "conjugate-gradient": ConjugateGradient(3, damping=1.0),

@@ -1,12 +1,10 @@
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sgenas.engine import (
@@ -19,7 +17,6 @@ from sgenas.engine import (
     TrainConfig,
     TrainingImageSettings,
 )
-from sgenas.engine.meter import MEASURED
 from sgenas.spaces.genotype import Cell, Edge, Genotype
 
 SMALL = SearchConfig(
@@ -97,40 +94,3 @@ def lopsided(tmp_path: Path) -> str:
             for index in range(count):
                 Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
     return f"folder:{tmp_path / 'lopsided'}"
-
-
-def _outcome(path: Path) -> dict[str, Any]:
-    """All that a run came to, but for the time that it took."""
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    state = torch.load(path / "checkpoint.pt", weights_only=True)
-    for name in ("measured", "metrics_bytes"):
-        del state[name]
-    alphas = np.load(path / "alphas.npz") if (path / "alphas.npz").exists() else {}
-    return {
-        "metrics": [{name: value for name, value in row.items() if name not in MEASURED} for row in rows],
-        "alphas": {name: array.tolist() for name, array in alphas.items()},
-        "genotype": (path / "genotype.json").read_text(),
-        "state": state,
-    }
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(_same(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(_same, first, second))
-    return bool(first == second)
-
-
-@pytest.fixture
-def assert_same_runs() -> Callable[[Path, Path], None]:
-    """Fails unless two run folders hold the same run, bit for bit."""
-
-    def check(first: Path, second: Path) -> None:
-        ours, theirs = _outcome(first), _outcome(second)
-        for part in ours:
-            assert _same(ours[part], theirs[part]), f"{part} differs between {first} and {second}"
-
-    return check

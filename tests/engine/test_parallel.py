@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,16 +66,6 @@ def torchrun() -> Iterator[Torchrun]:
     made = Torchrun()
     yield made
     made.end()
-
-
-def wait_for_rows(path: Path, count: int, started: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and started.poll() is None:
-        log = path / "metrics.jsonl"
-        if log.exists() and log.read_bytes().count(b"\n") >= count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no {count} rows: {started.communicate()}")
 
 
 def write(config: SearchConfig, path: Path) -> str:
@@ -298,7 +287,7 @@ def test_a_stop_on_one_process_stops_all_and_any_number_goes_on(
 
 @pytest.mark.slow
 def test_ctrl_c_is_handed_on_and_leaves_a_checkpoint(
-    uninterrupted: Path, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
+    uninterrupted: Path, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any, wait_for_rows: Any
 ) -> None:
     path = tmp_path / "stopped"
     command = ("search", "--config", str(uninterrupted), "--out", str(path))
@@ -317,7 +306,12 @@ def test_ctrl_c_is_handed_on_and_leaves_a_checkpoint(
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_search_on_all(
-    victim: int, uninterrupted: Path, tmp_path: Path, torchrun: Torchrun, assert_same_runs: Any
+    victim: int,
+    uninterrupted: Path,
+    tmp_path: Path,
+    torchrun: Torchrun,
+    assert_same_runs: Any,
+    wait_for_rows: Any,
 ) -> None:
     path = tmp_path / "killed"
     command = ("search", "--config", str(uninterrupted), "--out", str(path))
@@ -335,7 +329,9 @@ def test_a_killed_process_ends_the_search_on_all(
 
 
 @pytest.mark.slow
-def test_a_process_that_does_not_answer_is_given_up(small: Make, tmp_path: Path, torchrun: Torchrun) -> None:
+def test_a_process_that_does_not_answer_is_given_up(
+    small: Make, tmp_path: Path, torchrun: Torchrun, wait_for_rows: Any
+) -> None:
     config = small(epochs=100, estimator={"directions": 2, **ONE_BY_ONE})
     command = ("--config", write(config, tmp_path / "settings"), "--rank-timeout", "15")
     path = tmp_path / "stuck"

@@ -57,6 +57,7 @@ TESTS = 2 * 3 * 60 / 16 * 0.01
         ({"estimator": FIRST | {"estimator": "second-order"}}, 9 * (2 + 2 * 0.5)),
         ({}, 9 * (2 + 2 * 0.25)),
         ({"estimator": {"directions": 4, "control_variate": "both"}}, 9 * (2 + 4 * 0.25 + 2 * 0.5)),
+        ({"estimator": {"directions": 4, "control_variate": "one-sided"}}, 9 * (2 + 4 * 0.25 + 0.5)),
         ({"estimator": {"batch_fraction": 0.5}}, 9 * (2 + 3 * 0.25)),
         ({"weights": {"weights": "separate"}}, 9 * (3 + 2 * 0.25)),
         ({"alphas": {"alpha_every": 2}}, 5 * 1 + 4 * (2 + 2 * 0.25)),

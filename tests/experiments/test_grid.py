@@ -78,9 +78,9 @@ def test_another_preset_data_set_or_setting_is_refused(tmp_path: Path) -> None:
         plan(tmp_path, "smoke", (), (), COMMAND)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"format": "x"}', '{"format": "sgenas-table1", "version": 1}'])
-def test_a_damaged_plan_is_one_line(tmp_path: Path, text: str) -> None:
-    (tmp_path / "grid.json").write_text(text)
+@pytest.mark.parametrize("rest", ["", ', "preset": "smoke", "data": 3', ', "preset": "smoke", "data": {}'])
+def test_a_damaged_plan_is_one_line(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "grid.json").write_text('{"format": "sgenas-table1", "version": 1' + rest + "}")
     with pytest.raises(RunFolderError, match=r"grid.json must be a grid of this version") as caught:
         load_grid(tmp_path)
     assert "\n" not in str(caught.value)

@@ -17,12 +17,13 @@ from sgenas.bilevel import SGD, BilevelProblem, Unrolled
 from sgenas.bilevel.toy import Quadratic
 from sgenas.cli import main
 from sgenas.engine.parts import generator
-from sgenas.errors import ConfigError, RunFolderError
+from sgenas.errors import ConfigError, DivergenceError, RunFolderError
 from sgenas.experiments.lab import PROBLEMS, LabSettings, run_lab
 from sgenas.experiments.lab.estimators import Spec
 from sgenas.experiments.lab.measure import Task, measure, measure_truth
 from sgenas.experiments.lab.problems import Moment, Walk, moments
 from sgenas.experiments.lab.truth import automatic, compare, flat, real, rows_for, squared_distance
+from sgenas.report.lab import save_lab
 from sgenas.report.lab_record import read_lab
 from sgenas.trees import Tree
 
@@ -177,7 +178,8 @@ def test_a_run_that_is_cut_goes_on(finished: Path, tmp_path: Path) -> None:
     calls = 0
     while not run_lab(SMALL, path, stop=stop).finished:
         calls += 1
-        assert len(content(path)["truths"]) + len(content(path)["measurements"]) == 4 * calls
+        # the way to a moment is asked too
+        assert len(content(path)["truths"]) + len(content(path)["measurements"]) <= 4 * calls
     whole, parts = content(finished), content(path)
     assert calls > 5
     for kind in ("truths", "measurements"):
@@ -186,6 +188,34 @@ def test_a_run_that_is_cut_goes_on(finished: Path, tmp_path: Path) -> None:
             assert {k: v for k, v in ours.items() if k not in drop} == {
                 k: v for k, v in theirs.items() if k not in drop
             }
+
+
+def test_a_way_to_a_moment_that_is_cut_goes_on(tmp_path: Path) -> None:
+    settings = LabSettings("quadratic", ("first-order",), moments=(0, 7), inner_steps=(1,), batches=1)
+    whole, path, asked = tmp_path / "whole", tmp_path / "cut", [0]
+    assert run_lab(settings, whole).finished
+
+    def stop() -> bool:
+        asked[0] += 1
+        return asked[0] % 3 == 0
+
+    assert not run_lab(settings, path, stop=stop).finished
+    assert content(path)["measurements"] == []
+    assert sorted(file.name for file in (path / "moments").iterdir()) == ["0.pt", "3.pt"]
+    # tables of nothing are no error
+    save_lab(path)
+    while not run_lab(settings, path, stop=stop).finished:
+        pass
+    ours, theirs = (torch.load(each / "moments" / "7.pt", weights_only=True) for each in (whole, path))
+    for kind in ("weights", "buffers", "alphas"):
+        assert all(torch.equal(ours[kind][name], theirs[kind][name]) for name in ours[kind])
+    assert asked[0] > 7
+
+
+def test_a_way_that_diverges_says_what_to_change(tmp_path: Path) -> None:
+    settings = LabSettings("quadratic", ("first-order",), moments=(500,), inner_steps=(1,), walk_lr=1e3)
+    with pytest.raises(DivergenceError, match=r"at step \d+ on the way to a moment: try a lower --walk-lr"):
+        run_lab(settings, tmp_path / "lab")
 
 
 def test_moments_do_not_depend_on_each_other(tmp_path: Path) -> None:
@@ -405,7 +435,7 @@ def test_a_folder_keeps_to_its_settings(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="must be new, empty, or a folder of"):
         run_lab(SMALL, tmp_path)
     (tmp_path / "lab.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(RunFolderError, match="must be of format 'sgenas-lab'"):
+    with pytest.raises(RunFolderError, match="format must be 'sgenas-lab'"):
         run_lab(SMALL, tmp_path)
 
 

@@ -12,6 +12,8 @@ from sgenas.experiments.lab.estimators import KINDS, Spec, expand
     [
         ("first-order", FirstOrder()),
         ("second-order:radius=0.1", FiniteDifference(0.1)),
+        ("second-order:one-sided", FiniteDifference(one_sided=True)),
+        ("sge:one-sided", SGE(control_variate=("one-sided",))),
         ("sge", SGE()),
         (
             "sge:q=4,mu=0.1,orthogonal,variate",

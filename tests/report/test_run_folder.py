@@ -85,10 +85,6 @@ def test_folder_without_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{", "must be readable JSON"),
-        ("[]", "format must be 'sgenas-run', got 'list'"),
-        ('{"format": "other"}', "format must be 'sgenas-run', got 'other'"),
-        ('{"format": "sgenas-run", "version": 9}', "version must be 1, got 9"),
         ('{"format": "sgenas-run", "version": 1, "config": 3}', "config must be an object, got int"),
         (
             '{"format": "sgenas-run", "version": 1, "config": {}}',

@@ -45,7 +45,8 @@ Variate = Callable[[Known], Tree | None]
 
 
 def finite_difference(known: Known) -> Tree:
-    """DARTS' one-step term at the last inner step, see `FiniteDifference`; two passes."""
+    """DARTS' one-step term at the last inner step, see `FiniteDifference`; one-sided, if the trajectory
+    has what that takes."""
     return one_step_indirect(
         known.problem, known.trajectory, known.alphas, known.batches[-1], known.v, RADIUS
     )
@@ -56,18 +57,30 @@ def memory(known: Known) -> Tree | None:
     return known.memory
 
 
-VARIATES: dict[str, tuple[Variate, int]] = {
-    "finite-difference": (finite_difference, 2),
-    "memory": (memory, 0),
+@dataclass(frozen=True)
+class Named:
+    """A variate that has a name: the guess, the forward and backward passes that it costs, and whether it
+    needs d L_train / d alphas from the last step of the unperturbed trajectory."""
+
+    guess: Variate
+    passes: int = 0
+    alpha_gradient: bool = False
+
+
+VARIATES: dict[str, Named] = {
+    "finite-difference": Named(finite_difference, 2),
+    "one-sided": Named(finite_difference, 1, alpha_gradient=True),
+    "memory": Named(memory),
 }
-"""name -> (guess, forward and backward passes that it costs)."""
+"""`one-sided` is `finite-difference` without the pass on its other side: a worse guess, as unbiased an
+estimate."""
 
 
 def guesses(variates: Sequence[str | Variate], known: Known) -> list[Tree]:
     """Those that there are. Raises InvalidValueError for one that is not shaped as the alphas."""
     found = []
     for variate in variates:
-        guess = (VARIATES[variate][0] if isinstance(variate, str) else variate)(known)
+        guess = (VARIATES[variate].guess if isinstance(variate, str) else variate)(known)
         if guess is None:
             continue
         ours = {name: tuple(alpha.shape) for name, alpha in known.alphas.items()}

@@ -23,22 +23,30 @@ Loss = Callable[[Tree, Tree, Any], Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One inner step: the state before it, L_train and its gradient there, the state after it."""
+    """One inner step: the state before it, L_train and its gradient there, the state after it.
+
+    alpha_grad: d L_train / d alphas there, where it was asked for.
+    """
 
     before: InnerState
     loss: Tensor
     grad: Tree
     after: InnerState
+    alpha_grad: Tree | None = None
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """N inner steps: the state before the last, the gradient that it used, the state after it, N losses."""
+    """N inner steps: the state before the last, the gradient that it used, the state after it, N losses.
+
+    last_alpha_grad: d L_train / d alphas where the last step begins, if `run` was asked for it.
+    """
 
     before_last: InnerState
     last_grad: Tree
     end: InnerState
     losses: tuple[Tensor, ...]
+    last_alpha_grad: Tree | None = None
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,23 @@ class BilevelProblem:
         leaves, fixed = trees.leaves(alphas), trees.detach(weights)
         return self._differentiated("outer_loss", fixed, leaves, leaves, batch)
 
+    def inner_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
+        """(L_train, d L_train / d weights, d L_train / d alphas), detached. One forward and one backward."""
+        return self._differentiated_by_both("inner_loss", weights, alphas, batch)
+
     def outer_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
         """(L_val, d L_val / d weights, d L_val / d alphas), detached. One forward and one backward pass."""
+        return self._differentiated_by_both("outer_loss", weights, alphas, batch)
+
+    def _differentiated_by_both(
+        self, name: str, weights: Tree, alphas: Tree, batch: Any
+    ) -> tuple[Tensor, Tree, Tree]:
+        """(loss, its gradients with respect to weights and alphas), detached."""
         weight_leaves, alpha_leaves = trees.leaves(weights), trees.leaves(alphas)
+        function: Loss = getattr(self, name)
 
         def differentiated(part: Any) -> list[Tensor]:
-            loss = _scalar(self.outer_loss(weight_leaves, alpha_leaves, part), "outer_loss")
+            loss = _scalar(function(weight_leaves, alpha_leaves, part), name)
             return [
                 loss.detach(),
                 *_gradients(loss, [*weight_leaves.values(), *alpha_leaves.values()]),
@@ -143,9 +162,12 @@ class BilevelProblem:
         loss, *gradients = self.over_shards(differentiated, batch)
         return loss, dict(zip(leaves, gradients, strict=True))
 
-    def steps(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Iterator[Step]:
+    def steps(
+        self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, alpha_gradient: bool = False
+    ) -> Iterator[Step]:
         """Takes one inner step per batch, one whenever it is asked for.
 
+        alpha_gradient: the last step has d L_train / d alphas too, out of the same backward pass.
         Raises InvalidValueError when there is no batch, when alphas are missing or not floating-point, and
         when the momentum buffers are not shaped as the weights.
         """
@@ -153,21 +175,27 @@ class BilevelProblem:
             raise InvalidValueError("inner_batches must hold at least 1 batch (N >= 1), got 0")
         _check_alphas(alphas)
         _check_buffers(state)
-        for batch in batches:
-            loss, grad = self.inner_gradient(state.weights, alphas, batch)
+        for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
+            alpha_grad = None
+            if alpha_gradient and left == 0:
+                loss, grad, alpha_grad = self.inner_gradients(state.weights, alphas, batch)
+            else:
+                loss, grad = self.inner_gradient(state.weights, alphas, batch)
             after = self.inner_optimizer.step(state, grad)
-            yield Step(state, loss, grad, after)
+            yield Step(state, loss, grad, after, alpha_grad)
             state = after
 
-    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> Trajectory:
-        """Takes one inner step per batch; raises what `steps` does."""
+    def run(
+        self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, alpha_gradient: bool = False
+    ) -> Trajectory:
+        """Takes one inner step per batch, see `steps`; raises what it does."""
         losses = []
-        for step in self.steps(state, alphas, batches):
+        for step in self.steps(state, alphas, batches, alpha_gradient=alpha_gradient):
             losses.append(step.loss)
             if len(losses) < len(batches):
                 # else the weights before it would stay in memory during the next step
                 del step
-        return Trajectory(step.before, step.grad, step.after, tuple(losses))
+        return Trajectory(step.before, step.grad, step.after, tuple(losses), step.alpha_grad)
 
 
 def _check_alphas(alphas: Tree) -> None:

@@ -60,7 +60,8 @@ class SGE:
     share no component (with Q = p they see everything once), `antithetic` ones are Q / 2 pairs u, -u, whose
     differences are central: error O(mu^2) instead of O(mu). control_variate: guesses of the indirect part
     that take noise out, see `control_variates`: names in VARIATES (`finite-difference`, two more passes;
-    `memory`, the estimate before this one, given as memory=...) or functions of a `control_variates.Known`.
+    `one-sided`, one more; `memory`, the estimate before this one, given as memory=...) or functions of a
+    `control_variates.Known`.
     blocks: what is perturbed together, a name in `blocks.BLOCKS`. With B blocks each is estimated by itself
     from its share of the directions, Q / B dealt in turn, the other blocks being held. All are off by
     default: then it is the paper's.
@@ -77,7 +78,7 @@ class SGE:
     blocks (B, K); "smoothing" and "noise_floor", where it is chosen, mu and the estimated error of a
     projection.
 
-    Cost: (Q + 1) N + 1 forward and backward passes, 2 more with the variate `finite-difference` (with f < 1,
+    Cost: (Q + 1) N + 1 forward and backward passes, those of the variates more (with f < 1,
     N more, all perturbed ones at f of the price); `directional` and `difference` have no backward pass in
     the last step of a perturbed trajectory, `directional` a forward one that counts twice. mu "auto": as 5
     more directions, 10 with antithetic ones. Memory: one more set of weights at a time, but for trajectories
@@ -132,6 +133,19 @@ class SGE:
                 raise InvalidValueError(
                     f"SGE.control_variate must be among {', '.join(VARIATES)}, got {variate!r}"
                 )
+        if {"finite-difference", "one-sided"} <= set(self.control_variate):
+            raise InvalidValueError(
+                "SGE.control_variate must have one of finite-difference and one-sided, got both"
+            )
+
+    @property
+    def _named_variates(self) -> list[control_variates.Named]:
+        return [VARIATES[variate] for variate in self.control_variate if isinstance(variate, str)]
+
+    @property
+    def guessing_passes(self) -> int:
+        """Forward and backward passes of the control variates that have a name."""
+        return sum(variate.passes for variate in self._named_variates)
 
     def cost(self, inner_steps: int) -> Cost:
         """(Q + 1) N + 1 passes, (Q + 1) N steps; see the class for what changes that."""
@@ -139,7 +153,7 @@ class SGE:
         if self.smoothing == "auto":
             count += probes(self.directions == "antithetic")
         perturbed, unperturbed = count * inner_steps, inner_steps + 1
-        guessing = sum(VARIATES[name][1] for name in self.control_variate if isinstance(name, str))
+        guessing = self.guessing_passes
         forward = backward = perturbed + guessing
         if self.computation in ("directional", "difference"):
             # a last step in forward mode, or by two passes
@@ -176,14 +190,15 @@ class SGE:
         # (torch.func inside a loss does not bear the hooks, so `auto` measures only where it may need it)
         counts |= self.computation == "auto" and problem.stacked_inner_loss is not None
         saved = vectorised.SavedMemory()
+        guessing = any(variate.alpha_gradient for variate in self._named_variates)
         with saved if counts and batches is inner_batches else contextlib.nullcontext():
-            trajectory = problem.run(state, alphas, inner_batches)
+            trajectory = problem.run(state, alphas, inner_batches, alpha_gradient=guessing)
         end, losses = trajectory.end, trajectory.losses
         outer_loss, v, direct = problem.outer_gradients(end.weights, alphas, outer_batch)
         require_finite(losses, outer_loss)
         if batches is not inner_batches:
             with saved if counts else contextlib.nullcontext():
-                trajectory = problem.run(state, alphas, batches)
+                trajectory = problem.run(state, alphas, batches, alpha_gradient=guessing)
 
         drawn = draw(self.directions, self.num_directions, alphas, generator, self.blocks)
         task = Perturbation(

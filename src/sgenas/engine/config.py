@@ -54,6 +54,7 @@ PRECISIONS = ("float32", "bfloat16")
 CONTROL_VARIATES: dict[str, tuple[str, ...]] = {
     "none": (),
     "finite-difference": ("finite-difference",),
+    "one-sided": ("one-sided",),
     "memory": ("memory",),
     "both": ("finite-difference", "memory"),
 }
@@ -207,7 +208,8 @@ class EstimatorSettings(Checked):
     of the directions, and its noise comes from its own part of the gradient alone"""
     control_variate: str = "none"
     """what takes noise out of sge: none (the paper's), finite-difference (second-order's term; 2 more
-    passes), memory (the estimate before) or both"""
+    passes), one-sided (half of that difference; 1 more pass), memory (the estimate before) or both
+    (finite-difference and memory)"""
     last_steps: int | None = None
     """unrolled: walk back so many of the inner steps, the last ones; all if not set"""
     products: int = 10

@@ -213,15 +213,14 @@ def _estimator_seconds(estimator: Estimator, inner_steps: int, constants: Consta
     if isinstance(estimator, FirstOrder):
         weights, alphas = inner_steps, 1
     elif isinstance(estimator, FiniteDifference):
-        weights, alphas = inner_steps + 1, 2
+        weights, alphas = inner_steps + 1, estimator.cost(inner_steps).forward - inner_steps - 1
     elif isinstance(estimator, SGE):
         # on a part of the batch the unperturbed steps are taken again
         again = 1 if estimator.batch_fraction < 1 else 0
         # and to choose the smoothing some directions are followed besides
         probed = probes(central=estimator.directions == "antithetic") if estimator.smoothing == "auto" else 0
         weights, perturbed = inner_steps + 1, (estimator.num_directions + probed + again) * inner_steps
-        if "finite-difference" in estimator.control_variate:
-            alphas = 2 * estimator.batch_fraction
+        alphas = estimator.guessing_passes * estimator.batch_fraction
     seconds = weights * constants.weights_pass + alphas * constants.alphas_pass
     return seconds + perturbed * (constants.perturbed_pass or 0.0)
 

@@ -21,12 +21,10 @@ from sgenas.engine import checkpoint
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, RunFolderError
-from sgenas.files import naming, replacing
+from sgenas.files import RUN, naming, replacing
 from sgenas.spaces.genotype import Genotype
 
 Config = SearchConfig | TrainConfig
-FORMAT = "sgenas-run"
-VERSION = 1
 KINDS: dict[str, type[Config]] = {"search": SearchConfig, "training": TrainConfig}
 """Values of `kind` in config.json, with the settings that stand there. Without it, a run is a search."""
 RUN_FILES = (
@@ -79,7 +77,7 @@ class RunFolder:
         with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         kind = next(name for name, settings in KINDS.items() if isinstance(config, settings))
-        data = {"format": FORMAT, "version": VERSION, "kind": kind}
+        data = {**RUN.head, "kind": kind}
         data |= {"config": config.to_dict(), "environment": environment}
         self.write_text("config.json", json.dumps(data, indent=2) + "\n")
 
@@ -170,14 +168,7 @@ def _read_file(path: str | Path) -> tuple[Config, dict[str, Any]]:
         if not (path / "config.json").exists():
             raise RunFolderError(f"folder {path} holds no run: it has no config.json")
         path = path / "config.json"
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunFolderError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise ConfigError(f"config file {path} must be JSON, got text that is not") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT or data.get("version") != VERSION:
-        raise ConfigError(f"config file {path} must be of format {FORMAT!r}, version {VERSION}")
+    data = RUN.read(path)
     kind, facts = data.get("kind", "search"), data.get("environment", {})
     if kind not in KINDS or not isinstance(facts, dict):
         raise ConfigError(f"config file {path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")

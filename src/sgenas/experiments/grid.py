@@ -13,11 +13,10 @@ from sgenas.engine.parts import with_absolute_paths
 from sgenas.engine.settings import first_difference
 from sgenas.errors import ConfigError, RunFolderError
 from sgenas.experiments.presets import ROWS, Row, preset, search_config, train_settings
-from sgenas.files import naming, replacing
+from sgenas.files import Document, naming, replacing
 from sgenas.spaces import Genotype
 
-FORMAT = "sgenas-table1"
-VERSION = 1
+GRID = Document("sgenas-table1", 1)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 """What a data set may be called in --data NAME=SPEC: it becomes the name of a folder."""
 
@@ -141,8 +140,7 @@ class Grid:
         with naming(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         data = {
-            "format": FORMAT,
-            "version": VERSION,
+            **GRID.head,
             "preset": self.preset,
             "data": {dataset.name: dataset.spec for dataset in self.data},
             "seeds": list(self.seeds),
@@ -159,10 +157,10 @@ def load_grid(out: Path) -> Grid:
     Raises RunFolderError where there is none or it is damaged, ConfigError for other settings.
     """
     path = out / "grid.json"
+    if not path.exists():
+        raise RunFolderError(f"--out {out} holds no grid: it has no {path.name}")
+    data = GRID.read(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT or data["version"] != VERSION:
-            raise ValueError(f"format {data['format']!r}, version {data['version']!r}")
         grid = Grid(
             out,
             str(data["preset"]),
@@ -171,9 +169,7 @@ def load_grid(out: Path) -> Grid:
             tuple((date, command) for date, command in data["commands"]),
         )
         settings = data["settings"]
-    except OSError as error:
-        raise RunFolderError(f"--out {out} holds no grid: {path}: {error.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path} must be a grid of this version of sgenas, got {error!r}") from None
     difference = first_difference(grid.settings(), settings, "now")
     if difference:

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgenas.errors import RunFolderError
+from sgenas.files import RUN
 from sgenas.spaces.genotype import Genotype
 
-FORMAT = "sgenas-run"
-VERSION = 1
 KINDS = ("search", "training")
 
 
@@ -80,15 +79,7 @@ def read_run(path: str | Path) -> RunRecord:
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path} must be readable JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        got = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise RunFolderError(f"{path}: format must be {FORMAT!r}, got {got!r}")
-    if data.get("version") != VERSION:
-        raise RunFolderError(f"{path}: version must be {VERSION}, got {data.get('version')!r}")
+    data = RUN.read(path)
     for field in ("config", "environment"):
         if not isinstance(data.get(field), dict):
             raise RunFolderError(f"{path}: {field} must be an object, got {type(data.get(field)).__name__}")

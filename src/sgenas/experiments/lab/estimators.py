@@ -61,13 +61,16 @@ _DAMPING = _number("damping", float)
 
 KINDS: dict[str, Kind] = {
     "first-order": Kind(FirstOrder),
-    "second-order": Kind(FiniteDifference, {"radius": _number("radius", float)}),
+    "second-order": Kind(
+        FiniteDifference, {"radius": _number("radius", float), "one-sided": _word(one_sided=True)}
+    ),
     "sge": Kind(
         SGE,
         {
             **_DIRECTIONS,
             "mu": _smoothing,
             "variate": _word(control_variate=("finite-difference",)),
+            "one-sided": _word(control_variate=("one-sided",)),
             "memory": _word(control_variate=("memory",)),
             "both": _word(control_variate=("finite-difference", "memory")),
             "table": _word(blocks="table"),

@@ -111,27 +111,42 @@ class Walk:
 
 
 def moments(
-    problem: LabProblem, walk: Walk, wanted: Sequence[int], folder: Path, advance: Callable[[float], None]
+    problem: LabProblem,
+    walk: Walk,
+    wanted: Sequence[int],
+    folder: Path,
+    advance: Callable[[float], None],
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, Moment]]:
     """(steps, moment) for each of the `wanted` numbers of steps, ascending.
 
     Each is kept in `folder` and read from there the next time: two calls measure in the very same weights,
     even if they compute with another number of threads. On the way to a moment it makes no difference which
-    others were wanted. `advance` is told the passes of every step. Raises DivergenceError when a loss stops
-    being finite.
+    others were wanted, so the way is taken up from the last one that is kept. `advance` is told the passes of
+    every step. `stop` is asked after every step; once it answers True, the step is kept and no further moment
+    comes. Raises DivergenceError when a loss stops being finite.
     """
     search = _Search(problem, walk)
+    place = folder / "moments"
     for target in sorted(wanted):
-        file = folder / "moments" / f"{target}.pt"
-        done = search.steps
-        if file.exists():
-            search.load(file)
-            advance(walk_passes(problem) * (target - done))
-        else:
-            search.run(target, advance)
-            file.parent.mkdir(parents=True, exist_ok=True)
+        kept = [steps for steps in _kept(place) if search.steps <= steps <= target]
+        if kept:
+            done = search.steps
+            search.load(place / f"{max(kept)}.pt")
+            advance(walk_passes(problem) * (search.steps - done))
+        search.run(target, advance, stop)
+        file = place / f"{search.steps}.pt"
+        if not file.exists():
+            place.mkdir(parents=True, exist_ok=True)
             search.save(file)
+        if search.steps < target:
+            return
         yield target, Moment(search.state, trees.clone(search.alphas))
+
+
+def _kept(place: Path) -> list[int]:
+    """Numbers of steps after which there is a file."""
+    return [int(file.stem) for file in place.glob("*.pt") if file.stem.isdecimal()]
 
 
 def walk_passes(problem: LabProblem) -> float:
@@ -151,23 +166,27 @@ class _Search:
         self.alphas = trees.clone(problem.alphas)
         self._adam = torch.optim.Adam(list(self.alphas.values()), lr=walk.alpha_lr, betas=(0.5, 0.999))
 
-    def run(self, target: int, advance: Callable[[float], None]) -> None:
+    def run(self, target: int, advance: Callable[[float], None], stop: Callable[[], bool]) -> None:
+        """Goes on to step `target`, or less far if it is stopped."""
         walk, problem = self._walk, self._problem
-        for step in range(self.steps, target):
+        while self.steps < target:
+            step = self.steps
             inner = next(problem.inner_stream(generator(walk.seed, f"walk inner {step}"), walk.batch_size))
             outer = next(problem.outer_stream(generator(walk.seed, f"walk outer {step}"), walk.batch_size))
-            result = problem.trainer(self._bilevel, self.state, self.alphas, [inner], outer)
-            if not torch.isfinite(result.outer_loss):
+            try:
+                result = problem.trainer(self._bilevel, self.state, self.alphas, [inner], outer)
+            except DivergenceError as error:
                 raise DivergenceError(
-                    f"outer loss must stay finite, got {float(result.outer_loss)} at training step {step}"
-                    " before the moment: try a lower --walk-lr or --alpha-lr"
-                )
+                    f"{error}, at step {step} on the way to a moment: try a lower --walk-lr or --alpha-lr"
+                ) from None
             self.state = result.state
             for name, alpha in self.alphas.items():
                 alpha.grad = result.grad[name]
             self._adam.step()
+            self.steps += 1
             advance(walk_passes(problem))
-        self.steps = target
+            if stop():
+                return
 
     def save(self, file: Path) -> None:
         content = {

@@ -82,9 +82,9 @@ def run_lab(
     once a second).
 
     Draws of batches are the outermost loop: a run that is cut has all conditions, with fewer draws. `stop`
-    is asked after every piece; once it answers True, the run returns unfinished. Raises ConfigError,
-    DataError or RunFolderError before anything is measured, DivergenceError when the way to a moment
-    diverges.
+    is asked after every piece, and every step on the way to a moment; once it answers True, the run returns
+    unfinished. Raises ConfigError, DataError or RunFolderError before anything is measured, DivergenceError
+    when the way to a moment diverges.
     """
     device = find_device(settings.device)
     lab = Lab(settings, LabStore(out, settings.fixed(), device), device, observer or Silent())
@@ -149,7 +149,10 @@ class Lab:
             " batches",
         )
         written = time.monotonic()
-        at = dict(moments(self._problem, self._walk, wanted, self._store.path, observer.advance))
+        at = dict(moments(self._problem, self._walk, wanted, self._store.path, observer.advance, stop))
+        if len(at) < len(wanted):
+            self._write()
+            return LabResult(self._store.path, finished=False)
         for draw, condition in tasks:
             for _ in self._pieces(condition, at[condition.moment], draw):
                 # small problems have many pieces a second, and each writing waits for the disk

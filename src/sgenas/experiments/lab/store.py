@@ -15,7 +15,7 @@ from torch import Tensor
 from sgenas.engine.run_folder import environment
 from sgenas.errors import ConfigError, RunFolderError
 from sgenas.files import naming, replacing
-from sgenas.report.lab_record import FILE, FORMAT, VERSION, Record, read_lab
+from sgenas.report.lab_record import FILE, LAB, Record, read_lab
 
 VECTORS = "truths.pt"
 
@@ -31,7 +31,7 @@ class LabStore:
         self.path = Path(path)
         # as JSON gives it back: tuples become lists
         settings = json.loads(json.dumps(fixed))
-        self._content: Record = {"format": FORMAT, "version": VERSION, "settings": settings, "facts": {}}
+        self._content: Record = {**LAB.head, "settings": settings, "facts": {}}
         self._content |= {"environments": [], "truth_rows": [], "rows": [], "truths": [], "measurements": []}
         self._vectors: dict[str, Tensor] = {}
         if (self.path / FILE).exists():
