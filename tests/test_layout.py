@@ -20,6 +20,7 @@ RANKS = {
     "report": 3,
     "experiments": 4,
     "display": 4,
+    "inspection": 4,
     "commands": 5,
     "cli": 6,
     "__main__": 7,

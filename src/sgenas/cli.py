@@ -1,8 +1,8 @@
 """The command `sgenas`: what each of its commands does; their flags stand in `commands.py`.
 
-Exit codes: 0 done; 1 the run diverged, or runs of a table failed; 2 bad input, one line on stderr says
-which; 3 another process of a search under torchrun was lost; 130 stopped by Ctrl-C or SIGTERM after a
-checkpoint was written.
+Exit codes: 0 done; 1 the run diverged, runs of a table failed, or doctor found that no search can run; 2 bad
+input, one line on stderr says which; 3 another process of a search under torchrun was lost; 130 stopped by
+Ctrl-C or SIGTERM after a checkpoint was written.
 """
 
 import contextlib
@@ -21,6 +21,8 @@ from rich.console import Console
 
 import sgenas
 from sgenas.commands import (
+    DataCommand,
+    DoctorCommand,
     EvaluateCommand,
     ExportCommand,
     LabCommand,
@@ -59,6 +61,7 @@ STOPPED = 130
 LOST = 3
 BAD_INPUT = 2
 DIVERGED = 1
+UNFIT = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,6 +297,25 @@ def _query(command: QueryCommand) -> int:
     return 0
 
 
+def _data(command: DataCommand) -> int:
+    from sgenas.data import load
+    from sgenas.inspection import show_data
+
+    images = partial(load, command.spec, data_dir=command.data_dir, image_size=command.image_size)
+    show_data(images, command.spec, command.out, command.json, _console())
+    return 0
+
+
+def _doctor(command: DoctorCommand) -> int:
+    from sgenas.inspection import show_doctor
+
+    found = show_doctor(command.json, _console())
+    if found.ok:
+        return 0
+    sys.stderr.write(f"sgenas: no search can run here: {'; '.join(found.reasons)}\n")
+    return UNFIT
+
+
 def _table1(command: Table1Command) -> int:
     from sgenas.experiments import table1
 
@@ -379,6 +401,8 @@ ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     ExportCommand: _export,
     SizeCommand: _size,
     QueryCommand: _query,
+    DataCommand: _data,
+    DoctorCommand: _doctor,
     Table1Command: _table1,
     LabCommand: _lab,
 }

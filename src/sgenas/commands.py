@@ -202,6 +202,36 @@ class QueryCommand:
 
 
 @dataclass(frozen=True)
+class DataCommand:
+    """Print what a data set holds, and draw images of each class.
+
+    Example: sgenas data folder:photos
+    """
+
+    spec: tyro.conf.Positional[str]
+    """data set, as in search --data"""
+    data_dir: Path | None = None
+    """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
+    image_size: int | None = None
+    """side in pixels that images are brought to, as in search --image-size"""
+    out: Path | None = None
+    """.png or .svg file of the images; runs/data-SPEC.png if not set"""
+    json: bool = False
+    """print one JSON object"""
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Print versions, devices, memory, threads, data and speed of this machine, and whether a search can run.
+
+    Takes about two seconds; exit code 1 where no search can run. Example: sgenas doctor
+    """
+
+    json: bool = False
+    """print one JSON object"""
+
+
+@dataclass(frozen=True)
 class Table1Command:
     """Run Table 1 of the paper, or what is missing of it: searches, trainings, and the table they make.
 
@@ -264,6 +294,8 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]
         | Annotated[QueryCommand, tyro.conf.subcommand("query")]
+        | Annotated[DataCommand, tyro.conf.subcommand("data")]
+        | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
         | Annotated[Table1Command, tyro.conf.subcommand("table1")]
         | Annotated[LabCommand, tyro.conf.subcommand("lab")]
     )

@@ -113,7 +113,8 @@ def test_cifar100_downloaded_once_with_only_a_progress_bar(tmp_path, cifar100, m
         assert asked == 2, "once to look for redirects, once for the file, and not again"
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "100.0%" in captured.err, "a download shows its progress"
+    # with tqdm installed, as the extra hf has it, torchvision draws its bar otherwise
+    assert re.search(r"100(\.0)?%", captured.err), "a download shows its progress"
 
 
 def test_cifar100_limited(tmp_path, cifar100):

@@ -96,6 +96,33 @@ def test_alpha_and_palettes_become_rgb(tmp_path, put):
     assert load(f"folder:{tmp_path}").channels == 3
 
 
+def test_an_image_size_scales_and_cuts(tmp_path, put):
+    """Left and right of a wide image are cut off alike; one that fits stays as it is."""
+    wide = np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, 1:15] = (10, 200, 30)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(wide).save(tmp_path / "a" / "1.png")
+    same = put("b/1.png", shape=(4, 4, 3))
+    put("b/2.png", shape=(9, 7), seed=1)
+    data = load(f"folder:{tmp_path}", image_size=4)
+    assert data.train.images.shape == (3, 3, 4, 4)
+    assert (data.train.images[0] == torch.tensor([10, 200, 30]).view(3, 1, 1)).all()
+    assert np.array_equal(data.train.images[1].numpy(), same.transpose(2, 0, 1))
+    assert data.notes == (
+        "2 images scaled and cut to 4 x 4",
+        "1 grey images became coloured, as the others are",
+    )
+    for path in (tmp_path / "a" / "1.png", tmp_path / "b" / "1.png"):
+        path.unlink()
+    put("a/1.png", shape=(4, 4))
+    grey = load(f"folder:{tmp_path}", image_size=4)
+    assert (grey.channels, grey.notes) == (1, ("1 images scaled and cut to 4 x 4",))
+    with pytest.raises(DataError, match="^image size must be at least 1, got 0$"):
+        load(f"folder:{tmp_path}", image_size=0)
+    with pytest.raises(DataError, match="^image size only applies with parquet, folder, hf, got 4$"):
+        load("digits", image_size=4)
+
+
 def test_limit_decodes_only_what_it_keeps(tmp_path, put, encode, pictures):
     for index in range(6):
         put(f"a/{index}.png", seed=index)
@@ -134,7 +161,8 @@ def test_refuses_mixed_sizes(tmp_path, put):
     put("b/1.png", shape=(6, 5, 3))
     refused(
         tmp_path,
-        f"{tmp_path / 'b' / '1.png'} must have the size of {tmp_path / 'a' / '1.png'}, 5 x 4, got 5 x 6",
+        f"{tmp_path / 'b' / '1.png'} must have the size of {tmp_path / 'a' / '1.png'}, 5 x 4, got 5 x 6"
+        " (an image size brings all to one)",
     )
 
 
@@ -142,7 +170,7 @@ def test_refuses_a_test_image_of_another_size(tmp_path, put):
     for place in ("train/cat/1.png", "train/dog/1.png"):
         put(place)
     put("test/cat/9.png", shape=(4, 4, 3))
-    with pytest.raises(DataError, match=r"9\.png must have the size of .*1\.png, 5 x 4, got 4 x 4$"):
+    with pytest.raises(DataError, match=r"9\.png must have the size of .*1\.png, 5 x 4, got 4 x 4 "):
         load(f"folder:{tmp_path}")
 
 

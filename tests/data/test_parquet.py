@@ -198,7 +198,11 @@ def test_refuses_broken_rows(tmp_path, write, encode, pictures):
     write("a.parquet", [0, 1, 0, 1], replace={3: None})
     refused(tmp_path, f"{path} row 3 holds no image bytes")
     write("a.parquet", [0, 1, 0, 1], replace={1: encode(pictures(1, 7, 8, 3)[0])})
-    refused(tmp_path, f"{path} row 1 must have the size of {path} row 0, 5 x 4, got 8 x 7")
+    refused(
+        tmp_path,
+        f"{path} row 1 must have the size of {path} row 0, 5 x 4, got 8 x 7"
+        " (an image size brings all to one)",
+    )
 
 
 def test_refuses_unfit_labels(tmp_path, write):

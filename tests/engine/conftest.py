@@ -81,3 +81,16 @@ def photos(tmp_path: Path) -> str:
                 pixels = draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.png")
     return f"folder:{tmp_path / 'photos'}"
+
+
+@pytest.fixture
+def lopsided(tmp_path: Path) -> str:
+    """A data set of 60, 36 and 12 grey images of 8 x 8 in three classes, and 6 of each to test."""
+    draw = np.random.default_rng(0)
+    for part, counts in (("train", (60, 36, 12)), ("test", (6, 6, 6))):
+        for name, count in zip("abc", counts, strict=True):
+            folder = tmp_path / "lopsided" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{index}.png")
+    return f"folder:{tmp_path / 'lopsided'}"

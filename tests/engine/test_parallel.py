@@ -205,6 +205,14 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
     "shards": (2, {"estimator": {"directions": 2, **ONE_BY_ONE}, "data": {"data_parallel": 2}}),
+    "weighed shards": (
+        2,
+        {
+            "estimator": {"directions": 2, **ONE_BY_ONE},
+            # two classes with an image more than the others
+            "data": {"data_parallel": 2, "train_images": 122, "class_weights": "balanced"},
+        },
+    ),
     "first-order shards": (
         2,
         {"estimator": {"estimator": "first-order", "directions": 10}, "data": {"data_parallel": 2}},

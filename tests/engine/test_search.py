@@ -23,7 +23,7 @@ from sgenas.bilevel import (
     Unrolled,
 )
 from sgenas.bilevel.inner import InnerState
-from sgenas.engine import Search, SearchConfig, resume_search, run_search
+from sgenas.engine import Search, SearchConfig, parts, resume_search, run_search
 from sgenas.engine.meter import MEASURED
 from sgenas.engine.run_folder import RunFolder, read_config
 from sgenas.errors import CheckpointError, ConfigError, DivergenceError, RunFolderError
@@ -328,6 +328,23 @@ def test_runs_name_their_data_by_absolute_paths(
     monkeypatch.chdir("/")
     assert read_config(tmp_path / "run").data.data == f"folder:{tmp_path / 'images'}"
     assert resume_search(tmp_path / "run").finished
+
+
+def test_paths_of_each_kind_become_absolute(
+    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").mkdir()
+    for source, expected in {
+        "parquet:a, b": f"parquet:{tmp_path}/a,{tmp_path}/b",
+        "folder:a,b": f"folder:{tmp_path}/a,b",
+        "hf:saved": f"hf:{tmp_path}/saved",
+        # no folder here: a name
+        "hf:someone/pictures": "hf:someone/pictures",
+        "cifar10": "cifar10",
+    }.items():
+        config = parts.with_absolute_paths(small(data={"data": source}))
+        assert config.data.data == expected
 
 
 def test_a_folder_that_cannot_be_written_is_named(small: Make, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from sgenas.data.augment import Augmentation, statistics
 from sgenas.data.images import ImageData, ImageSet
-from sgenas.data.sources import KNOWN_SOURCES, load
+from sgenas.data.python_dataset import from_dataset
+from sgenas.data.sources import KNOWN_SOURCES, limited, load
 from sgenas.data.splits import sample_stratified, split_stratified
 from sgenas.data.stream import BatchStream, ordered_batches
 
@@ -12,6 +13,8 @@ __all__ = [
     "BatchStream",
     "ImageData",
     "ImageSet",
+    "from_dataset",
+    "limited",
     "load",
     "ordered_batches",
     "sample_stratified",

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from sgenas.data.images import ImageData, ImageSet
 from sgenas.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
@@ -32,21 +33,61 @@ class Encoded(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What all images of a data set share: channels (1 or 3), height and width in pixels."""
+    """What all images of a data set share: channels (1 or 3), height and width in pixels.
+
+    resized, coloured: how many of them are of another size, or grey among coloured ones, before that.
+    """
 
     channels: int
     height: int
     width: int
+    resized: int = 0
+    coloured: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What becomes of the images, in words."""
+        said = []
+        if self.resized:
+            said.append(f"{self.resized:,} images scaled and cut to {self.width} x {self.height}")
+        if self.coloured:
+            said.append(f"{self.coloured:,} grey images became coloured, as the others are")
+        return tuple(said)
 
 
-def layout_of(images: Iterable[Encoded]) -> Layout:
+def image_data(
+    name: str,
+    train: tuple[list[Encoded], Tensor],
+    test: tuple[list[Encoded], Tensor],
+    classes: tuple[str, ...],
+    *,
+    image_size: int | None,
+    origin: str,
+    notes: tuple[str, ...] = (),
+) -> ImageData:
+    """The data set of encoded images and their labels (N,), laid out by `layout_of`; `test` may be empty."""
+    layout = layout_of(train[0] + test[0], image_size)
+    return ImageData(
+        name,
+        ImageSet(decode(train[0], layout), train[1]),
+        ImageSet(decode(test[0], layout), test[1]) if test[0] else None,
+        classes,
+        mirror=True,
+        origin=origin,
+        notes=(*notes, *layout.notes),
+    )
+
+
+def layout_of(images: Iterable[Encoded], image_size: int | None = None) -> Layout:
     """The layout to decode `images` with, from their headers: 1 channel if all are grey (L, 1), else RGB.
 
+    image_size: side in pixels of the square that all are brought to; by default they must have one size.
+
     Raises DataError for an image that is no image, has over 4096 pixels on a side, more than 8 bits a
-    channel, or another size than the first; and for no image at all.
+    channel, or (without `image_size`) another size than the first; and for no image at all.
     """
     first: tuple[str, int, int] | None = None
-    grey = True
+    total = grey = resized = 0
     for image in images:
         with _opened(image) as opened:
             width, height, mode = opened.width, opened.height, opened.mode
@@ -58,24 +99,37 @@ def layout_of(images: Iterable[Encoded]) -> Layout:
             raise DataError(f"{image.name} must have 8 bits a channel, got PIL mode {mode}")
         if first is None:
             first = image.name, width, height
-        elif (width, height) != first[1:]:
+        elif image_size is None and (width, height) != first[1:]:
             raise DataError(
                 f"{image.name} must have the size of {first[0]}, {first[1]} x {first[2]},"
-                f" got {width} x {height}"
+                f" got {width} x {height} (an image size brings all to one)"
             )
-        grey = grey and mode in ("L", "1")
+        total += 1
+        grey += mode in ("L", "1")
+        resized += image_size is not None and (width, height) != (image_size, image_size)
     if first is None:
         raise DataError("at least one image is needed, got none")
-    return Layout(1 if grey else 3, height=first[2], width=first[1])
+    width, height = (image_size, image_size) if image_size is not None else first[1:]
+    if grey == total:
+        return Layout(1, height, width, resized)
+    return Layout(3, height, width, resized, coloured=grey)
 
 
 def decode(images: Sequence[Encoded], layout: Layout) -> Tensor:
-    """The pixels, uint8 (N, C, H, W), of images that `layout_of` has accepted; DataError for a broken one."""
-    pixels = np.empty((len(images), *layout), dtype=np.uint8)
+    """The pixels, uint8 (N, C, H, W), of images that `layout_of` has accepted; DataError for a broken one.
+
+    One of another size is scaled (bicubic) until it just covers the layout's, and what stands out is cut off
+    on both sides alike.
+    """
+    size = layout.width, layout.height
+    pixels = np.empty((len(images), *layout[:3]), dtype=np.uint8)
     mode = "L" if layout.channels == 1 else "RGB"
     for index, image in enumerate(images):
         with _opened(image) as opened:
-            array = np.asarray(opened if opened.mode == mode else opened.convert(mode))
+            picture = opened if opened.mode == mode else opened.convert(mode)
+            if picture.size != size:
+                picture = ImageOps.fit(picture, size, Image.Resampling.BICUBIC)
+            array = np.asarray(picture)
             pixels[index] = array if layout.channels == 1 else array.transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 

@@ -14,16 +14,31 @@ from sgenas.errors import DataError
 
 
 class _Source(NamedTuple):
+    """signs: one of these is in the folder where the data set is."""
+
     torchvision: str
     files: str
     mirror: bool
+    signs: tuple[str, ...]
 
 
 _SOURCES = {
-    "cifar10": _Source("CIFAR10", "cifar-10-python.tar.gz or its folder cifar-10-batches-py", True),
-    "cifar100": _Source("CIFAR100", "cifar-100-python.tar.gz or its folder cifar-100-python", True),
-    "svhn": _Source("SVHN", "train_32x32.mat and test_32x32.mat", False),
-    "fashion_mnist": _Source("FashionMNIST", "FashionMNIST/raw with its four idx files", True),
+    "cifar10": _Source(
+        "CIFAR10",
+        "cifar-10-python.tar.gz or its folder cifar-10-batches-py",
+        True,
+        ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    ),
+    "cifar100": _Source(
+        "CIFAR100",
+        "cifar-100-python.tar.gz or its folder cifar-100-python",
+        True,
+        ("cifar-100-python", "cifar-100-python.tar.gz"),
+    ),
+    "svhn": _Source("SVHN", "train_32x32.mat and test_32x32.mat", False, ("train_32x32.mat",)),
+    "fashion_mnist": _Source(
+        "FashionMNIST", "FashionMNIST/raw with its four idx files", True, ("FashionMNIST/raw",)
+    ),
 }
 DOWNLOADS = tuple(_SOURCES)
 """Names that `read_download` knows."""
@@ -49,7 +64,14 @@ def read_download(name: str, folder: Path | None, pick: Pick, with_test: bool = 
         test,
         classes,
         mirror=_SOURCES[name].mirror,
+        origin=f"{root}, through torchvision",
     )
+
+
+def is_there(name: str, folder: Path | None = None) -> bool:
+    """Whether files of the data set `name` are in `folder` (~/.cache/sgenas if None); they are not read."""
+    root = (folder or DEFAULT_FOLDER).expanduser()
+    return any((root / sign).exists() for sign in _SOURCES[name].signs)
 
 
 def _arrays(name: str, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:

@@ -5,18 +5,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sgenas.data.decode import Encoded, decode, layout_of
-from sgenas.data.images import ImageData, ImageSet, Pick
+from sgenas.data.decode import Encoded, image_data
+from sgenas.data.images import ImageData, Pick
 from sgenas.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 """Files with these endings, in either case, are images; other files are passed over."""
 
 
-def read_folder(name: str, folder: Path, pick: Pick, with_test: bool = True) -> ImageData:
+def read_folder(
+    name: str, folder: Path, pick: Pick, with_test: bool = True, image_size: int | None = None
+) -> ImageData:
     """The images below `folder`; classes are the names of their folders, in alphabetical order.
 
-    `pick` chooses the training images to decode. Raises DataError for what is missing or broken.
+    `pick` chooses the training images to decode. image_size: as in `layout_of`. Raises DataError for what is
+    missing or broken.
     """
     if not folder.is_dir():
         raise DataError(f"folder {folder} does not exist")
@@ -30,6 +33,7 @@ def read_folder(name: str, folder: Path, pick: Pick, with_test: bool = True) -> 
     train, labels = [files[index] for index in chosen.tolist()], labels[chosen]
 
     test: list[Encoded] = []
+    test_labels = torch.empty(0)
     if with_test and nested and test_root.is_dir():
         test_classes = _list(test_root)
         for class_name in test_classes:
@@ -37,14 +41,30 @@ def read_folder(name: str, folder: Path, pick: Pick, with_test: bool = True) -> 
                 raise DataError(f"class folder {test_root / class_name} has no counterpart in {train_root}")
         test, test_labels = _flatten(test_classes, classes)
 
-    layout = layout_of(train + test)
-    return ImageData(
+    return image_data(
         name,
-        ImageSet(decode(train, layout), labels),
-        ImageSet(decode(test, layout), test_labels) if test else None,
+        (train, labels),
+        (test, test_labels),
         classes,
-        mirror=True,
+        image_size=image_size,
+        origin=str(folder),
+        notes=_passed_over([train_root, test_root] if test else [train_root]),
     )
+
+
+def _passed_over(roots: list[Path]) -> tuple[str, ...]:
+    """A line on what lies beside the images in the class folders below `roots`, hidden files left out."""
+    others = [
+        entry
+        for root in roots
+        for folder in _entries(root)
+        if folder.is_dir() and not folder.name.startswith(".")
+        for entry in _entries(folder)
+        if entry.suffix.lower() not in EXTENSIONS and not entry.name.startswith(".")
+    ]
+    if not others:
+        return ()
+    return (f"{len(others)} entries passed over that are no image by their ending, {others[0]} first",)
 
 
 def _entries(folder: Path) -> list[Path]:

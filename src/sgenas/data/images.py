@@ -67,7 +67,8 @@ class ImageData:
     """A data set as `load` returns it. Checked when made.
 
     `name` is the specification it was loaded from, `test` is None where the source has no test images,
-    `mirror` says whether a horizontally flipped image keeps its class.
+    `mirror` says whether a horizontally flipped image keeps its class. `origin` says in words where the
+    images were found, `notes` what of them was passed over or changed on the way; for people alone.
 
     Raises DataError for fewer than two classes, a label without a class, a class without a training image,
     and test images of another size than the training images.
@@ -78,6 +79,8 @@ class ImageData:
     test: ImageSet | None
     classes: tuple[str, ...]
     mirror: bool
+    origin: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_labels(self.name, self.train.labels, self.classes)

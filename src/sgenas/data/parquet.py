@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sgenas.data.decode import Encoded, decode, layout_of
-from sgenas.data.images import ImageData, ImageSet, Pick
+from sgenas.data.columns import find_column
+from sgenas.data.decode import Encoded, image_data
+from sgenas.data.images import ImageData, Pick
 from sgenas.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-IMAGE_COLUMNS = ("img", "image")
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 TEST_WORDS = {"test", "val", "valid", "validation"}
 
 
@@ -27,11 +26,14 @@ class _File(NamedTuple):
     names: tuple[str, ...] | None
 
 
-def read_parquet(name: str, paths: str, pick: Pick, with_test: bool = True) -> ImageData:
+def read_parquet(
+    name: str, paths: str, pick: Pick, with_test: bool = True, image_size: int | None = None
+) -> ImageData:
     """The images in `paths`, comma-separated files and folders of `*.parquet`, in the order given.
 
     Files with `test`, `val`, `valid` or `validation` as a word of their name are the test set. `pick` chooses
-    the training images to decode. Raises DataError for what is missing, ambiguous or broken.
+    the training images to decode. image_size: as in `layout_of`. Raises DataError for what is missing,
+    ambiguous or broken.
     """
     files = [_open(path) for path in _find(paths)]
     train = [file for file in files if not _is_test(file.path)]
@@ -45,13 +47,13 @@ def read_parquet(name: str, paths: str, pick: Pick, with_test: bool = True) -> I
     train_images = _encoded(train, chosen)
     test_labels = torch.cat([file.labels for file in test]) if test else torch.empty(0)
     test_images = _encoded(test, torch.arange(len(test_labels)))
-    layout = layout_of(train_images + test_images)
-    return ImageData(
+    return image_data(
         name,
-        ImageSet(decode(train_images, layout), labels[chosen]),
-        ImageSet(decode(test_images, layout), test_labels) if test_images else None,
+        (train_images, labels[chosen]),
+        (test_images, test_labels),
         classes,
-        mirror=True,
+        image_size=image_size,
+        origin=_named([file.path for file in train + test]),
     )
 
 
@@ -73,6 +75,13 @@ def _find(paths: str) -> list[Path]:
     return found
 
 
+def _named(paths: list[Path]) -> str:
+    """Some files in words."""
+    if len(paths) <= 3:
+        return ", ".join(str(path) for path in paths)
+    return f"{len(paths)} files, {paths[0]} to {paths[-1]}"
+
+
 def _is_test(path: Path) -> bool:
     return not TEST_WORDS.isdisjoint(re.split(r"[^a-z]+", path.stem.lower()))
 
@@ -85,8 +94,8 @@ def _open(path: Path) -> _File:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            image = _column(path, "image", schema, IMAGE_COLUMNS, _holds_bytes)
-            label = _column(path, "label", schema, LABEL_COLUMNS, pa.types.is_integer)
+            image = _column(path, "image", schema, _holds_bytes)
+            label = _column(path, "label", schema, pa.types.is_integer)
             column = file.read(columns=[label]).column(label)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
@@ -106,18 +115,10 @@ def _holds_bytes(kind: "pa.DataType") -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _column(path: Path, role: str, schema: "pa.Schema", known: tuple[str, ...], fits: Any) -> str:
-    """The column for `role`: the first of the `known` names, else the only one whose type `fits`."""
+def _column(path: Path, role: str, schema: "pa.Schema", fits: Any) -> str:
+    """The column for `role`, of a type that `fits`."""
     fitting = [field.name for field in schema if fits(field.type)]
-    for name in known:
-        if name in fitting:
-            return name
-    if len(fitting) != 1:
-        raise DataError(
-            f"parquet file {path} must have one {role} column (named {', '.join(known)}, or the only one of"
-            f" its type), got {fitting} among {schema.names}"
-        )
-    return fitting[0]
+    return find_column(f"parquet file {path}", role, fitting, schema.names)
 
 
 def _feature_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:

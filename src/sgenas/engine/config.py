@@ -9,6 +9,7 @@ from typing import Any, Self
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.engine.class_weights import CLASS_WEIGHTS
 from sgenas.engine.settings import Checked, by_group, flag, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
@@ -66,25 +67,34 @@ class ImageSettings(Checked):
     """Images: where they come from and how they are changed."""
 
     data: str = "cifar10"
-    """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES or folder:DIR"""
+    """data set: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:DIR_OR_FILES, folder:DIR (one folder
+    a class) or hf:PATH_OR_NAME (Hugging Face)"""
     data_dir: str | None = None
     """folder of the downloaded data sets; ~/.cache/sgenas if not set"""
     train_images: int | None = None
     """use only so many training images, drawn evenly over the classes; all if not set"""
+    image_size: int | None = None
+    """side in pixels that images of folder, parquet and hf are brought to, scaled and cut to a square; if not
+    set all must have one size"""
     batch_size: int = 64
     """images in a batch"""
     augment: str = "auto"
     """auto: random crops, and mirroring where it keeps the class; none: images as they are"""
     cutout: int = 0
     """side in pixels of a square that is blanked in each training image"""
+    class_weights: str = "none"
+    """what an image counts in the losses: none (all alike), or balanced (n / (k n_c) with n training images
+    of k classes, n_c of its own), against imbalance; accuracies count all images alike"""
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data", "the name of a data set", self.data)
         self._at_least("train_images", 2)
+        self._at_least("image_size", 1)
         # a batch of one image has no batch statistics
         self._at_least("batch_size", 2)
         self._one_of("augment", AUGMENTATIONS)
         self._at_least("cutout", 0)
+        self._one_of("class_weights", CLASS_WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgenas.data import ImageData
 from sgenas.engine.train import Training, load_training
 
 
@@ -24,14 +25,16 @@ class Evaluation:
     equal: bool | None
 
 
-def evaluate_run(path: str | Path, *, device: str = "auto") -> Evaluation:
+def evaluate_run(path: str | Path, *, device: str = "auto", images: ImageData | None = None) -> Evaluation:
     """Tests the network in the training run `path`, on `device` whatever it was trained on.
+
+    images: those that `run_training` was given, if it was.
 
     Raises ConfigError when this machine has no such device, RunFolderError when there is no run,
     CheckpointError when its checkpoint is missing, damaged or belongs to other settings or images,
     DataError where the images cannot be had.
     """
-    training = load_training(path, device=device)
+    training = load_training(path, device=device, images=images)
     with training.convolutions():
         loss, accuracy = training.evaluate()
     logged = _logged(training)

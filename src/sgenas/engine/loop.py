@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from sgenas.data import ImageData
 from sgenas.engine import checkpoint, parts
 from sgenas.engine.meter import Meter
 from sgenas.engine.parallel import ALONE, Processes
@@ -47,8 +48,9 @@ class Run(ABC):
     """A run in the middle of its work: epochs of steps, rows of metrics.jsonl and checkpoints on the way.
 
     Nothing is written before `_loop`. What a step does, what an epoch ends with and what a checkpoint holds
-    besides the counters is the subclass's. On several `processes` each one takes every step and holds the
-    whole state; `folder` is one that all but the first leave unwritten.
+    besides the counters is the subclass's. images: in place of those that `--data` names. On several
+    `processes` each one takes every step and holds the whole state; `folder` is one that all but the first
+    leave unwritten.
     """
 
     noun: ClassVar[str]
@@ -62,13 +64,22 @@ class Run(ABC):
     steps_per_epoch: int
 
     def __init__(
-        self, config: Config, folder: RunFolder, *, test: bool, processes: Processes = ALONE
+        self,
+        config: Config,
+        folder: RunFolder,
+        *,
+        test: bool,
+        processes: Processes = ALONE,
+        images: ImageData | None = None,
     ) -> None:
         self.config, self.folder, self.processes = config, folder, processes
         self.epoch = self.step_in_epoch = self.step = 0
         self.device = processes.device(config.device)
         self.meter = Meter(self.device)
-        self.images = parts.load_images(config, test=test)
+        self.images = parts.load_images(config, test=test, given=images)
+        self._source = "those handed over"
+        if images is None:
+            self._source = f"--data {config.data.data} holds now"
         self._digest = "".join(
             parts.digest_of(part) for part in (self.images.train, self.images.test) if part is not None
         )
@@ -163,7 +174,11 @@ class Run(ABC):
     def _compare_processes(self, when: str) -> None:
         """Each process computes the same numbers by itself: a machine that rounds otherwise is found out."""
         if self.processes.size > 1:
-            given = {"settings": self.config.to_dict(), "kind of device": self.device.type}
+            given = {
+                "settings": self.config.to_dict(),
+                "kind of device": self.device.type,
+                "images": self._digest,
+            }
             self.processes.require_same(given | self._own_state(), when)
 
     def _step_and_record(self, recorder: Recorder, observer: Observer) -> None:
@@ -244,8 +259,7 @@ class Run(ABC):
         try:
             if state["images_digest"] != self._digest:
                 raise CheckpointError(
-                    f"checkpoint {self.folder.checkpoint_path} was made with other images than"
-                    f" --data {self.config.data.data} holds now"
+                    f"checkpoint {self.folder.checkpoint_path} was made with other images than {self._source}"
                 )
             self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
             self.meter.go_on_from(state["measured"])

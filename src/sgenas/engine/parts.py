@@ -22,7 +22,9 @@ from sgenas.bilevel import (
     Unrolled,
 )
 from sgenas.bilevel.blocks import columns, deal
+from sgenas.engine.class_weights import balanced
 from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
+from sgenas.engine.settings import flag
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError, InvalidValueError
 from sgenas.methods import method
@@ -77,17 +79,29 @@ def check_blocks(config: SearchConfig, alphas: Tree) -> None:
         raise ConfigError(f"--blocks {settings.blocks}: {error}") from None
 
 
-def load_images(config: SearchConfig | TrainConfig, *, test: bool) -> data.ImageData:
-    """The data set of `--data`, with its test images or without; raises DataError where it cannot be had."""
+def load_images(
+    config: SearchConfig | TrainConfig, *, test: bool, given: data.ImageData | None = None
+) -> data.ImageData:
+    """The data set of `--data`, with its test images or without; raises DataError where it cannot be had.
+
+    given: images that a caller has in Python, taken in place of loading any; `--train-images` holds for them.
+    """
     settings = config.data
     folder = None if settings.data_dir is None else Path(settings.data_dir)
     try:
+        if given is not None:
+            return data.limited(
+                given if test else dataclasses.replace(given, test=None),
+                settings.train_images,
+                seed_of(config.seed, "sample"),
+            )
         return data.load(
             settings.data,
             data_dir=folder,
             limit=settings.train_images,
             seed=seed_of(config.seed, "sample"),
             test=test,
+            image_size=settings.image_size,
         )
     except DataError as error:
         raise data_error(config, error) from None
@@ -102,13 +116,24 @@ def data_error(config: SearchConfig | TrainConfig, error: DataError) -> DataErro
     return DataError(f"{flags}: {error}")
 
 
-def with_absolute_paths(config: AnyConfig) -> AnyConfig:
-    """The same settings with absolute paths to the data, so that a run can be resumed from anywhere."""
+def with_absolute_paths(config: AnyConfig, given: data.ImageData | None = None) -> AnyConfig:
+    """The same settings with absolute paths to the data, so that a run can be resumed from anywhere.
+
+    given: images from Python, whose name takes the place of `--data`. Raises ConfigError where a setting that
+    says how to load images stands beside them.
+    """
     settings = config.data
+    if given is not None:
+        for name in ("data_dir", "image_size"):
+            value = getattr(settings, name)
+            if value is not None:
+                raise ConfigError(f"{flag(name)} must not be set with images from Python, got {value!r}")
+        settings = dataclasses.replace(settings, data=given.name)
     kind, separator, paths = settings.data.partition(":")
     source = settings.data
-    if separator and kind in ("parquet", "folder"):
-        parts = [str(Path(path.strip()).expanduser().absolute()) for path in paths.split(",") if path.strip()]
+    if separator and (kind in ("parquet", "folder") or (kind == "hf" and Path(paths).expanduser().exists())):
+        places = paths.split(",") if kind == "parquet" else [paths]
+        parts = [str(Path(path.strip()).expanduser().absolute()) for path in places if path.strip()]
         source = f"{kind}:{','.join(parts)}"
     folder = None if settings.data_dir is None else str(Path(settings.data_dir).expanduser().absolute())
     config = dataclasses.replace(config, data=dataclasses.replace(settings, data=source, data_dir=folder))
@@ -212,6 +237,18 @@ def make_augmentation(
     )
 
 
+def class_weights(
+    config: SearchConfig | TrainConfig, images: data.ImageData, device: torch.device
+) -> torch.Tensor | None:
+    """What each class counts in the losses, (classes,), by all training images; None where all are alike.
+
+    A search cuts the images by class, so that both of its losses have the same weights but for rounding.
+    """
+    if config.data.class_weights == "none":
+        return None
+    return balanced(images.train.labels, len(images.classes)).to(device)
+
+
 def find_device(name: str) -> torch.device:
     """The device of `--device`; raises ConfigError when this machine has none such."""
     if name == "auto":
@@ -240,8 +277,8 @@ def seed_of(seed: int, name: str) -> int:
 def digest_of(images: data.ImageSet) -> str:
     """A fingerprint of images and labels, to notice when a data set changed between stop and resume."""
     total = hashlib.blake2b(digest_size=16)
-    total.update(images.images.numpy().data)
-    total.update(images.labels.numpy().data)
+    for tensor in (images.images, images.labels):
+        total.update(tensor.cpu().contiguous().numpy().data)
     return total.hexdigest()
 
 

@@ -6,23 +6,26 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
 
 from sgenas.bilevel import SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.directions import draw
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.bilevel.sharing import cut
 from sgenas.bilevel.smoothing import probes
 from sgenas.bilevel.vectorised import SavedMemory, side_by_side, trajectory_bytes
+from sgenas.data import ImageData
+from sgenas.engine import parts
 from sgenas.engine.config import EstimatorSettings, SearchConfig
 from sgenas.engine.run_folder import RunFolder, environment
 from sgenas.engine.schedule import Schedule
-from sgenas.engine.search import Search
+from sgenas.engine.search import Batch, Search
 from sgenas.errors import ConfigError
 from sgenas.memory import peak_memory
 from sgenas.trees import Tree
@@ -115,13 +118,13 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-def plan_search(config: SearchConfig) -> Plan:
+def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Plan:
     """Predicts what the search of `config` will cost, from some passes on its own images and device.
 
-    Takes seconds with small supernets, a minute where a pass takes seconds; nothing is written. Raises what
-    `run_search` raises before its first step.
+    images: as in `run_search`. Takes seconds with small supernets, a minute where a pass takes seconds;
+    nothing is written. Raises what `run_search` raises before its first step.
     """
-    search = Search(config, RunFolder("unused"))
+    search = Search(parts.with_absolute_paths(config, images), RunFolder("unused"), images=images)
     constants = measure(search)
     schedules = [search.schedule, *compared(search.schedule)]
     return Plan(
@@ -243,10 +246,12 @@ def _peak_memory(estimator: Estimator, constants: Constants) -> int:
 def measure(search: Search) -> Constants:
     """Times passes of `search` where it stands; takes batches from its streams, and changes nothing else."""
     device, weights, alphas = search.device, search.state.weights, search.alphas
+    next_inner = partial(search.next_batch, search.inner_stream)
+    next_outer = partial(search.next_batch, search.outer_stream)
     with search.convolutions():
         problem = search._problem(search._weight_optimizer())
         own, start = search._trajectory(problem)
-        inner, outer = next(search.inner_stream), next(search.outer_stream)
+        inner, outer = next_inner(), next_outer()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             resting = torch.cuda.memory_allocated(device)
@@ -255,10 +260,8 @@ def measure(search: Search) -> Constants:
         saved = SavedMemory()
         with saved:
             own.run(start, alphas, [inner])
-        weights_pass = _median(lambda: problem.run(search.state, alphas, [next(search.inner_stream)]), device)
-        alphas_pass = _median(
-            lambda: problem.outer_alpha_gradient(weights, alphas, next(search.outer_stream)), device
-        )
+        weights_pass = _median(lambda: problem.run(search.state, alphas, [next_inner()]), device)
+        alphas_pass = _median(lambda: problem.outer_alpha_gradient(weights, alphas, next_outer()), device)
         with torch.no_grad():
             evaluation_pass = _median(lambda: search._forward(weights, alphas, inner[0]), device)
         _, v, _ = own.outer_gradients(weights, alphas, outer)
@@ -291,12 +294,12 @@ class _Perturbed(NamedTuple):
 
 
 def _perturbed(
-    search: Search, problem: BilevelProblem, start: InnerState, batch: tuple[Tensor, Tensor], v: Tree
+    search: Search, problem: BilevelProblem, start: InnerState, batch: Batch, v: Tree
 ) -> _Perturbed:
     """Of the perturbed steps of the search's sge, or of sge by default where it has another estimator."""
     sge = search.estimator if isinstance(search.estimator, SGE) else SGE()
     alphas, count = search.alphas, math.ceil(sge.batch_fraction * len(batch[1]))
-    part = batch[0][:count], batch[1][:count]
+    part = cut(batch, 0, count)
     saved = SavedMemory()
     with saved:
         trajectory = problem.run(start, alphas, [part])

@@ -16,7 +16,7 @@ from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import parts, watch
+from sgenas.engine import class_weights, parts, watch
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
@@ -27,6 +27,8 @@ from sgenas.spaces import Genotype, stacked_cross_entropy
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
 
+Batch = tuple[Tensor, ...]
+"""(images, labels), or (images, labels, factors): float32 (B, C, H, W), int64 (B,), float32 (B,)."""
 LOGGED = ("standard_error", "smoothing", "noise_floor", "residual")
 """Diagnostics of the estimators that a step's row has."""
 
@@ -52,8 +54,12 @@ def run_search(
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    images: data.ImageData | None = None,
 ) -> SearchResult:
     """Runs a search into the new run folder `out`.
+
+    `images` (of `sgenas.data.from_dataset`, for example) take the place of those that `config.data.data`
+    names; the run folder then has their name, and whoever resumes hands them over again.
 
     `stop` is asked after every step; once it answers True, a checkpoint is written and the search returns
     unfinished. On several `processes` (`parallel.joined`) each calls this with the same settings: the first
@@ -65,9 +71,9 @@ def run_search(
     folder = _folder(out, processes)
     with processes.agreeing():
         folder.check(overwrite=overwrite)
-    config = parts.with_absolute_paths(config)
+    config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
-    search = processes.build(lambda: Search(config, folder, processes, layout))
+    search = processes.build(lambda: Search(config, folder, processes, layout, images))
     with processes.agreeing():
         folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
         folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
@@ -80,12 +86,14 @@ def resume_search(
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    images: data.ImageData | None = None,
 ) -> SearchResult:
     """Goes on with the search in the run folder `path`, exactly where its checkpoint stands.
 
     A search that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
     when its checkpoint is missing, damaged, or belongs to other settings or other images. `processes` as in
-    `run_search`: all read the run folder, and there may be another number of them than before.
+    `run_search`: all read the run folder, and there may be another number of them than before. images: those
+    that `run_search` was given.
     """
     folder = _folder(path, processes)
     with processes.agreeing():
@@ -96,7 +104,7 @@ def resume_search(
     layout = _layout(config, processes)
 
     def make() -> Search:
-        search = Search(config, folder, processes, layout)
+        search = Search(config, folder, processes, layout, images)
         search.load_state_dict(state)
         return search
 
@@ -123,7 +131,8 @@ def _layout(config: SearchConfig, processes: Processes) -> Layout:
 class Search(Run):
     """A search in the middle of its work. Made from its settings; nothing is written before `run`.
 
-    layout: how several `processes` divide the work; made from the settings for one alone.
+    layout: how several `processes` divide the work; made from the settings for one alone. images: in place of
+    those that `--data` names.
     """
 
     noun = "search"
@@ -137,14 +146,16 @@ class Search(Run):
         folder: RunFolder,
         processes: Processes = ALONE,
         layout: Layout | None = None,
+        images: data.ImageData | None = None,
     ) -> None:
         self.layout = layout or processes.layout(config.data.data_parallel)
         self.table = parts.load_table(config)
-        super().__init__(config, folder, test=False, processes=processes)
+        super().__init__(config, folder, test=False, processes=processes, images=images)
         self.split = self._split()
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
         self.space = parts.make_space(config, self.images)
+        self._class_weights = parts.class_weights(config, self.images, self.device)
         self._logits, self._stacked_logits = parts.forward_passes(config, self.space)
         # data sets are often stored class by class, and batches of one class have misleading statistics
         shuffled = torch.randperm(len(validation), generator=parts.generator(config.seed, "evaluate"))
@@ -232,10 +243,19 @@ class Search(Run):
 
     # -- the mathematics of one step ----------------------------------------------------------------------
 
-    def _loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def next_batch(self, stream: data.BatchStream) -> Batch:
+        """The next of a stream as the losses take it: (images, labels), with class weights also factors."""
+        return self._with_factors(next(stream))
+
+    def _with_factors(self, batch: tuple[Tensor, Tensor]) -> Batch:
+        if self._class_weights is None:
+            return batch
+        return (*batch, class_weights.factors(self._class_weights, batch[1]))
+
+    def _loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
-        images, labels = batch
-        return F.cross_entropy(self._forward(weights, alphas, images), labels)
+        images, labels, *factors = batch
+        return class_weights.cross_entropy(self._forward(weights, alphas, images), labels, *factors)
 
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch."""
@@ -251,10 +271,10 @@ class Search(Run):
         with torch.autocast(self.device.type, torch.bfloat16):
             return self._logits(weights, alphas, images).float()
 
-    def _stacked_loss(self, weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _stacked_loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """`_loss` of M members at once, (M,)."""
-        images, labels = batch
-        return stacked_cross_entropy(self._stacked_logits(weights, alphas, images), labels)
+        images, labels, *factors = batch
+        return stacked_cross_entropy(self._stacked_logits(weights, alphas, images), labels, *factors)
 
     def _problem(self, optimizer: SGD) -> BilevelProblem:
         shards = self.layout.shards
@@ -263,11 +283,11 @@ class Search(Run):
     def _take_step(self) -> dict[str, Tensor]:
         """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors."""
         problem = self._problem(self._weight_optimizer())
-        inner = [next(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
+        inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
         if not self.schedule.moves_alphas(self.step):
             return {"inner_loss": self._train_weights(problem, inner)}
 
-        outer = next(self.outer_stream)
+        outer = self.next_batch(self.outer_stream)
         separate = self.config.weights.weights == "separate"
         own, start = self._trajectory(problem)
         result = self.estimator(
@@ -299,7 +319,7 @@ class Search(Run):
             return self._problem(SGD(settings.trajectory_lr)), start
         return training, self.state
 
-    def _train_weights(self, problem: BilevelProblem, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def _train_weights(self, problem: BilevelProblem, batches: list[Batch]) -> Tensor:
         trajectory = problem.run(self.state, self.alphas, batches)
         self.state = trajectory.end
         return torch.stack(trajectory.losses).mean()
@@ -337,7 +357,7 @@ class Search(Run):
 
     def eigenvalue(self) -> float:
         """The largest of the outer loss' Hessian in the alphas, on the first batch of validation images."""
-        loss, batch = self._outer_loss(), next(iter(self._validation_batches()))
+        loss, batch = self._outer_loss(), self._with_factors(next(self._validation_batches()))
         matvec = hessian_operator(lambda alphas: loss(self.state.weights, alphas, batch), self.alphas)
         draw = parts.generator(self.config.seed, f"eigenvalue {self.epoch}")
         start = torch.randn(trees.size(self.alphas), generator=draw)

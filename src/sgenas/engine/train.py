@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,8 +45,12 @@ def run_training(
     overwrite: bool = False,
     observer: Observer | None = None,
     stop: Callable[[], bool] = lambda: False,
+    images: data.ImageData | None = None,
 ) -> TrainResult:
     """Trains the network of `config.genotype` into the new run folder `out`.
+
+    `images` (of `sgenas.data.from_dataset`, for example) take the place of those that `config.data.data`
+    names; the run folder then has their name, and whoever resumes or evaluates hands them over again.
 
     `stop` is asked after every step; once it answers True, a checkpoint is written and the training returns
     unfinished. Raises ConfigError, DataError, GenotypeError or RunFolderError before anything is written,
@@ -53,25 +58,32 @@ def run_training(
     """
     folder = RunFolder(out)
     folder.check(overwrite=overwrite)
-    config = parts.with_absolute_paths(config)
-    training = Training(config, folder)
+    config = parts.with_absolute_paths(config, images)
+    training = Training(config, folder, images=images)
     folder.create(config, environment(training.device) | training.describe(), overwrite=overwrite)
     folder.write_genotype(config.genotype)
     return training.run(observer or Silent(), stop)
 
 
 def resume_training(
-    path: str | Path, *, observer: Observer | None = None, stop: Callable[[], bool] = lambda: False
+    path: str | Path,
+    *,
+    observer: Observer | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    images: data.ImageData | None = None,
 ) -> TrainResult:
     """Goes on with the training in the run folder `path`, exactly where its checkpoint stands.
 
     One that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
-    when its checkpoint is missing, damaged, or belongs to other settings or other images.
+    when its checkpoint is missing, damaged, or belongs to other settings or other images. images: those that
+    `run_training` was given.
     """
-    return load_training(path).run(observer or Silent(), stop)
+    return load_training(path, images=images).run(observer or Silent(), stop)
 
 
-def load_training(path: str | Path, *, device: str | None = None) -> "Training":
+def load_training(
+    path: str | Path, *, device: str | None = None, images: data.ImageData | None = None
+) -> "Training":
     """The training in the run folder `path` as its checkpoint has it; raises as `resume_training`.
 
     device: in place of that of its settings.
@@ -83,7 +95,7 @@ def load_training(path: str | Path, *, device: str | None = None) -> "Training":
     state = load_checkpoint(folder, config)
     if device is not None:
         config = dataclasses.replace(config, device=device)
-    training = Training(config, folder)
+    training = Training(config, folder, images=images)
     training.load_state_dict(state)
     return training
 
@@ -93,7 +105,7 @@ class Training(Run):
 
     make_network: makes another network than the genotype's, to be trained in its place by the same settings;
     it gives logits, or a pair with those of an auxiliary head. The run folder does not know of it and cannot
-    be resumed: it is for comparisons.
+    be resumed: it is for comparisons. images: in place of those that `--data` names.
     """
 
     noun: ClassVar[str] = "training"
@@ -107,10 +119,12 @@ class Training(Run):
         folder: RunFolder,
         *,
         make_network: Callable[[data.ImageData], nn.Module] | None = None,
+        images: data.ImageData | None = None,
     ) -> None:
-        super().__init__(config, folder, test=True)
+        super().__init__(config, folder, test=True, images=images)
         self.test = self._test_images().to(self.device)
         self._augment = parts.make_augmentation(config, self.images, self.images.train)
+        self._class_weights = parts.class_weights(config, self.images, self.device)
         batch_size, count = config.data.batch_size, len(self.images.train)
         if count < batch_size:
             raise ConfigError(f"--batch-size must be at most the {count} images that train, got {batch_size}")
@@ -216,13 +230,19 @@ class Training(Run):
     # -- the mathematics of one step ----------------------------------------------------------------------
 
     def loss(self, output: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(what is minimised, logits): smoothed cross-entropy, plus that of the auxiliary head, weighed."""
-        smoothing = self.config.optimizer.label_smoothing
-        if not isinstance(output, tuple):
-            return F.cross_entropy(output.float(), labels, label_smoothing=smoothing), output
-        main, auxiliary = (
-            F.cross_entropy(logits.float(), labels, label_smoothing=smoothing) for logits in output
+        """(what is minimised, logits): smoothed cross-entropy, plus that of the auxiliary head, weighed.
+
+        Both with the class weights of `--class-weights`, as PyTorch's `weight`.
+        """
+        cross_entropy = partial(
+            F.cross_entropy,
+            target=labels,
+            weight=self._class_weights,
+            label_smoothing=self.config.optimizer.label_smoothing,
         )
+        if not isinstance(output, tuple):
+            return cross_entropy(output.float()), output
+        main, auxiliary = (cross_entropy(logits.float()) for logits in output)
         return main + self.config.auxiliary_weight * auxiliary, output[0]
 
     def _take_step(self) -> dict[str, Tensor]:

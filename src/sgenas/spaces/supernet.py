@@ -11,11 +11,15 @@ from sgenas.spaces.genotype import Genotype
 from sgenas.trees import Tree
 
 
-def stacked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each of M members, (M,), from logits (M, B, classes) and labels (B,)."""
+def stacked_cross_entropy(logits: Tensor, labels: Tensor, factors: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy of each of M members, (M,), from logits (M, B, classes) and labels (B,).
+
+    factors: (B,), what each image's cross-entropy is multiplied by; 1 if not given.
+    """
     members = len(logits)
     each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(members), reduction="none")
-    return each.reshape(members, -1).mean(dim=1)
+    each = each.reshape(members, -1)
+    return (each if factors is None else factors * each).mean(dim=1)
 
 
 class SupernetSpace:
