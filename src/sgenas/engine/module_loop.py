@@ -42,7 +42,7 @@ class ModuleSettings:
 class ModuleLoop:
     """A search in the middle of its work; `run` does all of it.
 
-    device: of the space. state, alphas, cost, history: where it stands.
+    state, alphas, cost, history: where it stands.
     """
 
     def __init__(
@@ -60,34 +60,21 @@ class ModuleLoop:
         self._memory: Tree | None = None
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None, progress: bool | None) -> None:
-        """All epochs."""
-        device = next(iter(self.state.weights.values())).device
+        """All epochs; `on_epoch` is given each one's row, `progress`: whether there is a bar."""
+        device, epochs = next(iter(self.state.weights.values())).device, self.settings.epochs
         self._check(next(iter(self._train)))
-        console = Console(stderr=True)
-        shown = console.is_terminal if progress is None else progress
-        columns = (
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}"),
-        )
-        bar = Progress(*columns, console=console, disable=not shown, speed_estimate_period=600)
-        with bar, Meter(device) as meter, parts.exact_convolutions(device):
-            task = bar.add_task("", total=self.settings.epochs, epoch=f"1/{self.settings.epochs}", losses="")
-            for epoch in range(self.settings.epochs):
-                row = self._epoch(epoch) | meter.read()
+        with _bar(progress) as bar, Meter(device) as meter, parts.exact_convolutions(device):
+            task = bar.add_task("", total=epochs)
+            for epoch in range(epochs):
+
+                def show(step: int, number: int = epoch + 1) -> None:
+                    bar.update(task, description=f"epoch {number}/{epochs}, step {step}")
+
+                row = self._epoch(epoch, show) | meter.read()
+                bar.update(task, completed=epoch + 1)
                 self.history.append(row)
                 if on_epoch is not None:
                     on_epoch(row)
-                number = min(epoch + 2, self.settings.epochs)
-                bar.update(
-                    task,
-                    completed=epoch + 1,
-                    epoch=f"{number}/{self.settings.epochs}",
-                    losses=f"inner loss {row['inner_loss']:.4f}",
-                )
 
     # -- the losses ---------------------------------------------------------------------------------------
 
@@ -137,7 +124,7 @@ class ModuleLoop:
 
     # -- the steps ----------------------------------------------------------------------------------------
 
-    def _epoch(self, epoch: int) -> dict[str, Any]:
+    def _epoch(self, epoch: int, show: Callable[[int], None]) -> dict[str, Any]:
         problem, warm = self._problem(epoch), epoch < self.settings.alphas.warmup_epochs
         inner_losses: list[Tensor] = []
         sums: dict[str, list[Tensor]] = {name: [] for name in SUMMED}
@@ -151,8 +138,9 @@ class ModuleLoop:
                     )
                 if warm or len(inner) < count:
                     inner_losses += self._train_weights(problem, inner)
-                    continue
-                inner_losses += self._move_both(problem, inner, sums)
+                else:
+                    inner_losses += self._move_both(problem, inner, sums)
+                show(len(inner_losses))
             mean = torch.stack(inner_losses).mean().item()
             if not math.isfinite(mean):
                 raise DivergenceError(f"inner_loss is {mean}")
@@ -208,3 +196,19 @@ class ModuleLoop:
             "forward": self.cost.forward,
             "backward": self.cost.backward,
         }
+
+
+def _bar(progress: bool | None) -> Progress:
+    """On a terminal, unless `progress` says otherwise; beside the output, whoever may read that."""
+    console = Console(stderr=True)
+    shown = console.is_terminal if progress is None else progress
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not shown,
+        speed_estimate_period=600,
+    )

@@ -127,7 +127,8 @@ def search(
         )
     if regulariser_weight is not None and not METHODS[method].regularisers:
         raise InvalidValueError(
-            f"regulariser_weight only applies with a method that has one, not {method}, got {regulariser_weight}"
+            f"regulariser_weight only applies with a method that has one, not with {method},"
+            f" got {regulariser_weight}"
         )
     try:
         weights = WeightSettings(
