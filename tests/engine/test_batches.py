@@ -35,6 +35,19 @@ def test_a_data_set_is_drawn_anew_for_every_pass_from_the_seed() -> None:
     assert sorted(drawn(batches(ROWS, size=64))[0]) == list(range(10)), "smaller than a batch: all of it"
 
 
+def test_rows_are_enough_for_a_data_set() -> None:
+    class Squares:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, row: int) -> dict[str, int]:
+            return {"x": row, "y": row**2}
+
+    first, second = batches(Squares(), size=2)
+    assert torch.equal(first["y"], first["x"] ** 2)
+    assert sorted([*first["x"].tolist(), *second["x"].tolist()]) == [0, 1, 2, 3]
+
+
 def test_loaders_lists_and_streams_are_taken_as_they_are() -> None:
     class Stream(IterableDataset[int]):
         def __iter__(self) -> Iterator[int]:
@@ -64,7 +77,7 @@ def test_endless_begins_again() -> None:
         ((torch.ones(3, 2), torch.ones(3)), "make a torch.utils.data.TensorDataset\\), got a tuple"),
         ({"x": torch.ones(3)}, "got a dict"),
         (torch.ones(3, 2), "got a Tensor"),
-        (7, "train_data must be iterable once an epoch, got a int"),
+        (7, "train_data must have rows, or be iterable once an epoch, got a int"),
         ((row for row in range(3)), "got a generator, which ends after the first"),
     ],
 )

@@ -283,7 +283,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         InvalidValueError,
         "only applies with a method that has one, not with darts, got 1.0",
     ),
-    ({"val_data": iter([1])}, InvalidValueError, "val_data must be iterable once an epoch"),
+    ({"val_data": iter([1])}, InvalidValueError, "val_data must have rows, or be iterable once an epoch"),
     ({"val_data": []}, DataError, "val_data must give at least one batch, got none"),
     ({"train_data": []}, DataError, "train_data must give at least one batch, got none"),
     (

@@ -337,6 +337,16 @@ def test_frozen_parameters_stay_and_shared_modules_stay_shared() -> None:
     assert torch.equal(plain[0].weight, model[0].weight)
 
 
+def test_a_choice_may_be_the_whole_model() -> None:
+    model = sgenas.Choice({"one": nn.Linear(2, 2), "two": nn.Linear(2, 2)}, name="c").double()
+    space, x = sgenas.ModuleSpace(model), draw(3, 2)
+    mixing = {"c": torch.tensor([0.25, 0.5], dtype=torch.float64)}
+    one, two = model.candidates
+    found = space.mixed_output(space.initial_weights(), mixing, x)
+    torch.testing.assert_close(found, 0.25 * one(x) + 0.5 * two(x))
+    assert isinstance(space.derive({"c": "two"}), nn.Linear)
+
+
 def test_what_works_in_place_is_made_not_to() -> None:
     def candidates() -> dict[str, nn.Module]:
         return {"a": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 2)), "b": nn.Identity()}

@@ -59,7 +59,7 @@ class ModuleSpace:
         self._model = copy.deepcopy(model)
         self._network = _pure(copy.deepcopy(model))
         self._places = {
-            f"{path}.mixing".lstrip("."): choice.name
+            f"{path}.mixing".removeprefix("."): choice.name
             for path, choice in self._network.named_modules()
             if isinstance(choice, BaseChoice)
         }
