@@ -2,9 +2,7 @@
 
     python examples/resnet_blocks.py [--data parquet:../shared/data] [--estimator first-order] [--epochs 8]
 
-Expected, in ? seconds on two cores:
-
-    ...
+Expected: not yet measured at this size (a small run is tested).
 
 Three stages of two blocks; the second one of each may be a basic block, a bottleneck, or left out. 1,500
 images train weights, 1,500 others the choices. What was found is trained on all 3,000 from the weights that

@@ -2,9 +2,12 @@
 
     python examples/tabular_mlp.py [--estimator sge] [--epochs 30]
 
-Expected, in ? seconds on one core:
+Expected, in 50 seconds on one core (of the processor's time: the machine was shared):
 
-    ...
+    normalisation none, activation relu, width 16, second layer layer, third layer skip
+    test error, mixture        1.40
+    test error, usual choices  1.53
+    test error, found choices  1.41
 
 The table is Friedman's first problem, made by scikit-learn: ten columns, of which five matter, and noise of
 variance 1, below which no error can be. 1,000 rows train weights, 500 others the choices. What was found is

@@ -2,9 +2,7 @@
 
     python examples/text_transformer.py [--estimator first-order] [--steps 300]
 
-Expected, in ? seconds on two cores:
-
-    ...
+Expected: not yet measured at this size (a small run is tested).
 
 The text: docstrings of Python's standard library. The transformer reads 64 characters and guesses each next
 one; its two blocks share their choices. What was found is trained from the weights that the module began
