@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
@@ -36,7 +37,28 @@ def check_few_shot(found: dict[str, float]) -> None:
     assert found["first-order"] < 0.9 * found["none"]
 
 
-CHECKS = {"hyper_cleaning": check_cleaning, "weight_decay": check_decay, "few_shot": check_few_shot}
+def check_table(found: dict[str, float]) -> None:
+    assert 1 < found["found choices"] < 1.1 * found["usual choices"]
+
+
+def check_transformer(found: dict[str, float]) -> None:
+    assert found["found choices"] < found["usual choices"]
+
+
+def check_resnet(found: dict[str, float]) -> None:
+    assert found["found choices"] > found["usual choices"] - 2
+
+
+CHECKS = {
+    "hyper_cleaning": check_cleaning,
+    "weight_decay": check_decay,
+    "few_shot": check_few_shot,
+    "tabular_mlp": check_table,
+    "text_transformer": check_transformer,
+    "resnet_blocks": check_resnet,
+}
+NEEDS = {"resnet_blocks": load("resnet_blocks").SHARED}
+"""Data that are not everywhere."""
 
 
 def test_every_example_is_checked() -> None:
@@ -65,12 +87,49 @@ def test_few_shot_quickly() -> None:
     assert found["unrolled"] < found["first-order"] < found["none"]
 
 
+def test_tabular_mlp_quickly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    module = load("tabular_mlp")
+    monkeypatch.setattr(module, "TRAINING_EPOCHS", 4)
+    found = module.main(["--epochs", "2", "--estimator", "first-order"])
+    assert set(found) == {"mixture", "usual choices", "found choices"}
+    # 4 epochs of training are enough to beat the mean, whose error is the variance
+    assert all(1 < error < 20 for error in found.values())
+    assert "activation" in capsys.readouterr().out
+
+
+def test_text_transformer_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("text_transformer")
+    monkeypatch.setattr(module, "BATCH", 4)
+    found = module.main(["--steps", "10"])
+    # better than guessing among 100 characters with equal chances
+    assert all(1 < loss < 4.6 for loss in found.values())
+
+
+def test_resnet_blocks_quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = load("resnet_blocks")
+    for name, value in {"TRAIN": 60, "TEST": 20, "BATCH": 10, "CHANNELS": 4}.items():
+        monkeypatch.setattr(module, name, value)
+    for folder, count in (("train", 40), ("test", 10)):
+        for label in ("cat", "dog"):
+            (tmp_path / folder / label).mkdir(parents=True)
+            for number in range(count):
+                shade = (number, 200 if label == "cat" else 20, 0)
+                Image.new("RGB", (32, 32), shade).save(tmp_path / folder / label / f"{number}.png")
+    found = module.main(["--data", f"folder:{tmp_path}", "--epochs", "2"])
+    assert all(0 <= accuracy <= 100 for accuracy in found.values())
+    with pytest.raises(SystemExit, match="say where CIFAR-10 is with --data"):
+        module.main(["--data", f"parquet:{tmp_path}/nothing"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKS)
 def test_an_example_keeps_its_promise(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if name in NEEDS and not NEEDS[name].exists():
+        pytest.skip(f"needs {NEEDS[name]}")
     module = load(name)
     CHECKS[name](module.main([]))
-    said = capsys.readouterr().out.splitlines()
+    # how long it took is no promise
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.endswith(" seconds")]
     promised = [line.strip() for line in (module.__doc__ or "").splitlines() if line.startswith("    ")]
     promised = [line for line in promised if not line.startswith("python ")]
     assert len(promised) == len(said) >= 3

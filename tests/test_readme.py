@@ -2,32 +2,29 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
-BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{index}")
-    for page in PAGES
-    for index, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
-]
+BLOCKS = {page.name: re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in PAGES}
 
 
-def test_there_are_blocks() -> None:
-    assert len(BLOCKS) >= 2
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_block_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, each with what those before it on the page have made."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(block, "README", "exec"), names)
-    if "alphas" in names:
-        decay = names["alphas"]["log_decay"]  # type: ignore[index]
-        assert isinstance(decay, torch.Tensor)
+    names: dict[str, Any] = {}
+    for block in BLOCKS[page]:
+        exec(compile(block, page, "exec"), names)
+    if page == "README.md":
+        decay = names["alphas"]["log_decay"]
         assert decay[:2].max() < decay[2:].min(), "the two inputs that matter are decayed least"
+    if page == "own-module.md":
+        assert names["space"].options == {"activation": ("relu", "silu", "none")}
+        assert isinstance(names["network"], torch.nn.Sequential)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

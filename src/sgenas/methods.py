@@ -26,8 +26,9 @@ class Method:
     default operation set in the DARTS space. options: settings of the space that only this method has.
     regularisers: by form, what may be added to the outer loss, the first by default. regulariser_weight: its
     factor; rising: whether that grows from 0 with the epochs, weight * epoch / epochs. settings: by flag
-    name, what its source sets otherwise than the defaults. paper_name: its name in the paper with the
-    stochastic estimator. source: where it was published.
+    name, what its source sets otherwise than the defaults. relaxation: of the choices in a module of one's
+    own (`sgenas.spaces.modules.RELAXATIONS`), None for a method that has no form for them. paper_name: its
+    name in the paper with the stochastic estimator. source: where it was published.
     """
 
     paper_name: str
@@ -39,6 +40,7 @@ class Method:
     regulariser_weight: float = 0.0
     rising: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    relaxation: str | None = "softmax"
 
 
 METHODS = {
@@ -53,6 +55,8 @@ METHODS = {
         {"darts": "pc-darts", "nasbench201": "pc-darts-nasbench201"},
         options=("partial_channels",),
         settings={"lr": 0.1, "lr_min": 0.0, "batch_size": 256, "alpha_lr": 6e-4, "warmup_epochs": 15},
+        # part of a cell's channels: a module of one's own has no such thing
+        relaxation=None,
     ),
     "fair-darts": Method(
         "SGE-NAS-c",
@@ -66,6 +70,7 @@ METHODS = {
         },
         regulariser_weight=10.0,
         settings={"lr": 0.005, "batch_size": 128, "alpha_lr": 3e-3, "alpha_beta1": 0.9},
+        relaxation="sigmoid",
     ),
     "beta-darts": Method(
         "SGE-NAS-d",

@@ -34,7 +34,7 @@ def _tree(names: Tree, values: Sequence[Tensor]) -> Tree:
     return dict(zip(names, values, strict=True))
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a torch.func transform is at work: its batching has no rules for the foreach kernels."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -67,7 +67,7 @@ def leaves(tree: Tree) -> Tree:
 def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
     """first + scale * second; `scale` is a number or a 0-d tensor (which is not read back to the host)."""
     left, right = _lists(first, second)
-    if _transformed():
+    if transformed():
         return _tree(first, [a + scale * b for a, b in zip(left, right, strict=True)])
     if isinstance(scale, Tensor):
         return _tree(first, torch._foreach_addcmul(left, right, [scale] * len(right)))
@@ -77,7 +77,7 @@ def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
 def subtract(first: Tree, second: Tree) -> Tree:
     """first - second."""
     left, right = _lists(first, second)
-    if _transformed():
+    if transformed():
         return _tree(first, [a - b for a, b in zip(left, right, strict=True)])
     return _tree(first, torch._foreach_sub(left, right))
 
@@ -85,7 +85,7 @@ def subtract(first: Tree, second: Tree) -> Tree:
 def scale(tree: Tree, factor: float | Tensor) -> Tree:
     """factor * tree; `factor` is a number or a 0-d tensor."""
     (values,) = _lists(tree)
-    if _transformed():
+    if transformed():
         return _tree(tree, [factor * value for value in values])
     # One 0-d tensor for the whole list has a broken backward in torch 2.14; a list of it is right.
     factors = [factor] * len(values) if isinstance(factor, Tensor) else factor
@@ -111,7 +111,7 @@ def norm(tree: Tree) -> Tensor:
 
 
 def _norms(values: list[Tensor]) -> list[Tensor]:
-    if _transformed():
+    if transformed():
         return [torch.linalg.vector_norm(value) for value in values]
     return list(torch._foreach_norm(values))
 

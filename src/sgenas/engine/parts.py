@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +12,7 @@ import torch
 
 from sgenas import data, trees
 from sgenas.bilevel import (
+    SGD,
     SGE,
     ConjugateGradient,
     Estimator,
@@ -23,7 +25,7 @@ from sgenas.bilevel import (
 )
 from sgenas.bilevel.blocks import columns, deal
 from sgenas.engine.class_weights import balanced
-from sgenas.engine.config import CONTROL_VARIATES, SearchConfig
+from sgenas.engine.config import CONTROL_VARIATES, AlphaSettings, SearchConfig, WeightSettings
 from sgenas.engine.settings import flag
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, DataError, InvalidValueError
@@ -194,16 +196,38 @@ def smoothing(config: SearchConfig) -> float | str:
     return 0.1 if activation(config) == "relu" or has_maximum else 0.01
 
 
-def regulariser(config: SearchConfig, epoch: int) -> Callable[[Tree], torch.Tensor] | None:
+def regulariser(
+    name: str, settings: AlphaSettings, epoch: int, epochs: int
+) -> Callable[[Tree], torch.Tensor] | None:
     """What the method adds to the outer loss in that epoch, its weight included; None where nothing."""
-    row, settings = method(config.method), config.alphas
+    row = method(name)
     if not row.regularisers:
         return None
     form = row.regularisers[settings.zero_one or next(iter(row.regularisers))]
     weight = row.regulariser_weight if settings.regulariser_weight is None else settings.regulariser_weight
     if row.rising:
-        weight *= epoch / config.epochs
+        weight *= epoch / epochs
     return lambda alphas: weight * form(alphas)
+
+
+def alpha_optimizer(settings: AlphaSettings, alphas: Tree) -> torch.optim.Optimizer:
+    """What moves the alphas, in place."""
+    tensors = list(alphas.values())
+    if settings.alpha_optimizer == "sgd":
+        return torch.optim.SGD(tensors, lr=settings.alpha_lr, weight_decay=settings.alpha_weight_decay)
+    return torch.optim.Adam(
+        tensors,
+        lr=settings.alpha_lr,
+        betas=(settings.alpha_beta1, settings.alpha_beta2),
+        weight_decay=settings.alpha_weight_decay,
+    )
+
+
+def weight_optimizer(settings: WeightSettings, epoch: int, epochs: int) -> SGD:
+    """The weights' steps in that epoch: a cosine from lr to lr_min, constant within an epoch."""
+    cosine = (1 + math.cos(math.pi * epoch / epochs)) / 2
+    lr = settings.lr_min + (settings.lr - settings.lr_min) * cosine
+    return SGD(lr, settings.momentum, settings.weight_decay, settings.grad_clip)
 
 
 def forward_passes(config: SearchConfig, made: Space) -> tuple[Forward, Forward]:

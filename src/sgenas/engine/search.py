@@ -1,6 +1,5 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,26 +219,14 @@ class Search(Run):
         return parts.to_device(tree, self.device)
 
     def _alpha_optimizer(self) -> torch.optim.Optimizer:
-        settings = self.config.alphas
-        tensors = list(self.alphas.values())
-        if settings.alpha_optimizer == "sgd":
-            return torch.optim.SGD(tensors, lr=settings.alpha_lr, weight_decay=settings.alpha_weight_decay)
-        return torch.optim.Adam(
-            tensors,
-            lr=settings.alpha_lr,
-            betas=(settings.alpha_beta1, settings.alpha_beta2),
-            weight_decay=settings.alpha_weight_decay,
-        )
+        return parts.alpha_optimizer(self.config.alphas, self.alphas)
 
     def _weight_optimizer(self) -> SGD:
-        settings = self.config.weights
-        return SGD(self.learning_rate(), settings.momentum, settings.weight_decay, settings.grad_clip)
+        return parts.weight_optimizer(self.config.weights, self.epoch, self.config.epochs)
 
     def learning_rate(self) -> float:
-        """Of the weights in the present epoch: a cosine from lr to lr_min, constant within an epoch."""
-        settings = self.config.weights
-        cosine = (1 + math.cos(math.pi * self.epoch / self.config.epochs)) / 2
-        return settings.lr_min + (settings.lr - settings.lr_min) * cosine
+        """Of the weights in the present epoch."""
+        return self._weight_optimizer().lr
 
     # -- the mathematics of one step ----------------------------------------------------------------------
 
@@ -259,7 +246,7 @@ class Search(Run):
 
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch."""
-        extra = parts.regulariser(self.config, self.epoch)
+        extra = parts.regulariser(self.config.method, self.config.alphas, self.epoch, self.config.epochs)
         if extra is None:
             return self._loss
         return lambda weights, alphas, batch: self._loss(weights, alphas, batch) + extra(alphas)

@@ -22,13 +22,14 @@ def skip_connections(genotype: Genotype) -> dict[str, int]:
 def edge_entropies(mixing: Tree) -> dict[str, Tensor]:
     """{cell: (E,)}: entropy of each edge's weights, brought to sum 1, as a share of the largest possible.
 
-    -sum_k p_k log p_k / log O: 1 where all O operations weigh the same, 0 where one has all the weight.
+    -sum_k p_k log p_k / log O: 1 where all O operations weigh the same, 0 where one has all the weight. Of
+    the weights (O,) of a single edge: a 0-d tensor.
     """
     found = {}
     for kind, table in mixing.items():
-        shares = table.detach() / table.detach().sum(dim=1, keepdim=True)
-        entropy = -(shares * shares.clamp_min(1e-30).log()).sum(dim=1)
-        found[kind] = entropy / max(math.log(table.shape[1]), 1e-30)
+        shares = table.detach() / table.detach().sum(dim=-1, keepdim=True)
+        entropy = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
+        found[kind] = entropy / max(math.log(table.shape[-1]), 1e-30)
     return found
 
 

@@ -3,9 +3,11 @@
 from typing import Any, Literal, overload
 
 from sgenas.errors import InvalidValueError
+from sgenas.spaces.choices import Choice, InputChoice, WidthChoice
 from sgenas.spaces.darts import DartsSpace
 from sgenas.spaces.fair_darts import FairDartsSpace, FairNasBench201Space
 from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.modules import ModuleSpace
 from sgenas.spaces.nasbench201 import NasBench201Space
 from sgenas.spaces.nasbench201_table import AccuracyTable
 from sgenas.spaces.pc_darts import PCDartsSpace, PCNasBench201Space
@@ -41,14 +43,18 @@ __all__ = [
     "SPACES",
     "AccuracyTable",
     "Cell",
+    "Choice",
     "DartsSpace",
     "Edge",
     "FairDartsSpace",
     "FairNasBench201Space",
     "Genotype",
+    "InputChoice",
+    "ModuleSpace",
     "NasBench201Space",
     "PCDartsSpace",
     "PCNasBench201Space",
+    "WidthChoice",
     "space",
     "stacked_cross_entropy",
 ]

@@ -12,7 +12,8 @@ def beta_decay(alphas: Tree) -> Tensor:
     Its gradient is softmax(alpha) / edges: the largest alphas are pulled down most. The released code has
     one table; with two, normal and reduction, the mean is over the edges of both.
     """
-    return torch.cat([table.logsumexp(dim=-1) for table in alphas.values()]).mean()
+    # (a table without rows, the alphas of one choice, is an edge by itself)
+    return torch.cat([table.logsumexp(dim=-1).flatten() for table in alphas.values()]).mean()
 
 
 def zero_one_squared(alphas: Tree) -> Tensor:

@@ -1,0 +1,157 @@
+"""The blocks of a small torchvision ResNet on CIFAR-10: which of them, and with which activation?
+
+    python examples/resnet_blocks.py [--data parquet:../shared/data] [--estimator first-order] [--epochs 8]
+
+Expected: not yet measured at this size (a small run is tested).
+
+Three stages of two blocks; the second one of each may be a basic block, a bottleneck, or left out. 1,500
+images train weights, 1,500 others the choices. What was found is trained on all 3,000 from the weights that
+the network began with, and so is the plain ResNet-14 (relu, basic blocks); 2,000 test images judge them.
+--data takes what `sgenas search --data` does.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+import sgenas
+from sgenas import data
+from sgenas.bilevel import SGE, Estimator, FirstOrder, Unrolled
+from sgenas.errors import DataError
+
+CHANNELS, TRAIN, TEST, BATCH = 24, 3000, 2000, 50
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+ESTIMATORS: dict[str, Estimator] = {
+    "first-order": FirstOrder(),
+    "sge": SGE(10, smoothing=0.1),
+    "unrolled": Unrolled(),
+}
+
+
+def with_choice_of_activation(block: nn.Module) -> nn.Module:
+    """A block of torchvision's, whose `relu` becomes a choice: any module can be changed like that."""
+    block.relu = sgenas.Choice({"relu": nn.ReLU(), "silu": nn.SiLU()}, name="activation")
+    return block
+
+
+def stage(number: int, before: int, channels: int, stride: int) -> list[nn.Module]:
+    """A block that changes size, and one that is chosen."""
+    shortcut = nn.Sequential(nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+    second = {
+        "basic": with_choice_of_activation(BasicBlock(channels, channels)),
+        "bottleneck": with_choice_of_activation(Bottleneck(channels, channels // 4)),
+        "left out": nn.Identity(),
+    }
+    return [
+        with_choice_of_activation(BasicBlock(before, channels, stride, shortcut)),
+        sgenas.Choice(second, name=f"block {number}"),
+    ]
+
+
+def network(classes: int) -> nn.Module:
+    """Images (B, 3, 32, 32) to logits (B, classes)."""
+    return nn.Sequential(
+        nn.Conv2d(3, CHANNELS, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+        *stage(1, CHANNELS, CHANNELS, 1),
+        *stage(2, CHANNELS, 2 * CHANNELS, 2),
+        *stage(3, 2 * CHANNELS, 4 * CHANNELS, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * CHANNELS, classes),
+    )
+
+
+class Passes:
+    """Batches of augmented images, one pass after the other."""
+
+    def __init__(self, images: data.ImageSet, augmentation: data.Augmentation, seed: int) -> None:
+        self.stream = data.BatchStream(images, BATCH, augmentation, torch.Generator().manual_seed(seed))
+
+    def __len__(self) -> int:
+        return self.stream.batches_per_pass
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return itertools.islice(self.stream, len(self))
+
+
+def loss(model: Callable[[Tensor], Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels)
+
+
+def trained(model: nn.Module, batches: Passes, epochs: int) -> nn.Module:
+    """`model` after `epochs` of SGD."""
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.1, total_steps=epochs * len(batches))
+    model.train()
+    for _ in range(epochs):
+        for batch in batches:
+            sgd.zero_grad()
+            loss(model, batch).backward()
+            sgd.step()
+            schedule.step()
+    return model.eval()
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
+    """Prints and returns the test accuracies in per cent."""
+    parser = argparse.ArgumentParser(description="the blocks of a small ResNet")
+    parser.add_argument("--data", default=f"parquet:{SHARED}", help="CIFAR-10, as `sgenas search --data`")
+    parser.add_argument("--estimator", choices=list(ESTIMATORS), default="first-order")
+    parser.add_argument("--epochs", type=int, default=8, help="of the search; of each training as many")
+    options = parser.parse_args(arguments)
+    begin = time.perf_counter()
+    try:
+        images = data.load(options.data, limit=TRAIN)
+    except DataError as error:
+        sys.exit(f"{error}; say where CIFAR-10 is with --data parquet:FOLDER, or download it: --data cifar10")
+    halves = data.split_stratified(images.train.labels, 0.5, torch.Generator().manual_seed(0))
+    mean, std = data.statistics(images.train.images)
+    augmentation = data.Augmentation(pad=4, mirror=True, mean=mean, std=std)
+    assert images.test is not None
+    test = images.test.subset(torch.arange(min(TEST, len(images.test))))
+
+    torch.manual_seed(0)
+    space = sgenas.ModuleSpace(network(len(images.classes)))
+    train, validation = (
+        Passes(images.train.subset(half), augmentation, seed) for seed, half in enumerate(halves)
+    )
+    result = sgenas.search(
+        space,
+        train,
+        validation,
+        loss,
+        estimator=ESTIMATORS[options.estimator],
+        epochs=options.epochs,
+        warmup_epochs=options.epochs // 4,
+        lr=0.1,
+        alpha_lr=0.02,
+    )
+    print(", ".join(f"{name} {option}" for name, option in result.choices.items()))
+    usual = {name: options[0] for name, options in space.options.items()}
+    found = {}
+    for name, choices in {"usual choices": usual, "found choices": result.choices}.items():
+        model = trained(space.derive(choices), Passes(images.train, augmentation, 2), options.epochs)
+        with torch.no_grad():
+            hits = sum(
+                int((model(pixels).argmax(dim=1) == labels).sum())
+                for pixels, labels in data.ordered_batches(test, 500, augmentation)
+            )
+        found[name] = 100 * hits / len(test)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        print(f"test accuracy, {name:15}{found[name]:.1f} % with {size // 1000} thousand weights")
+    print(f"{time.perf_counter() - begin:.0f} seconds")
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Choices by themselves: the mixture from its definition, what is taken out of it, what it refuses."""
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sgenas.errors import InvalidValueError
+from sgenas.spaces.choices import BaseChoice, Choice, InputChoice, WidthChoice
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def with_weights(choice: BaseChoice, weights: Tensor) -> Callable[..., Tensor]:
+    return lambda *args: torch.func.functional_call(choice, {"mixing": weights}, args)
+
+
+WEIGHTS = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+
+
+def test_a_choice_is_the_weighted_sum_of_its_candidates() -> None:
+    first, second = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
+    choice = Choice(
+        {"half": first, "a.b": second, "both": nn.Sequential(second, nn.Tanh())}, name="c"
+    ).double()
+    x = draw(5, 4)
+    a, b = x @ first.weight.T + first.bias, x @ second.weight.T + second.bias
+    torch.testing.assert_close(with_weights(choice, WEIGHTS)(x), 0.2 * a + 0.5 * b + 0.9 * b.tanh())
+    torch.testing.assert_close(choice(x), (a + b + b.tanh()) / 3)
+
+
+def test_arguments_are_handed_on() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, y: Tensor, *, factor: float) -> Tensor:
+            return x + factor * y
+
+    choice = Choice({"scaled": Scaled(), "again": Scaled()}, name="c").double()
+    torch.testing.assert_close(choice(draw(3), draw(3, seed=1), factor=2.0), draw(3) + 2 * draw(3, seed=1))
+
+
+@pytest.mark.parametrize("inputs", [3, ["near", "far", "none"]])
+def test_an_input_choice_is_the_weighted_sum_of_its_inputs(inputs: int | list[str]) -> None:
+    choice = InputChoice(inputs, name="in").double()
+    terms = [draw(2, 3, seed=seed) for seed in range(3)]
+    expected = 0.2 * terms[0] + 0.5 * terms[1] + 0.9 * terms[2]
+    torch.testing.assert_close(with_weights(choice, WEIGHTS)(terms), expected)
+    for index, term in enumerate(terms):
+        assert torch.equal(choice.chosen(index)(terms), term)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((2, 6, 3, 3), 1), ((4, 6), -1), ((6, 2), 0)])
+def test_a_width_choice_masks_channels(shape: tuple[int, ...], dim: int) -> None:
+    choice = WidthChoice([1, 4, 6], name="w", dim=dim).double()
+    x = draw(*shape)
+    # channel 0 is in all three widths, 1 to 3 in the two larger ones, 4 and 5 in the largest
+    factors = torch.tensor([1.6, 1.4, 1.4, 1.4, 0.9, 0.9], dtype=torch.float64)
+    along = [1] * x.ndim
+    along[dim] = 6
+    torch.testing.assert_close(with_weights(choice, WEIGHTS)(x), x * factors.view(along))
+    for index, width in enumerate([1, 4, 6]):
+        kept = (torch.arange(6) < width).view(along)
+        assert torch.equal(choice.chosen(index)(x), x * kept)
+    assert isinstance(choice.chosen(2), nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("choice", "x"),
+    [(InputChoice(2, name="i"), [draw(2, 3)] * 2), (WidthChoice([2, 3], name="w"), draw(2, 3))],
+)
+def test_what_is_chosen_is_of_torch_and_can_be_saved(choice: BaseChoice, x: Tensor) -> None:
+    plain = choice.chosen(0)
+    assert all(type(module).__module__.startswith("torch.") for module in plain.modules())
+    file = io.BytesIO()
+    torch.save(plain, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(plain)):
+        assert torch.equal(other(x), plain(x))
+    assert plain.state_dict() == {}
+
+
+def test_the_mixing_weights_are_no_parameter_and_are_not_saved() -> None:
+    choice = Choice({"a": nn.Linear(2, 2), "b": nn.Identity()}, name="c")
+    assert [name for name, _ in choice.named_parameters()] == ["candidates.0.weight", "candidates.0.bias"]
+    assert list(choice.state_dict()) == ["candidates.0.weight", "candidates.0.bias"]
+    assert "name='c', options=('a', 'b')" in repr(choice)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Choice({"a": nn.ReLU()}, name="c"), "Choice 'c' must have at least 2 options, got 1"),
+        (
+            lambda: Choice({"a": nn.ReLU(), "b": nn.ReLU()}, name=""),
+            "name of Choice must be a text that is not",
+        ),
+        (lambda: Choice({"a": nn.ReLU(), "b": 3}, name="c"), "'b' must be a torch.nn.Module, got int"),  # type: ignore[dict-item]
+        (
+            lambda: Choice({"a": nn.SiLU(), "b": nn.ReLU(True)}, name="c"),
+            "'b' must have inplace=False, got True",
+        ),
+        (lambda: InputChoice(1, name="i"), "InputChoice 'i' must have at least 2 options, got 1"),
+        (lambda: InputChoice(["a", "a"], name="i"), "must have different options, got \\('a', 'a'\\)"),
+        (lambda: InputChoice(2, name="i")([draw(2)]), "InputChoice 'i' must get 2 inputs, got 1"),
+        (lambda: WidthChoice([4, 2], name="w"), "must have rising widths of at least 1, got \\(4, 2\\)"),
+        (lambda: WidthChoice([0, 2], name="w"), "must have rising widths of at least 1, got \\(0, 2\\)"),
+        (lambda: WidthChoice([1, 2], name="w")(draw(2, 3)), "WidthChoice 'w' must get 2 channels, got 3"),
+        (
+            lambda: Choice({"a": nn.Linear(2, 3), "b": nn.Identity()}, name="c")(torch.ones(1, 2)),
+            "Choice 'c': 'b' must give shape \\(1, 3\\) as 'a' does, got \\(1, 2\\)",
+        ),
+        (
+            lambda: Choice({"a": nn.Identity(), "b": nn.GRU(2, 2)}, name="c")(torch.ones(1, 2)),
+            "Choice 'c': 'b' must give a tensor, got tuple",
+        ),
+    ],
+)
+def test_what_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message) as raised:
+        make()
+    assert "\n" not in str(raised.value)
