@@ -182,9 +182,14 @@ def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, st
     points = [runs[epoch] for epoch in sorted(runs)]
     x = [fmean(place for place, _ in each) for each in points]
     values = [[value for _, value in each] for each in points]
-    marker = {"marker": "o", "markersize": 4} if len(x) <= 15 else {}
     axes.plot(
-        x, [fmean(each) for each in values], color=shade, linestyle=style, label=plain(group.name), **marker
+        x,
+        [fmean(each) for each in values],
+        color=shade,
+        linestyle=style,
+        label=plain(group.name),
+        marker="o" if len(x) <= 15 else "",
+        markersize=4,
     )
     axes.fill_between(
         x,
