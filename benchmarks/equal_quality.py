@@ -32,7 +32,11 @@ Batch = tuple[Tensor, Tensor]
 
 def settings(directions: list[int], fractions: list[float], smoothing: float) -> dict[str, Estimator]:
     """{name: estimator}, the cheapest and crudest first."""
-    found: dict[str, Estimator] = {"first order": FirstOrder(), "second order": FiniteDifference()}
+    found: dict[str, Estimator] = {
+        "first order": FirstOrder(),
+        "second order, one-sided": FiniteDifference(one_sided=True),
+        "second order": FiniteDifference(),
+    }
     for fraction in fractions:
         for count in directions:
             part = "" if fraction == 1 else f", {fraction:g} of the batch"
@@ -41,6 +45,7 @@ def settings(directions: list[int], fractions: list[float], smoothing: float) ->
         found[f"sge Q = {count}, orthogonal"] = SGE(count, smoothing, directions="orthogonal")
     for count in directions:
         # fewer than 3 directions leave nothing to fit the coefficient by: it is 1 then
+        found[f"sge Q = {count}, one-sided"] = SGE(count, smoothing, control_variate=("one-sided",))
         found[f"sge Q = {count}, variate"] = SGE(count, smoothing, control_variate=("finite-difference",))
     return found
 
