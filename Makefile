@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# processes that share the tests; each takes one thread
+TESTERS ?= 2
 
 .PHONY: demo test slow docs clean
 
@@ -15,7 +17,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
