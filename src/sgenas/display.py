@@ -4,19 +4,12 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, TaskID, TextColumn
 from rich.text import Text
 
 from sgenas.engine import Run, Search
 from sgenas.engine.plan import Plan
+from sgenas.engine.progress import time_left_bar
 from sgenas.report import duration, memory
 from sgenas.spaces import Genotype
 
@@ -51,7 +44,7 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = _bar(
+        self._progress = time_left_bar(
             console,
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(bar_width=None),
@@ -121,7 +114,9 @@ class WorkBar:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._progress = _bar(console, BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} %"))
+        self._progress = time_left_bar(
+            console, BarColumn(bar_width=None), TextColumn("{task.percentage:.0f} %")
+        )
 
     def begin(self, total: float, text: str) -> None:
         self.say(text)
@@ -139,21 +134,6 @@ class WorkBar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-
-def _bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """A progress bar with the time left; nothing where there is no terminal."""
-    return Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        expand=True,
-        # a step of sge on a CPU takes seconds: a short window would make the time left jump
-        speed_estimate_period=600,
-        disable=not console.is_terminal,
-    )
 
 
 def display_for(console: Console) -> "Plain | LiveDisplay":

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 from torch import Tensor
 
 from sgenas import trees
@@ -17,6 +17,7 @@ from sgenas.engine import parts, watch
 from sgenas.engine.batches import Batches
 from sgenas.engine.config import AlphaSettings, WeightSettings
 from sgenas.engine.meter import Meter
+from sgenas.engine.progress import time_left_bar
 from sgenas.errors import DivergenceError, InvalidValueError
 from sgenas.spaces.modules import ModuleSpace
 from sgenas.trees import Tree
@@ -198,17 +199,7 @@ class ModuleLoop:
         }
 
 
-def _bar(progress: bool | None) -> Progress:
-    """On a terminal, unless `progress` says otherwise; beside the output, whoever may read that."""
-    console = Console(stderr=True)
-    shown = console.is_terminal if progress is None else progress
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not shown,
-        speed_estimate_period=600,
-    )
+def _bar(shown: bool | None) -> Progress:
+    """Beside the output, whoever may read that."""
+    columns = TextColumn("{task.description}"), BarColumn()
+    return time_left_bar(Console(stderr=True), *columns, shown=shown, expand=False)

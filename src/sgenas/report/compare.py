@@ -107,7 +107,7 @@ def render_comparison(records: Sequence[RunRecord], title: str) -> str:
     """The page as text; equal records give equal text. All are of one kind."""
     groups, kind = grouped(records), records[0].kind
     key, accuracy = ACCURACY[kind]
-    costs = [(name, say) for name, say in COSTS if any(group.last(name) for group in groups)]
+    costs = [part for part in COSTS if any(group.last(part.key) for group in groups)]
     rows = []
     for group in groups:
         figures = mean_and_deviation([100 * value for value in group.last(key)])
@@ -117,7 +117,7 @@ def render_comparison(records: Sequence[RunRecord], title: str) -> str:
                 str(len(group.records)),
                 ", ".join(setting_text(dict(flat_settings(one.config)).get(SEED)) for one in group.records),
                 _per_cent(figures),
-                *[_said(group.last(name), say) for name, say in costs],
+                *[_mean(group.last(part.key), part.write) for part in costs],
             ]
         )
     figure = inline_svg(draw_comparison(groups, key, accuracy), "accuracy", f"{accuracy} of the groups")
@@ -126,7 +126,7 @@ def render_comparison(records: Sequence[RunRecord], title: str) -> str:
         title=title,
         kind={"search": "searches", "training": "trainings"}[kind],
         groups=groups,
-        headings=["", "runs", "seeds", f"{accuracy}, %", *[HEADINGS[name] for name, _ in costs]],
+        headings=["", "runs", "seeds", f"{accuracy}, %", *[part.heading for part in costs]],
         rows=rows,
         differences=list(groups[0].differences),
         figure=Markup(figure),
@@ -136,16 +136,6 @@ def render_comparison(records: Sequence[RunRecord], title: str) -> str:
             for record in group.records
         ],
     )
-
-
-HEADINGS = {
-    "seconds": "time",
-    "device_seconds": "device time",
-    "peak_memory_bytes": "memory",
-    "forward": "forward passes",
-    "backward": "backward passes",
-    "images": "images",
-}
 
 
 def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
@@ -208,9 +198,8 @@ def _per_cent(figures: tuple[float, float | None] | None) -> str:
     return f"{mean:.2f}" if deviation is None else f"{mean:.2f} \u00b1 {deviation:.2f}"
 
 
-def _said(values: Sequence[float], say: Callable[[float], str]) -> str:
-    """The mean of a cost, without the words that its sentence has around it."""
-    return say(fmean(values)).removeprefix("at most ").partition(" of ")[0] if values else NOTHING
+def _mean(values: Sequence[float], write: Callable[[float], str]) -> str:
+    return write(fmean(values)) if values else NOTHING
 
 
 def _cells(record: RunRecord) -> list[tuple[str, Markup]]:

@@ -3,6 +3,7 @@ the cells, no scripts."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -125,7 +126,7 @@ def result(record: RunRecord) -> str:
 def cost(record: RunRecord) -> str:
     """What the run took up to its last finished epoch, in one sentence; empty where nothing is known."""
     last = record.epochs[-1] if record.epochs else {}
-    said = [say(last[name]) for name, say in COSTS if is_number(last.get(name))]
+    said = [part.in_words(last[part.key]) for part in COSTS if is_number(last.get(part.key))]
     return f"Cost: {', '.join(said)}." if said else ""
 
 
@@ -172,15 +173,30 @@ def memory(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-COSTS: tuple[tuple[str, Callable[[float], str]], ...] = (
-    ("seconds", duration),
-    ("device_seconds", lambda value: f"{duration(value)} of device time"),
-    ("peak_memory_bytes", lambda value: f"at most {memory(value)} of memory"),
-    ("forward", lambda value: f"{value:,.0f} forward passes"),
-    ("backward", lambda value: f"{value:,.0f} backward passes"),
-    ("images", lambda value: f"{value:,.0f} images"),
+@dataclass(frozen=True)
+class CostPart:
+    """A number of an epoch row that says what a run has cost: its key, a heading, how it is written alone,
+    and what stands around that in a sentence."""
+
+    key: str
+    heading: str
+    write: Callable[[float], str]
+    sentence: str = "{}"
+
+    def in_words(self, value: float) -> str:
+        """As it stands in a sentence."""
+        return self.sentence.format(self.write(value))
+
+
+COSTS = (
+    CostPart("seconds", "time", duration),
+    CostPart("device_seconds", "device time", duration, "{} of device time"),
+    CostPart("peak_memory_bytes", "memory", memory, "at most {} of memory"),
+    CostPart("forward", "forward passes", lambda value: f"{value:,.0f} forward passes"),
+    CostPart("backward", "backward passes", lambda value: f"{value:,.0f} backward passes"),
+    CostPart("images", "images", lambda value: f"{value:,.0f} images"),
 )
-"""Keys of an epoch row that say what a run has cost, with how each is said."""
+"""In the order in which they are said."""
 
 
 def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
