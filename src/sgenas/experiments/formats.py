@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from fcntl import LOCK_EX, flock
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import sgenas
 from sgenas.experiments.table import Line, Spread, Table, facts, notes, per_run
 from sgenas.files import naming, replacing
+from sgenas.report.html import render_page
 
 NOTHING = "\u2013"
 HEADINGS = (
@@ -150,13 +150,9 @@ def latex(table: Table) -> str:
 
 def html(table: Table) -> str:
     """One self-contained HTML page, without scripts and without network."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = files("sgenas.experiments").joinpath("table.html.jinja").read_text("utf-8")
-    return environment.from_string(source).render(
+    return render_page(
+        "table",
+        package="sgenas.experiments",
         preset=table.grid.preset,
         purpose=table.preset.purpose,
         headings=(*HEADINGS, *PAPER),
