@@ -240,6 +240,9 @@ def setting_text(value: Any) -> str:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        # twelve digits: 0.1 * 0.12 is nobody's setting 0.011999999999999999
+        return f"{value:.12g}"
     if isinstance(value, list):
         return ", ".join(setting_text(item) for item in value) or NOTHING
     return str(value)
