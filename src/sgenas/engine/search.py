@@ -1,5 +1,6 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,12 @@ def run_search(
     config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
     search = processes.build(lambda: Search(config, folder, processes, layout, images))
-    with processes.agreeing():
-        folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
-        folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
-    return search.run(observer or Silent(), stop)
+    with contextlib.ExitStack() as held:
+        with processes.agreeing():
+            held.enter_context(folder.held())
+            folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
+            folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
+        return search.run(observer or Silent(), stop)
 
 
 def resume_search(
@@ -95,19 +98,21 @@ def resume_search(
     that `run_search` was given.
     """
     folder = _folder(path, processes)
-    with processes.agreeing():
-        if not folder.path.is_dir():
-            raise RunFolderError(f"run folder {folder.path} does not exist")
-        config = read_config(folder.path)
-        state = load_checkpoint(folder, config)
-    layout = _layout(config, processes)
+    with contextlib.ExitStack() as held:
+        with processes.agreeing():
+            if not folder.path.is_dir():
+                raise RunFolderError(f"run folder {folder.path} does not exist")
+            config = read_config(folder.path)
+            held.enter_context(folder.held())
+            state = load_checkpoint(folder, config)
+        layout = _layout(config, processes)
 
-    def make() -> Search:
-        search = Search(config, folder, processes, layout, images)
-        search.load_state_dict(state)
-        return search
+        def make() -> Search:
+            search = Search(config, folder, processes, layout, images)
+            search.load_state_dict(state)
+            return search
 
-    return processes.build(make).run(observer or Silent(), stop)
+        return processes.build(make).run(observer or Silent(), stop)
 
 
 def _folder(path: str | Path, processes: Processes) -> RunFolder:
