@@ -31,9 +31,7 @@ def sizes_of(genotype: Genotype, spec: NetworkSpec) -> Size:
 
 
 def tables(spec: NetworkSpec, narrow: bool = False) -> list[CostTable]:
-    edges, names = (
-        (edges_of(spec.nodes), DARTS_OPERATIONS) if spec.space == "darts" else (EDGES, OPERATIONS)
-    )
+    edges, names = (edges_of(spec.nodes), DARTS_OPERATIONS) if spec.space == "darts" else (EDGES, OPERATIONS)
     return [counted_table(quantity, spec, edges, names, narrow=narrow) for quantity in ("params", "macs")]
 
 
@@ -137,9 +135,7 @@ def test_expected_cost_by_hand() -> None:
 def test_gradient_of_the_expected_cost_is_that_of_finite_differences(relax: Any) -> None:
     table = tables(NetworkSpec("darts", 4, 5, 2, height=8, width=8))[1]
     draw = torch.Generator().manual_seed(0)
-    alphas = [
-        torch.randn(5, 8, dtype=torch.float64, generator=draw).requires_grad_() for _ in table.values
-    ]
+    alphas = [torch.randn(5, 8, dtype=torch.float64, generator=draw).requires_grad_() for _ in table.values]
 
     def cost(*given: torch.Tensor) -> torch.Tensor:
         mixing = {kind: relax(alpha, dim=-1) for kind, alpha in zip(table.values, given, strict=True)}

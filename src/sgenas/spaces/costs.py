@@ -59,10 +59,11 @@ def expected_cost(table: CostTable, mixing: Tree) -> Tensor:
     """The searched part of a cost, expected: sum_kinds sum_e sum_o m[e, o] values[e, o] / its uniform value.
 
     mixing: {kind: (E, O)}, the space's own relaxation. The expectation is that of a cell which keeps *every*
-    edge, each with an operation drawn with probability m (with sigmoids: each operation by itself; in PC-DARTS
-    m is weighed by the edge, so that every node has one edge in the mean). Which edges a derivation keeps is
-    not in it: that rule has no derivative. Divided by the value for m = 1 / O everywhere, so that 1 means as
-    costly as the undecided softmax. A 0-d tensor, differentiable in `mixing`; 0 where nothing has a cost.
+    edge, each with an operation drawn with probability m (with sigmoids: each operation by itself; in
+    PC-DARTS m is weighed by the edge, so that every node has one edge in the mean). Which edges a derivation
+    keeps is not in it: that rule has no derivative. Divided by the value for m = 1 / O everywhere, so that 1
+    means as costly as the undecided softmax. A 0-d tensor, differentiable in `mixing`; 0 where nothing has a
+    cost.
     """
     uniform = sum(values.mean(dim=1).sum().item() for values in table.values.values())
     total = torch.zeros((), device=next(iter(mixing.values())).device)
