@@ -54,6 +54,7 @@ from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, has_to_speak, join
 from sgenas.engine.run_folder import read_settings
 from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
 from sgenas.experiments.lab import run_lab
+from sgenas.files import naming
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
@@ -300,6 +301,9 @@ def _latency(command: LatencyCommand) -> int:
         input_channels=command.input_channels,
         **side,
     )
+    # before the minutes that it may take
+    with naming(command.out.parent):
+        command.out.parent.mkdir(parents=True, exist_ok=True)
     table = measure(
         network,
         batch_size=command.batch_size,

@@ -125,6 +125,14 @@ def test_a_budget_that_no_cell_meets_ends_before_the_search(small: Make, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_beyond_all_numbers_is_refused(small: Make) -> None:
+    huge = {"max_params": 9, "budget_channels": 10**12}
+    with pytest.raises(
+        ConfigError, match="must make a network that can be counted, got 1000000000000 and 20"
+    ):
+        Search(small(budget=huge), RunFolder("unused"))
+
+
 def test_a_latency_table_from_the_command_line(
     small: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,9 +85,12 @@ class CellCosts:
         if name != "latency":
             try:
                 return counted_table(name, network, edges, operations, narrow=narrow)
-            except InvalidValueError as error:
-                # the network's sizes are named there as `build` does
-                raise ConfigError(f"--budget-{error}") from None
+            except (RuntimeError, OverflowError):
+                sizes = f"{network.channels} and {network.layers}"
+                raise ConfigError(
+                    f"--budget-channels and --budget-layers must make a network that can be counted,"
+                    f" got {sizes}"
+                ) from None
         path = self._settings.latency_table
         assert path is not None, "checked by the settings"
         try:

@@ -141,7 +141,7 @@ def places(spec: NetworkSpec) -> dict[Position, list[Place]]:
         kind = ("reduce" if reduction else "normal") if isinstance(cell, DiscreteCell) else KIND
 
         def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            _, channels, height, width = inputs[0].shape
+            channels, height, width = inputs[0].shape[1:]
             place = Place(edge.operation, channels, 2 if reduction and entering else 1, height, width)
             found.setdefault((kind, entering, edge.operation), []).append(place)
 

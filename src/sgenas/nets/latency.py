@@ -96,7 +96,8 @@ def measure(
     waited for. facts: kept in the table. Raises InvalidValueError for a number below 1, and what `build`
     raises for the network.
     """
-    at_least(1, batch_size=batch_size, repeats=repeats, height=network.height, width=network.width)
+    at_least(1, batch_size=batch_size, repeats=repeats)
+    at_least(1, nodes=network.nodes, height=network.height, width=network.width)
     device = torch.device(device)
 
     def timed(module: nn.Module, shape: tuple[int, ...]) -> float:
