@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from sgenas.engine.batches import Batches
+from sgenas.engine.batches import Batches, Endless
 from sgenas.errors import DataError, InvalidValueError
 
 
@@ -67,7 +67,7 @@ def test_tensors_in_nested_batches_go_to_the_device() -> None:
 
 
 def test_endless_begins_again() -> None:
-    stream = batches([1, 2, 3]).endless()
+    stream = Endless(batches([1, 2, 3]))
     assert [next(stream) for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
 
 

@@ -2,18 +2,21 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import sgenas
 from sgenas.bilevel import SGE, Estimator, FirstOrder, Unrolled
+from sgenas.engine.checkpoint import CheckpointWarning
 from sgenas.engine.meter import MEASURED
-from sgenas.errors import DataError, DivergenceError, InvalidValueError
+from sgenas.engine.run_folder import RunFolder
+from sgenas.errors import CheckpointError, DataError, DivergenceError, InvalidValueError, RunFolderError
 
 
 class Others(nn.Module):
@@ -309,3 +312,92 @@ def test_what_is_refused(settings: dict[str, Any], kind: type[Exception], messag
 def test_a_space_is_wanted() -> None:
     with pytest.raises(InvalidValueError, match="space must be a sgenas.ModuleSpace, got Sequential"):
         sgenas.search(net(), data(), data(), loss)  # type: ignore[arg-type]
+
+
+class Stop(Exception):
+    """What ends a search in the middle."""
+
+
+def cut_after(epochs: int) -> Callable[[dict[str, Any]], None]:
+    def told(row: dict[str, Any]) -> None:
+        if row["epoch"] + 1 == epochs:
+            raise Stop
+
+    return told
+
+
+def same(first: Any, second: Any) -> None:
+    plain = [
+        [{name: value for name, value in row.items() if name not in MEASURED} for row in found.history]
+        for found in (first, second)
+    ]
+    assert plain[0] == plain[1]
+    assert first.cost == second.cost
+    for tree in ("weights", "alphas"):
+        ours, theirs = getattr(first, tree), getattr(second, tree)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+ESTIMATORS = [SGE(3, 0.1, control_variate=("memory",)), Unrolled()]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["sge", "unrolled"])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_search_that_was_cut_goes_on_bit_for_bit(estimator: Estimator, cut: int, tmp_path: Path) -> None:
+    # 4 inner batches an epoch and 3 outer ones: a cut falls into the middle of a pass
+    settings = {"epochs": 4, "estimator": estimator, "val_data": data(48, seed=1), "method": "beta-darts"}
+    whole = search(**settings)
+    with pytest.raises(Stop):
+        search(**settings, out=tmp_path / "run", on_epoch=cut_after(cut))
+    told: list[int] = []
+    again = search(**settings, out=tmp_path / "run", on_epoch=lambda row: told.append(row["epoch"]))
+    same(whole, again)
+    assert told == list(range(cut, 4))
+    # and once more: it has finished
+    same(whole, search(**settings, out=tmp_path / "run", on_epoch=cut_after(4)))
+
+
+def test_loaders_with_a_generator_go_on_too(tmp_path: Path) -> None:
+    def loaders() -> dict[str, Any]:
+        draw = torch.Generator().manual_seed(5)
+        both = DataLoader(data(48), 16, shuffle=True, generator=draw)
+        own = DataLoader(data(48), 16, sampler=RandomSampler(data(48), generator=draw))
+        return {"epochs": 3, "train_data": both, "val_data": own}
+
+    whole = search(**loaders())
+    with pytest.raises(Stop):
+        search(**loaders(), out=tmp_path, on_epoch=cut_after(2))
+    same(whole, search(**loaders(), out=tmp_path))
+
+
+def test_what_is_in_the_folder_must_fit(tmp_path: Path) -> None:
+    search(out=tmp_path / "run")
+    with pytest.raises(RunFolderError, match=r"holds a search with other settings: epochs is 3 here, 2"):
+        search(out=tmp_path / "run", epochs=3)
+    with pytest.raises(RunFolderError, match=r"estimator is .SGE\("):
+        search(out=tmp_path / "run", estimator=SGE(2))
+    with pytest.raises(RunFolderError, match=r"choices.whose is \['other', 'own'\] here"):
+        one = sgenas.Choice({"other": Others(), "own": nn.Identity()}, name="whose")
+        search(nn.Sequential(nn.Linear(1, 8), nn.ReLU(), one, nn.Linear(8, 1)), out=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="does not fit this search"):
+        search(net(nn.Linear(8, 8)), out=tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("kept")
+    with pytest.raises(RunFolderError, match="holds other files"):
+        search(out=tmp_path / "other")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config | {"kind": "search"}))
+    with pytest.raises(RunFolderError, match=r"must be new or the folder of a search in a module, got"):
+        search(out=tmp_path / "run")
+
+
+def test_one_process_at_a_time_and_the_older_checkpoint(tmp_path: Path) -> None:
+    whole = search(epochs=3)
+    with RunFolder(tmp_path).held(), pytest.raises(RunFolderError, match="must be used by one process"):
+        search(epochs=3, out=tmp_path)
+    with pytest.raises(Stop):
+        search(epochs=3, out=tmp_path, on_epoch=cut_after(2))
+    newest = tmp_path / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-9])
+    with pytest.warns(CheckpointWarning, match=r"checkpoint-previous.pt takes its place"):
+        same(whole, search(epochs=3, out=tmp_path))

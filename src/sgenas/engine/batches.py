@@ -56,10 +56,60 @@ class Batches:
         if not found:
             raise DataError(f"{self._name} must give at least one batch, got none")
 
-    def endless(self) -> Iterator[Any]:
-        """One pass after the other."""
-        while True:
-            yield from self
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """Those that decide about the order of a pass, as far as the source tells."""
+        holders = [self._source]
+        for name in ("sampler", "batch_sampler"):
+            holders += [getattr(holder, name, None) for holder in holders]
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def random_state(self) -> list[Tensor]:
+        """The states of `generators`."""
+        return [generator.get_state() for generator in self.generators]
+
+    def set_random_state(self, states: list[Tensor]) -> None:
+        """Goes to where `random_state` was taken; ValueError for another number of states."""
+        for generator, state in zip(self.generators, states, strict=True):
+            generator.set_state(state)
+
+
+class Endless:
+    """One pass through `batches` after the other; can be taken up again in the middle of one."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+        self._pass: Iterator[Any] | None = None
+        self._start: list[Tensor] = []
+        self._taken = 0
+
+    def _begin(self) -> Iterator[Any]:
+        self._start, self._taken, self._pass = self._batches.random_state(), 0, iter(self._batches)
+        return self._pass
+
+    def __next__(self) -> Any:
+        for batch in self._pass or ():
+            self._taken += 1
+            return batch
+        # only now: what decides about a pass is the state at its first batch
+        batch = next(self._begin())
+        self._taken = 1
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is: the generators' states at the beginning of the pass, and the batches taken since."""
+        return {"start": self._start, "taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken, through the batches before it."""
+        if state["taken"] == 0:
+            self._pass = None
+            return
+        self._batches.set_random_state(state["start"])
+        self._begin()
+        for _ in range(state["taken"]):
+            next(self)
 
 
 def _has_rows(source: Any) -> bool:

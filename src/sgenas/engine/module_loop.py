@@ -13,9 +13,11 @@ from torch import Tensor
 
 from sgenas import trees
 from sgenas.bilevel import BilevelProblem, Cost, Estimator
+from sgenas.bilevel.inner import InnerState
 from sgenas.engine import parts, watch
-from sgenas.engine.batches import Batches
+from sgenas.engine.batches import Batches, Endless
 from sgenas.engine.config import AlphaSettings, WeightSettings
+from sgenas.engine.loop import same_shapes
 from sgenas.engine.meter import Meter
 from sgenas.engine.module_costs import ModuleCosts
 from sgenas.engine.progress import time_left_bar
@@ -57,7 +59,8 @@ class ModuleLoop:
         costs: ModuleCosts | None = None,
     ) -> None:
         self.space, self.settings, self._costs = space, settings, costs
-        self._train, self._outer, self._loss_of = train, val.endless(), loss
+        self._train, self._val, self._loss_of = train, val, loss
+        self._outer = Endless(val)
         start = space.initial_weights()
         self.state = parts.weight_optimizer(settings.weights, 0, settings.epochs).init(start)
         self.alphas = space.initial_alphas(parts.generator(settings.seed, "alphas"))
@@ -66,23 +69,67 @@ class ModuleLoop:
         self._directions = parts.generator(settings.seed, "directions")
         self._optimizer = parts.alpha_optimizer(settings.alphas, self.alphas)
         self._memory: Tree | None = None
+        self.device = next(iter(start.values())).device
+        self._meter = Meter(self.device)
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None, progress: bool | None) -> None:
-        """All epochs; `on_epoch` is given each one's row, `progress`: whether there is a bar."""
-        device, epochs = next(iter(self.state.weights.values())).device, self.settings.epochs
-        self._check(next(iter(self._train)))
-        with _bar(progress) as bar, Meter(device) as meter, parts.exact_convolutions(device):
-            task = bar.add_task("", total=epochs)
-            for epoch in range(epochs):
+        """The epochs that are left. on_epoch: is given each one's row. progress: whether there is a bar."""
+        epochs, done = self.settings.epochs, len(self.history)
+        if done == 0:
+            self._check()
+        with _bar(progress) as bar, self._meter, parts.exact_convolutions(self.device):
+            task = bar.add_task("", total=epochs, completed=done)
+            for epoch in range(done, epochs):
 
                 def show(step: int, number: int = epoch + 1) -> None:
                     bar.update(task, description=f"epoch {number}/{epochs}, step {step}")
 
-                row = self._epoch(epoch, show) | meter.read()
+                row = self._epoch(epoch, show) | self._meter.read()
                 bar.update(task, completed=epoch + 1)
                 self.history.append(row)
                 if on_epoch is not None:
                     on_epoch(row)
+
+    # -- between two epochs -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on, as plain data and tensors."""
+        return {
+            "history": self.history,
+            "measured": self._meter.read(),
+            "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
+            "weights": self.state.weights,
+            "buffers": self.state.buffers,
+            "inner_step": self.state.step,
+            "alphas": self.alphas,
+            "alpha_optimizer": self._optimizer.state_dict(),
+            "memory": self._memory,
+            "directions": self._directions.get_state(),
+            "outer": self._outer.state_dict(),
+            "random": [self._train.random_state(), self._val.random_state()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to where `state_dict` was taken; raises any of the usual errors when it does not fit."""
+
+        def fitted(expected: Tree, name: str) -> Tree:
+            return same_shapes(expected, parts.to_device(state[name], self.device))
+
+        self.history = list(state["history"])
+        self._meter.go_on_from(state["measured"])
+        self.cost = Cost(*state["cost"])
+        self.state = InnerState(
+            fitted(self.state.weights, "weights"), fitted(self.state.buffers, "buffers"), state["inner_step"]
+        )
+        for name, alpha in fitted(self.alphas, "alphas").items():
+            self.alphas[name].copy_(alpha)
+        self._optimizer.load_state_dict(state["alpha_optimizer"])
+        self._memory = None if state["memory"] is None else fitted(self.alphas, "memory")
+        self._directions.set_state(state["directions"])
+        self._outer.load_state_dict(state["outer"])
+        # after the batches that were drawn again: one generator may stand behind both
+        for batches, states in zip((self._train, self._val), state["random"], strict=True):
+            batches.set_random_state(states)
 
     # -- the losses ---------------------------------------------------------------------------------------
 
@@ -101,11 +148,12 @@ class ModuleLoop:
         optimizer = parts.weight_optimizer(settings.weights, epoch, settings.epochs)
         return BilevelProblem(self._loss, outer, optimizer)
 
-    def _check(self, batch: Any) -> None:
+    def _check(self) -> None:
         """The loss must be a function of weights, alphas and batch alone, and of every alpha.
 
         Raises InvalidValueError where a buffer changes, two passes differ or a choice has no part in it.
         """
+        batch = next(iter(self._train))
         buffers = {name: tensor.clone() for name, tensor in self.space.buffers()}
         alphas = trees.leaves(self.alphas)
         loss = self._loss(self.state.weights, alphas, batch)

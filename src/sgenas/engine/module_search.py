@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from sgenas.engine import parts
 from sgenas.engine.batches import Batches
 from sgenas.engine.config import AlphaSettings, WeightSettings
 from sgenas.engine.module_costs import ModuleCosts
+from sgenas.engine.module_folder import plain_settings, run_in
 from sgenas.engine.module_loop import ModelLoss, ModuleLoop, ModuleSettings
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS
@@ -101,6 +103,7 @@ def search(
     cost_weight: float = 1.0,
     example: Any = None,
     seed: int = 0,
+    out: str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     progress: bool | None = None,
 ) -> ModuleSearchResult:
@@ -121,13 +124,17 @@ def search(
     cost_weight is added to the outer loss. example: an argument of the model, for which multiply-adds are
     counted; only with those. See `ModuleCosts`.
 
-    seed: of alphas, directions, order of data sets; a DataLoader's order is its own. on_epoch: is given
-    the row of `history` at the end of each. progress: whether there is a bar; None for: on a terminal.
+    seed: of alphas, directions, order of data sets; a DataLoader's order is its own. out: a folder that gets
+    a checkpoint after every epoch; called again with the same arguments, the search goes on from there, and
+    one that has finished is returned as it is. That equals an uninterrupted search bit for bit if the data
+    give the same batches: a DataLoader that shuffles needs a `generator` of its own for that. on_epoch: is
+    given the row of `history` at the end of each. progress: whether there is a bar; None for: on a terminal.
 
     The model's device is used. Deterministic in `seed` on one machine, but for what the data draw. Raises
     InvalidValueError for an argument out of its range, limits that no choices meet, a loss that draws random
     numbers or changes a buffer, and a choice that has no part in the loss; DataError for empty data;
-    DivergenceError when a loss stops being finite.
+    DivergenceError when a loss stops being finite; RunFolderError when `out` cannot be written, another
+    process uses it or it holds something else; CheckpointError when the checkpoint there is damaged.
     """
     relaxations = {name: row.relaxation for name, row in METHODS.items() if row.relaxation is not None}
     if method not in relaxations:
@@ -176,7 +183,21 @@ def search(
     if given or cost is not None or example is not None or cost_weight != 1.0:
         costs = ModuleCosts(space, given, cost, cost_weight, example)
     loop = ModuleLoop(space, train, val, loss, settings, costs)
-    loop.run(on_epoch, progress)
+    if out is None:
+        loop.run(on_epoch, progress)
+    else:
+        run_in(
+            out,
+            plain_settings(
+                settings,
+                batch_size=batch_size,
+                budget=[max_params, max_macs, cost, cost_weight],
+                choices={name: list(options) for name, options in space.options.items()},
+            ),
+            loop,
+            on_epoch,
+            progress,
+        )
 
     def passes(model: nn.Module) -> None:
         for batch in train:

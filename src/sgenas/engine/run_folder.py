@@ -125,6 +125,11 @@ class RunFolder:
         checkpoint.save(self.checkpoint_path, state, keep)
         self._checkpoint_is_whole = True
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return self.checkpoint_path.exists() or self.previous_checkpoint_path.exists()
+
     def read_checkpoint(self) -> dict[str, Any]:
         """The newest checkpoint that can be read; a CheckpointWarning where that is the one before the last.
 

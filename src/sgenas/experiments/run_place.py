@@ -17,7 +17,7 @@ from sgenas.engine import (
     run_search,
     run_training,
 )
-from sgenas.engine.run_folder import read_settings
+from sgenas.engine.run_folder import RunFolder, read_settings
 from sgenas.errors import RunFolderError, SgenasError
 from sgenas.experiments.grid import Place
 from sgenas.experiments.outcome import (
@@ -94,6 +94,6 @@ def _go_on(
         return begin(config, folder)
     if read_settings(folder) != config:
         raise RunFolderError(f"{folder} holds a run of other settings or another cell: remove it to go on")
-    if not any((folder / name).exists() for name in ("checkpoint.pt", "checkpoint-previous.pt")):
+    if not RunFolder(folder).has_checkpoint:
         return begin(config, folder, overwrite=True)
     return resume(folder)
