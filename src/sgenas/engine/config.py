@@ -11,6 +11,7 @@ from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
 from sgenas.engine.budget_settings import BudgetSettings
 from sgenas.engine.class_weights import CLASS_WEIGHTS
+from sgenas.engine.nonfinite import POLICIES
 from sgenas.engine.settings import Checked, by_group, flag, read, require
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
@@ -377,6 +378,10 @@ class SearchConfig(Checked):
     that its rounding would drown)"""
     compile: bool = False
     """compile the supernet with torch.compile: minutes at the start, for fewer and larger kernels"""
+    on_nonfinite: str = "stop"
+    """where a loss or derivative is not finite: stop; skip (that step is left out); or rollback (weights and
+    alphas go back to the last checkpoint, the batches go on). More than 10 such steps between two checkpoints
+    stop the search in any case"""
     log_every: int = 10
     """steps between two rows of metrics.jsonl"""
     checkpoint_every: int = 100
@@ -404,6 +409,7 @@ class SearchConfig(Checked):
             for name, kinds in FORWARD_MODE.items():
                 value = getattr(self.estimator, name)
                 require(value not in kinds, "compile", f"off with {flag(name)} {value}", True)
+        self._one_of("on_nonfinite", POLICIES)
         self._at_least("log_every", 1)
         self._at_least("checkpoint_every", 1)
         warmup = self.alphas.warmup_epochs

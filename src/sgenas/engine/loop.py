@@ -58,7 +58,7 @@ class Run(ABC):
     remedy: ClassVar[str]
     """What to try when it diverges."""
     summed: ClassVar[tuple[str, ...]]
-    """The values of a step that are summed up over an epoch."""
+    """The values of a step whose mean over an epoch is logged."""
 
     config: Config
     steps_per_epoch: int
@@ -84,6 +84,7 @@ class Run(ABC):
             parts.digest_of(part) for part in (self.images.train, self.images.test) if part is not None
         )
         self._metrics_bytes = 0
+        self._note: str | None = None
         self._zero_sums()
 
     # -- what a subclass says ------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ class Run(ABC):
 
     @abstractmethod
     def _take_step(self) -> dict[str, Tensor]:
-        """One step; what there is to log of it, as tensors of one number."""
+        """One step; what there is to log of it, as tensors of one number. `_note` says what went wrong."""
 
     @abstractmethod
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
@@ -190,11 +191,15 @@ class Run(ABC):
         self._count_step()
         for name in self._sums:
             if name in values:
-                self._sums[name] = self._sums[name] + values[name]
+                self._sums[name] = self._sums[name] + torch.stack(
+                    [values[name], torch.ones_like(values[name])]
+                )
         observer.advance()
+        note, self._note = self._note, None
         # reading a value waits for the device, so it is done only for the rows that are kept
-        if self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+        if note or self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
             row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": lr}
+            row |= {"nonfinite": note} if note else {}
             row |= {name: value.item() for name, value in values.items()} | {"seconds": self.meter.seconds}
             self._require_finite(row)
             recorder.write(row)
@@ -209,8 +214,13 @@ class Run(ABC):
         self._zero_sums()
 
     def _zero_sums(self) -> None:
-        zero = torch.zeros((), device=self.device)
-        self._sums = dict.fromkeys(self.summed, zero)
+        # of each value its sum, and of how many steps
+        self._sums = dict.fromkeys(self.summed, torch.zeros(2, device=self.device))
+
+    def _mean(self, name: str) -> float | None:
+        """Of a value over the steps of the epoch that had it; None where none had."""
+        total, count = self._sums[name].tolist()
+        return total / count if count else None
 
     def _require_finite(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
@@ -230,6 +240,10 @@ class Run(ABC):
         self._require_finite(self._norms())
         self._metrics_bytes = recorder.flush()
         self.folder.write_checkpoint(self.state_dict())
+        self._saved()
+
+    def _saved(self) -> None:  # noqa: B027
+        """Called after every checkpoint; nothing needs to be done."""
 
     def logged(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they are not all there."""

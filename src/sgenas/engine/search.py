@@ -1,14 +1,13 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas import data, trees
@@ -16,14 +15,15 @@ from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import class_weights, parts, watch
+from sgenas.engine import class_weights, nonfinite, parts, watch
 from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
 from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, read_config
 from sgenas.engine.schedule import Schedule
-from sgenas.errors import ConfigError, DataError, ProcessError, RunFolderError
+from sgenas.engine.validation import Validation
+from sgenas.errors import ConfigError, DataError, DivergenceError, ProcessError, RunFolderError
 from sgenas.spaces import Genotype, stacked_cross_entropy
 from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
@@ -178,7 +178,7 @@ class Search(Run):
         self.outer_stream = data.BatchStream(
             validation, batch_size, augmentation, parts.generator(config.seed, "outer")
         )
-        self._validation, self._augment = validation, augmentation
+        self._validation = Validation(validation, batch_size, augmentation)
         self.schedule = Schedule(config, len(training))
         self.steps_per_epoch = self.schedule.steps_per_epoch
 
@@ -196,6 +196,8 @@ class Search(Run):
         self._eigenvalues: list[tuple[int, float]] = []
         self._stopped_at: int | None = None
         self._memory: Tree | None = None
+        self._losses = nonfinite.Losses()
+        self._kept = self._moment()
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
@@ -281,7 +283,34 @@ class Search(Run):
         return BilevelProblem(self._loss, self._outer_loss(), optimizer, self._stacked_loss, shards)
 
     def _take_step(self) -> dict[str, Tensor]:
-        """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors."""
+        """N inner steps and, where it is due, one step of the alphas; what there is to log, as tensors.
+
+        Nothing where the step was not finite and `--on-nonfinite` says to go on.
+        """
+        policy = self.config.on_nonfinite
+        if policy == "stop":
+            return self._step()
+        before = self._moment() if policy == "skip" else self._kept
+        try:
+            values = self._step()
+            for what, tree in (("what is logged:", values), ("the weights", self.state.weights)):
+                nonfinite.require_finite_tree(what, tree)
+            nonfinite.require_finite_tree("the alphas", self.alphas)
+        except DivergenceError as error:
+            self._losses.count(str(error))
+            self._go_back_to(before)
+            self._note = f"{policy}: {error}"
+            return {}
+        return values
+
+    def _moment(self) -> nonfinite.Moment:
+        return nonfinite.Moment.now(self.state, self.alphas, self.alpha_optimizer, self._memory)
+
+    def _go_back_to(self, moment: nonfinite.Moment) -> None:
+        moment.restore(self.alphas, self.alpha_optimizer)
+        self.state, self._memory = moment.state, moment.memory
+
+    def _step(self) -> dict[str, Tensor]:
         problem = self._problem(self._weight_optimizer())
         inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
         if not self.schedule.moves_alphas(self.step):
@@ -293,6 +322,7 @@ class Search(Run):
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
+        nonfinite.require_finite_tree("the hypergradient of the alphas", result.grad)
         indirect = self._memory = result.indirect
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
@@ -308,6 +338,7 @@ class Search(Run):
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(indirect),
+            "alpha_max": torch.stack([alpha.abs().max() for alpha in self.alphas.values()]).max(),
         }
         return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
 
@@ -330,34 +361,17 @@ class Search(Run):
         With a genotype: of that cell alone, with the supernet's weights.
         """
         if genotype is None:
-            return self._evaluate(lambda images: self._forward(self.state.weights, self.alphas, images))
+            return self._validation.test(
+                lambda images: self._forward(self.state.weights, self.alphas, images), self.processes
+            )
         chosen = self._to_device(self.space.one_hot(genotype))
-        return self._evaluate(lambda images: self.space.mixed_logits(self.state.weights, chosen, images))
-
-    @torch.no_grad()
-    def _evaluate(self, forward: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        losses, hits = [], []
-        for index, (images, labels) in enumerate(self._validation_batches()):
-            if index % self.processes.size == self.processes.rank:
-                logits = forward(images)
-                losses.append(F.cross_entropy(logits, labels, reduction="sum"))
-                hits.append((logits.argmax(dim=1) == labels).sum().float())
-            else:
-                # another process has this one: the total over all fills it in
-                losses.append(torch.zeros((), device=self.device))
-                hits.append(torch.zeros((), device=self.device))
-        each, found = self.processes.total([torch.stack(losses), torch.stack(hits)])
-        # one after the other: the order in which a single process adds
-        loss = sum(each.unbind(), torch.zeros((), device=self.device))
-        count = len(self._validation)
-        return loss.item() / count, found.long().sum().item() / count
-
-    def _validation_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return data.ordered_batches(self._validation, self.config.data.batch_size, self._augment)
+        return self._validation.test(
+            lambda images: self.space.mixed_logits(self.state.weights, chosen, images), self.processes
+        )
 
     def eigenvalue(self) -> float:
         """The largest of the outer loss' Hessian in the alphas, on the first batch of validation images."""
-        loss, batch = self._outer_loss(), self._with_factors(next(self._validation_batches()))
+        loss, batch = self._outer_loss(), self._with_factors(next(self._validation.batches()))
         matvec = hessian_operator(lambda alphas: loss(self.state.weights, alphas, batch), self.alphas)
         draw = parts.generator(self.config.seed, f"eigenvalue {self.epoch}")
         start = torch.randn(trees.size(self.alphas), generator=draw)
@@ -402,15 +416,13 @@ class Search(Run):
 
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
         val_loss, val_accuracy = self.evaluate()
-        steps = self.steps_per_epoch
-        moves = sum(self.schedule.moves_alphas(step) for step in range(self.step - steps, self.step))
         genotype = self.costs.derive(self.alphas)
         row = {
             "kind": "epoch",
             "epoch": self.epoch,
             "step": self.step,
-            "inner_loss": self._sums["inner_loss"].item() / steps,
-            "outer_loss": self._sums["outer_loss"].item() / moves if moves else None,
+            "inner_loss": self._mean("inner_loss"),
+            "outer_loss": self._mean("outer_loss"),
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             **self._signs(genotype, val_accuracy),
@@ -421,6 +433,8 @@ class Search(Run):
             "images": round(self.cost.forward * self.config.data.batch_size),
             "cell": {name: str(cell) for name, cell in genotype.cells},
         }
+        if self.config.on_nonfinite != "stop":
+            row["nonfinite_steps"] = self._losses.in_epoch
         self._require_finite(row)
         self._history.append(trees.clone(self.alphas))
         if self.config.watch.early_stop:
@@ -429,6 +443,7 @@ class Search(Run):
             if self._stopped_at is not None:
                 row["stopped_early_with_epoch"] = self._stopped_at
                 genotype = self.genotype
+        self._losses.in_epoch = 0
         self._next_epoch()
         self.folder.write_arrays("alphas.npz", self._alpha_arrays())
         self.folder.write_genotype(genotype)
@@ -482,8 +497,14 @@ class Search(Run):
         norms = {"norm of the weights": self.state.weights, "norm of the alphas": self.alphas}
         return {name: trees.norm(tree).item() for name, tree in norms.items()}
 
+    def _saved(self) -> None:
+        self._losses.recent = 0
+        if self.config.on_nonfinite == "rollback":
+            self._kept = self._moment()
+
     def _own_state(self) -> dict[str, Any]:
         return {
+            "nonfinite": [self._losses.total, self._losses.in_epoch],
             "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
             "weights": self.state.weights,
             "buffers": self.state.buffers,
@@ -516,3 +537,5 @@ class Search(Run):
         self._stopped_at = state["stopped_at"]
         before = state["memory"]
         self._memory = None if before is None else same_shapes(self.alphas, self._to_device(before))
+        self._losses.total, self._losses.in_epoch = state["nonfinite"]
+        self._kept = self._moment()
