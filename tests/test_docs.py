@@ -68,6 +68,12 @@ def test_links_stay_in_the_documentation_and_name_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(path), f"{target}: no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_no_formula_is_read_as_html(page: Path) -> None:
+    """`<u, v>` outside of code would be a tag to the browser, and not be seen."""
+    assert re.findall(r"<[A-Za-z_][^>]*>", prose(page)) == []
+
+
 def test_the_check_sees_headings() -> None:
     assert "kinks-when-does-sge-measure-anything" in anchors(DOCS / "choosing.md")
     assert "unequal-classes" in anchors(DOCS / "own-data.md")
