@@ -191,6 +191,7 @@ def test_bad_run_folders_are_one_line(finished: Path, tmp_path: Path, fails: Cal
     assert "holds no run" in fails("show", str(tmp_path))
     broken = tmp_path / "broken"
     shutil.copytree(finished, broken)
+    (broken / "checkpoint-previous.pt").unlink()
     whole = (broken / "checkpoint.pt").read_bytes()
     (broken / "checkpoint.pt").write_bytes(whole[:1000])
     assert "checkpoint.pt is damaged (1000 bytes)" in fails("resume", str(broken))

@@ -26,6 +26,7 @@ from sgenas.commands import (
     EvaluateCommand,
     ExportCommand,
     LabCommand,
+    LatencyCommand,
     PlanCommand,
     QueryCommand,
     ReportCommand,
@@ -53,6 +54,7 @@ from sgenas.engine.parallel import ALONE, TIMEOUT, Processes, has_to_speak, join
 from sgenas.engine.run_folder import read_settings
 from sgenas.errors import ConfigError, DivergenceError, ProcessError, RunFolderError, SgenasError
 from sgenas.experiments.lab import run_lab
+from sgenas.files import naming
 from sgenas.memory import keep_freed_memory
 from sgenas.spaces import Genotype
 
@@ -278,6 +280,42 @@ def _size(command: SizeCommand) -> int:
     return 0
 
 
+def _latency(command: LatencyCommand) -> int:
+    from sgenas.engine.parts import find_device
+    from sgenas.engine.run_folder import environment
+    from sgenas.nets.costs import NetworkSpec
+    from sgenas.nets.latency import measure
+
+    if command.out.exists() and not command.overwrite:
+        raise ConfigError(f"--out {command.out} must be a new file, or pass --overwrite; it exists already")
+    if command.space != "darts" and command.nodes is not None:
+        raise ConfigError(f"--nodes only applies with --space darts, got {command.nodes}")
+    device = find_device(command.device)
+    side = {"height": command.resolution, "width": command.resolution}
+    network = NetworkSpec.of(
+        command.space,
+        command.channels,
+        command.layers,
+        command.nodes,
+        classes=command.classes,
+        input_channels=command.input_channels,
+        **side,
+    )
+    # before the minutes that it may take
+    with naming(command.out.parent):
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+    table = measure(
+        network,
+        batch_size=command.batch_size,
+        repeats=command.repeats,
+        device=device,
+        facts=environment(device),
+    )
+    table.save(command.out)
+    sys.stdout.write(f"{command.out}: {len(table.milliseconds)} operations where they stand\n")
+    return 0
+
+
 def _query(command: QueryCommand) -> int:
     from sgenas.nets import find_genotype
     from sgenas.spaces import AccuracyTable
@@ -400,6 +438,7 @@ ACTIONS: dict[type[Any], Callable[[Any], int]] = {
     EvaluateCommand: _evaluate,
     ExportCommand: _export,
     SizeCommand: _size,
+    LatencyCommand: _latency,
     QueryCommand: _query,
     DataCommand: _data,
     DoctorCommand: _doctor,

@@ -187,6 +187,39 @@ class SizeCommand:
 
 
 @dataclass(frozen=True)
+class LatencyCommand:
+    """Measure how long each operation of a search space takes on this machine, for search --latency-table.
+
+    Example: sgenas latency --channels 36 --layers 20 --out cpu.json
+    """
+
+    out: Path
+    """JSON file to write"""
+    space: Literal["darts", "nasbench201"] = "darts"
+    """search space whose operations are timed"""
+    channels: int | None = None
+    """channels of the first cell; 36 if not set (16 for nasbench201)"""
+    layers: int | None = None
+    """number of cells; 20 if not set (for nasbench201 of each stage, 5)"""
+    nodes: int | None = None
+    """darts: computed nodes of a cell; 4 if not set"""
+    classes: int = 10
+    """classes of the data set"""
+    resolution: int = 32
+    """side of the images in pixels"""
+    input_channels: int = 3
+    """channels of the images"""
+    batch_size: int = 1
+    """images in a batch; milliseconds are those of a batch"""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda or cuda:1"""
+    repeats: int = 20
+    """timed calls of each operation, of which the table has the median"""
+    overwrite: bool = False
+    """replace the file if there is one"""
+
+
+@dataclass(frozen=True)
 class QueryCommand:
     """Print the true accuracies of a cell of NAS-Bench-201, its rank and its distance to the best.
 
@@ -293,6 +326,7 @@ def parse(arguments: list[str]) -> Any:
         | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
         | Annotated[ExportCommand, tyro.conf.subcommand("export")]
         | Annotated[SizeCommand, tyro.conf.subcommand("size")]
+        | Annotated[LatencyCommand, tyro.conf.subcommand("latency")]
         | Annotated[QueryCommand, tyro.conf.subcommand("query")]
         | Annotated[DataCommand, tyro.conf.subcommand("data")]
         | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]

@@ -1,22 +1,26 @@
 """Writing files so that no reader, and no kill, ever leaves half of one; reading the library's own JSON."""
 
+import contextlib
+import fcntl
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from sgenas.errors import RunFolderError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write in place of `path`: it takes that name once it is whole and on the disk.
 
-    Until then it is called `path` with .tmp added, and an old `path` stays as it is. Raises RunFolderError
-    when the file cannot be written.
+    Until then it is called `path` with .tmp added, and an old `path` stays as it is. keep: the name that the
+    old one gets then, if there is one. Raises RunFolderError when the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with naming(path):
@@ -25,6 +29,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -37,6 +43,42 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
+    """Keeps the file `path`, so that no other process keeps it too; its content says who does.
+
+    The system lets go of it when the process ends, however that happens. patience: seconds to wait for
+    another; on a file server a dead machine's hold takes a while to end. A file system that knows no locks
+    gives none, in silence. Raises RunFolderError, about `what`, when another process still has it or the
+    file cannot be written.
+    """
+    until = time.monotonic() + patience
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    with file:
+        while not _lock(file):
+            if time.monotonic() >= until:
+                file.seek(0)
+                owner = file.read(200).strip() or "another process"
+                raise RunFolderError(f"{what} must be used by one process, got a second: {owner} runs there")
+            time.sleep(0.1)
+        with naming(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    with contextlib.suppress(OSError):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 @dataclass(frozen=True)

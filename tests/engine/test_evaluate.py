@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgenas.engine import TrainConfig, run_search, run_training
+from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine.evaluate import evaluate_run
 from sgenas.errors import CheckpointError, ConfigError, RunFolderError
 
@@ -59,7 +60,7 @@ def test_the_device_is_chosen_where_it_is_tested(run: Path) -> None:
     (run / "config.json").write_text(json.dumps(head))
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     state["config"]["device"] = "cuda:97"
-    torch.save(state, run / "checkpoint.pt")
+    checkpoints.save(run / "checkpoint.pt", state)
     assert evaluate_run(run, device="cpu").equal is True
     with pytest.raises(ConfigError, match="--device must be auto or a device of this machine, got 'abacus'"):
         evaluate_run(run, device="abacus")
@@ -72,10 +73,11 @@ def test_what_is_no_training_is_refused(run: Path, small: Any, tmp_path: Path) -
     with pytest.raises(ConfigError, match="must be of a training run"):
         evaluate_run(search)
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    torch.save(state | {"images_digest": "0"}, run / "checkpoint.pt")
+    checkpoints.save(run / "checkpoint.pt", state | {"images_digest": "0"})
     with pytest.raises(CheckpointError, match="made with other images than --data digits holds now"):
         evaluate_run(run)
     shutil.rmtree(run / "tensorboard")
-    (run / "checkpoint.pt").unlink()
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (run / name).unlink()
     with pytest.raises(CheckpointError, match="does not exist"):
         evaluate_run(run)

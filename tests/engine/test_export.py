@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from sgenas.engine import TrainConfig, run_training
+from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine.export import export_run, trained_network
 from sgenas.engine.train import load_training
 from sgenas.errors import CheckpointError, ConfigError, RunFolderError
@@ -111,6 +112,6 @@ def test_bad_input(run: Path, tmp_path: Path) -> None:
         export_run(tmp_path / "none", "state-dict", tmp_path / "other.pt")
     state = torch.load(run / "checkpoint.pt", weights_only=True)
     state["average"].popitem()
-    torch.save(state, run / "checkpoint.pt")
+    checkpoints.save(run / "checkpoint.pt", state)
     with pytest.raises(CheckpointError, match="checkpoint.pt does not fit"):
         export_run(run, "state-dict", tmp_path / "other.pt")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgenas.engine import SearchConfig, TrainConfig, resume_search, resume_training, run_search, run_training
+from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine import meter as module
 from sgenas.engine.meter import MEASURED, Meter
 from sgenas.errors import CheckpointError
@@ -77,11 +78,11 @@ def test_a_stopped_run_adds_up(kind: str, small: Any, training: Any, tmp_path: P
     state = torch.load(path, weights_only=True)
     assert state["measured"].keys() == set(MEASURED)
     assert state["measured"]["seconds"] > 0
-    torch.save(state | {"measured": values(1000.0, 2000.0, 2**50)}, path)
+    checkpoints.save(path, state | {"measured": values(1000.0, 2000.0, 2**50)})
     last = resume(tmp_path).epochs[-1]
     assert 1000 < last["seconds"] < 1100
     assert 2000 < last["device_seconds"] < 2100
     assert last["peak_memory_bytes"] == 2**50
-    torch.save(state | {"measured": {"seconds": 1.0}}, path)
+    checkpoints.save(path, state | {"measured": {"seconds": 1.0}})
     with pytest.raises(CheckpointError, match="does not fit this"):
         resume(tmp_path)

@@ -24,6 +24,7 @@ from sgenas.bilevel import (
 )
 from sgenas.bilevel.inner import InnerState
 from sgenas.engine import Search, SearchConfig, parts, resume_search, run_search
+from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine.meter import MEASURED
 from sgenas.engine.run_folder import RunFolder, read_config
 from sgenas.errors import CheckpointError, ConfigError, DivergenceError, RunFolderError
@@ -45,7 +46,7 @@ def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:
     names = {path.name for path in result.path.iterdir()}
     assert names == {
         *("config.json", "split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz", "genotype.json"),
-        "tensorboard",
+        *("checkpoint-previous.pt", "run.lock", "tensorboard"),
     }
     assert read_config(result.path) == config
     environment = json.loads((result.path / "config.json").read_text())["environment"]
@@ -398,9 +399,12 @@ def test_bad_input_leaves_nothing_behind(small: Make, tmp_path: Path) -> None:
 
 
 class TestBadCheckpoints:
+    """With no older one to fall back to: test_checkpoint_pair.py has that."""
+
     @pytest.fixture
     def path(self, small: Make, tmp_path: Path) -> Path:
         run_search(small(), tmp_path / "run", stop=stop_after(2))
+        (tmp_path / "run" / "checkpoint-previous.pt").unlink()
         return tmp_path / "run"
 
     def test_truncated(self, path: Path) -> None:
@@ -428,18 +432,18 @@ class TestBadCheckpoints:
 
     def test_of_other_images(self, path: Path) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
-        torch.save(state | {"images_digest": "0"}, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", state | {"images_digest": "0"})
         with pytest.raises(CheckpointError, match="made with other images than --data digits holds now"):
             resume_search(path)
 
     def test_of_something_else(self, path: Path) -> None:
-        torch.save({"weights": torch.zeros(3)}, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", {"format": "another"})
         with pytest.raises(CheckpointError, match="is no checkpoint of sgenas"):
             resume_search(path)
 
     def test_of_another_version(self, path: Path) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
-        torch.save(state | {"version": 99}, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", state | {"version": 99})
         with pytest.raises(CheckpointError, match="version must be 1, got 99"):
             resume_search(path)
 
@@ -447,7 +451,7 @@ class TestBadCheckpoints:
     def test_with_parts_that_do_not_fit(self, path: Path, field: str) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
         state[field] = {"other": torch.zeros(2)} if field != "history" else [{"other": torch.zeros(2)}]
-        torch.save(state, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", state)
         with pytest.raises(CheckpointError, match="does not fit this search"):
             resume_search(path)
 
@@ -456,7 +460,7 @@ class TestBadCheckpoints:
             def __reduce__(self) -> Any:
                 return (Path.touch, (path / "executed",))
 
-        torch.save({"weights": Evil()}, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", {"weights": Evil()})
         with pytest.raises(CheckpointError, match="damaged"):
             resume_search(path)
         assert not (path / "executed").exists()

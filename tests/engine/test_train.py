@@ -22,6 +22,7 @@ from sgenas.engine import (
     run_search,
     run_training,
 )
+from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine.average import RunningAverage
 from sgenas.engine.run_folder import RunFolder, read_settings
 from sgenas.errors import CheckpointError, ConfigError, DataError, DivergenceError, RunFolderError
@@ -49,7 +50,10 @@ def test_a_training_fills_its_run_folder(training: Make, tmp_path: Path) -> None
     result = run_training(config, tmp_path / "run")
     assert result.finished
     names = {path.name for path in result.path.iterdir()}
-    assert names == {"config.json", "metrics.jsonl", "checkpoint.pt", "genotype.json", "tensorboard"}
+    assert names == {
+        *("config.json", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "genotype.json"),
+        *("run.lock", "tensorboard"),
+    }
     assert read_settings(result.path) == config
     assert Genotype.load(result.path / "genotype.json") == config.genotype == result.genotype
     head = json.loads((result.path / "config.json").read_text())
@@ -500,13 +504,13 @@ class TestBadCheckpoints:
     def test_with_parts_that_do_not_fit(self, path: Path, field: str) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
         state[field] = {"other": torch.zeros(2)}
-        torch.save(state, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", state)
         with pytest.raises(CheckpointError, match="does not fit this training"):
             resume_training(path)
 
     def test_of_other_images(self, path: Path) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
-        torch.save(state | {"images_digest": "0"}, path / "checkpoint.pt")
+        checkpoints.save(path / "checkpoint.pt", state | {"images_digest": "0"})
         with pytest.raises(CheckpointError, match="made with other images than --data digits holds now"):
             resume_training(path)
 

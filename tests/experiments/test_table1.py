@@ -197,7 +197,7 @@ def test_a_killed_command_leaves_its_runs_and_they_are_not_run_twice(tmp_path: P
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     place = load_grid(out).places[0]
-    with pytest.raises(RunFolderError, match="is being run by process"), held(place):
+    with pytest.raises(RunFolderError, match="must be used by one process"), held(place):
         pass
     wait_until(lambda: read_outcome(place))
     assert is_done(place)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 import sgenas
 from sgenas.errors import GenotypeError, InvalidValueError
 from sgenas.nets import DartsNetwork, published
-from sgenas.nets.darts import DiscreteCell, existing_nodes
-from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.nets.darts import DiscreteCell
+from sgenas.spaces.genotype import Cell, Edge, Genotype, existing_nodes
 
 SMALL: dict[str, Any] = {"channels": 4, "layers": 5, "classes": 6}
 

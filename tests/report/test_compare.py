@@ -45,6 +45,30 @@ def test_trainings_differ_in_their_cells(make_run: Callable[..., Path]) -> None:
     assert len(one.records) == 2
 
 
+def test_a_group_is_named_by_few_settings(make_run: Callable[..., Path]) -> None:
+    def record(name: str, method: str, lr: float, estimator: str) -> Any:
+        return read_run(
+            make_run(name, 1, {"lr": lr, "method": method, "seed": 0, "estimator": {"estimator": estimator}})
+        )
+
+    records = [
+        record("a", "darts", 0.025, "sge"),
+        record("b", "darts", 0.025, "first-order"),
+        record("c", "fair-darts", 0.1 * 0.05, "sge"),
+    ]
+    found = grouped(records)
+    assert [group.name for group in found] == [
+        "method darts, estimator sge",
+        "method darts, estimator first-order",
+        "method fair-darts, estimator sge",
+    ]
+    # 0.1 * 0.05 is 0.005000000000000001
+    assert found[2].differences == {"lr": "0.005", "method": "fair-darts", "estimator.estimator": "sge"}
+    # where method and estimator do not tell, the next setting does
+    other = grouped([records[0], record("d", "darts", 0.5, "sge")])
+    assert [group.name for group in other] == ["lr 0.025", "lr 0.5"]
+
+
 def test_mean_and_deviation() -> None:
     assert mean_and_deviation([]) is None
     assert mean_and_deviation([3.0]) == (3.0, None)

@@ -1,5 +1,6 @@
 """Running searches and trainings: the only place where bilevel optimisation, networks and data meet."""
 
+from sgenas.engine.budget_settings import BudgetSettings
 from sgenas.engine.config import (
     AlphaSettings,
     DataSettings,
@@ -25,6 +26,7 @@ from sgenas.engine.train_config import (
 __all__ = [
     "RECIPES",
     "AlphaSettings",
+    "BudgetSettings",
     "DataSettings",
     "EstimatorSettings",
     "NetworkSettings",

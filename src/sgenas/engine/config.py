@@ -9,6 +9,7 @@ from typing import Any, Self
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
+from sgenas.engine.budget_settings import BudgetSettings
 from sgenas.engine.class_weights import CLASS_WEIGHTS
 from sgenas.engine.settings import Checked, by_group, flag, read, require
 from sgenas.errors import ConfigError, InvalidValueError
@@ -386,6 +387,7 @@ class SearchConfig(Checked):
     weights: WeightSettings = field(default_factory=WeightSettings)
     alphas: AlphaSettings = field(default_factory=AlphaSettings)
     watch: WatchSettings = field(default_factory=WatchSettings)
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
 
     def __post_init__(self) -> None:
         self._one_of("method", tuple(METHODS))
@@ -450,6 +452,8 @@ class SearchConfig(Checked):
         self.alphas._default_unless("zero_one", "squared" in row.regularisers, "--method fair-darts")
         in_benchmark = self.space.space == "nasbench201"
         self.watch._default_unless("table", in_benchmark, "--space nasbench201")
+        layers = self.budget.budget_layers
+        require(in_benchmark or layers is None or layers >= 3, "budget_layers", ">= 3", layers)
         derivation = self.space.derivation or ("strongest" if in_benchmark else "threshold")
         if derivation in ("top2", "strongest") and self.space.threshold is not None:
             raise ConfigError(

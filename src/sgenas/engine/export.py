@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sgenas.engine.loop import load_checkpoint
-from sgenas.engine.run_folder import RunFolder, read_train_config
-from sgenas.errors import CheckpointError, ConfigError, RunFolderError
+from sgenas.engine.run_folder import existing, read_train_config
+from sgenas.errors import CheckpointError, ConfigError
 from sgenas.files import replacing
 from sgenas.nets import build
 
@@ -52,9 +52,7 @@ def trained_network(path: str | Path) -> tuple[nn.Module, Tensor]:
     run kept one. Needs no data. Raises RunFolderError when there is no training run, CheckpointError when
     its checkpoint is missing, damaged or belongs to other settings.
     """
-    folder = RunFolder(path)
-    if not folder.path.is_dir():
-        raise RunFolderError(f"run folder {folder.path} does not exist")
+    folder = existing(path)
     config = read_train_config(folder.path)
     state = load_checkpoint(folder, config)
     try:

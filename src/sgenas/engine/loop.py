@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sgenas.data import ImageData
-from sgenas.engine import checkpoint, parts
+from sgenas.engine import parts
 from sgenas.engine.meter import Meter
 from sgenas.engine.parallel import ALONE, Processes
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
@@ -274,7 +274,7 @@ class Run(ABC):
 
 def load_checkpoint(folder: RunFolder, config: Config) -> dict[str, Any]:
     """The state in the run folder's checkpoint; CheckpointError when it is another configuration's."""
-    state = checkpoint.load(folder.checkpoint_path)
+    state = folder.read_checkpoint()
     difference = first_difference(config.to_dict(), state.get("config"), "in config.json")
     if difference:
         raise CheckpointError(

@@ -17,6 +17,7 @@ from sgenas.engine import parts, watch
 from sgenas.engine.batches import Batches
 from sgenas.engine.config import AlphaSettings, WeightSettings
 from sgenas.engine.meter import Meter
+from sgenas.engine.module_costs import ModuleCosts
 from sgenas.engine.progress import time_left_bar
 from sgenas.errors import DivergenceError, InvalidValueError
 from sgenas.spaces.modules import ModuleSpace
@@ -43,13 +44,19 @@ class ModuleSettings:
 class ModuleLoop:
     """A search in the middle of its work; `run` does all of it.
 
-    state, alphas, cost, history: where it stands.
+    costs: of the choices, None where nobody asked for them. state, alphas, cost, history: where it stands.
     """
 
     def __init__(
-        self, space: ModuleSpace, train: Batches, val: Batches, loss: ModelLoss, settings: ModuleSettings
+        self,
+        space: ModuleSpace,
+        train: Batches,
+        val: Batches,
+        loss: ModelLoss,
+        settings: ModuleSettings,
+        costs: ModuleCosts | None = None,
     ) -> None:
-        self.space, self.settings = space, settings
+        self.space, self.settings, self._costs = space, settings, costs
         self._train, self._outer, self._loss_of = train, val.endless(), loss
         start = space.initial_weights()
         self.state = parts.weight_optimizer(settings.weights, 0, settings.epochs).init(start)
@@ -85,10 +92,11 @@ class ModuleLoop:
     def _problem(self, epoch: int) -> BilevelProblem:
         settings = self.settings
         extra = parts.regulariser(settings.method, settings.alphas, epoch, settings.epochs)
+        penalty = None if self._costs is None else self._costs.penalty
+        terms = [term for term in (extra, penalty) if term is not None]
 
         def outer(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            loss = self._loss(weights, alphas, batch)
-            return loss if extra is None else loss + extra(alphas)
+            return sum((term(alphas) for term in terms), self._loss(weights, alphas, batch))
 
         optimizer = parts.weight_optimizer(settings.weights, epoch, settings.epochs)
         return BilevelProblem(self._loss, outer, optimizer)
@@ -185,6 +193,8 @@ class ModuleLoop:
         self, epoch: int, lr: float, inner_loss: float, means: dict[str, float | None]
     ) -> dict[str, Any]:
         entropies = watch.edge_entropies(self.space.mixing(self.alphas))
+        strongest = self.space.strongest(self.alphas)
+        chosen = strongest if self._costs is None else self._costs.choices(self.alphas)
         return {
             "epoch": epoch,
             "lr": lr,
@@ -193,7 +203,8 @@ class ModuleLoop:
             "alphas": {name: alpha.tolist() for name, alpha in self.alphas.items()},
             "probabilities": self.space.weights_of_options(self.alphas),
             "entropy": {name: value.item() for name, value in entropies.items()},
-            "choices": self.space.strongest(self.alphas),
+            "choices": chosen,
+            **({} if self._costs is None else self._costs.of(chosen)),
             "forward": self.cost.forward,
             "backward": self.cost.backward,
         }

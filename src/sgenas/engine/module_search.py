@@ -13,6 +13,7 @@ from sgenas.bilevel import SGE, Cost, Estimator
 from sgenas.engine import parts
 from sgenas.engine.batches import Batches
 from sgenas.engine.config import AlphaSettings, WeightSettings
+from sgenas.engine.module_costs import ModuleCosts
 from sgenas.engine.module_loop import ModelLoss, ModuleLoop, ModuleSettings
 from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS
@@ -32,7 +33,8 @@ class ModuleSearchResult:
     one row an epoch, plain data: `epoch` from 0, `inner_loss` (mean over the steps of L_train), `outer_loss`
     (of L_val with what the method adds, None in a warm-up), `lr`, `direct_norm` and `indirect_norm` (mean
     lengths of the hypergradient's parts), `probabilities`, `entropy` (of each choice, from 1, undecided, to
-    0), `choices`, seconds, peak memory, and the passes so far. cost: of all steps.
+    0), `choices`, seconds, peak memory, and the passes so far; with limits or a penalty `params` or `macs` of
+    the module that is derived. cost: of all steps.
     """
 
     space: ModuleSpace
@@ -41,11 +43,15 @@ class ModuleSearchResult:
     history: tuple[dict[str, Any], ...]
     cost: Cost
     _passes: Callable[[nn.Module], None] = field(repr=False)
+    _costs: ModuleCosts | None = field(default=None, repr=False)
 
     @property
     def choices(self) -> dict[str, Option]:
-        """{name: the strongest option}; one inside an option that was not taken is named too."""
-        return self.space.strongest(self.alphas)
+        """{name: the strongest option}; one inside an option that was not taken is named too.
+
+        With limits those options whose module is within them and whose mixing weights add up to the most.
+        """
+        return self.space.strongest(self.alphas) if self._costs is None else self._costs.choices(self.alphas)
 
     @property
     def probabilities(self) -> dict[str, dict[Option, float]]:
@@ -89,6 +95,11 @@ def search(
     alpha_lr: float = 0.01,
     alpha_weight_decay: float = 1e-3,
     regulariser_weight: float | None = None,
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    cost: str | None = None,
+    cost_weight: float = 1.0,
+    example: Any = None,
     seed: int = 0,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     progress: bool | None = None,
@@ -103,13 +114,20 @@ def search(
     rising to 50); regulariser_weight is instead of these. estimator: any of `sgenas.bilevel`. inner_steps: N
     steps of the weights for one of the alphas, who train with a learning rate that falls from lr to lr_min by
     a cosine; batches over after the last full N of an epoch train the weights alone. batch_size: of data
-    sets. seed: of alphas, directions, order of data sets; a DataLoader's order is its own. on_epoch: is given
+    sets.
+
+    max_params, max_macs: of what is derived, trainable parameters and multiply-adds of convolutions and
+    linear layers; the best choices within are taken. cost: "params" or "macs", whose expectation times
+    cost_weight is added to the outer loss. example: an argument of the model, for which multiply-adds are
+    counted; only with those. See `ModuleCosts`.
+
+    seed: of alphas, directions, order of data sets; a DataLoader's order is its own. on_epoch: is given
     the row of `history` at the end of each. progress: whether there is a bar; None for: on a terminal.
 
     The model's device is used. Deterministic in `seed` on one machine, but for what the data draw. Raises
-    InvalidValueError for an argument out of its range, a loss that draws random numbers or changes a buffer,
-    and a choice that has no part in the loss; DataError for empty data; DivergenceError when a loss stops
-    being finite.
+    InvalidValueError for an argument out of its range, limits that no choices meet, a loss that draws random
+    numbers or changes a buffer, and a choice that has no part in the loss; DataError for empty data;
+    DivergenceError when a loss stops being finite.
     """
     relaxations = {name: row.relaxation for name, row in METHODS.items() if row.relaxation is not None}
     if method not in relaxations:
@@ -152,14 +170,21 @@ def search(
         for source, name, use in ((train_data, "train_data", "inner"), (val_data, "val_data", "outer"))
     )
     settings = ModuleSettings(method, estimator, epochs, inner_steps, seed, weights, alphas)
-    loop = ModuleLoop(space, train, val, loss, settings)
+    limits = {"params": max_params, "macs": max_macs}
+    given = {name: most for name, most in limits.items() if most is not None}
+    costs = None
+    if given or cost is not None or example is not None or cost_weight != 1.0:
+        costs = ModuleCosts(space, given, cost, cost_weight, example)
+    loop = ModuleLoop(space, train, val, loss, settings, costs)
     loop.run(on_epoch, progress)
 
     def passes(model: nn.Module) -> None:
         for batch in train:
             loss(model, batch)
 
-    return ModuleSearchResult(space, loop.state.weights, loop.alphas, tuple(loop.history), loop.cost, passes)
+    return ModuleSearchResult(
+        space, loop.state.weights, loop.alphas, tuple(loop.history), loop.cost, passes, costs
+    )
 
 
 def _calibrate(model: nn.Module, passes: Callable[[nn.Module], None]) -> None:

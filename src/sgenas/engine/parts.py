@@ -142,6 +142,9 @@ def with_absolute_paths(config: AnyConfig, given: data.ImageData | None = None) 
     if isinstance(config, SearchConfig) and config.watch.table is not None:
         table = str(Path(config.watch.table).expanduser().absolute())
         config = dataclasses.replace(config, watch=dataclasses.replace(config.watch, table=table))
+    if isinstance(config, SearchConfig) and config.budget.latency_table is not None:
+        table = str(Path(config.budget.latency_table).expanduser().absolute())
+        config = dataclasses.replace(config, budget=dataclasses.replace(config.budget, latency_table=table))
     return config
 
 

@@ -21,27 +21,30 @@ from sgenas.engine import checkpoint
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, RunFolderError
-from sgenas.files import RUN, naming, replacing
+from sgenas.files import RUN, locked, naming, replacing
 from sgenas.spaces.genotype import Genotype
 
 Config = SearchConfig | TrainConfig
 KINDS: dict[str, type[Config]] = {"search": SearchConfig, "training": TrainConfig}
 """Values of `kind` in config.json, with the settings that stand there. Without it, a run is a search."""
 RUN_FILES = (
-    *("split.npz", "metrics.jsonl", "checkpoint.pt", "alphas.npz"),
+    *("split.npz", "metrics.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "alphas.npz"),
     *("genotype.json", "cell.png", "cell.svg", "curves.png", "report.html"),
 )
 """What a run and its report write besides config.json and tensorboard/; `--overwrite` removes them."""
+LOCK = "run.lock"
 
 
 class RunFolder:
-    """Paths and files of one run: config.json, split.npz, metrics.jsonl, tensorboard/, checkpoint.pt,
-    alphas.npz, genotype.json."""
+    """Paths and files of one run: config.json, split.npz, metrics.jsonl, tensorboard/, checkpoint.pt and the
+    one before it, checkpoint-previous.pt, alphas.npz, genotype.json."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_path = self.path / "config.json"
         self.checkpoint_path = self.path / "checkpoint.pt"
+        self.previous_checkpoint_path = self.path / "checkpoint-previous.pt"
+        self._checkpoint_is_whole = True
         self.metrics_path = self.path / "metrics.jsonl"
         self.tensorboard_path = self.path / "tensorboard"
 
@@ -62,9 +65,17 @@ class RunFolder:
 
     def _holds_files(self) -> bool:
         try:
-            return any(self.path.iterdir())
+            # the lock is all that is left of a run that failed before it could write anything
+            return any(path.name != LOCK for path in self.path.iterdir())
         except OSError as error:
             raise RunFolderError(f"--out {self.path} cannot be read: {error.strerror}") from None
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """Makes the folder and keeps every other process from running in it; reading it is always allowed.
+
+        Raises RunFolderError when another process runs there or the folder cannot be written.
+        """
+        return locked(self.path / LOCK, f"run folder {self.path}")
 
     def create(self, config: Config, environment: Mapping[str, Any], *, overwrite: bool) -> None:
         """Makes the folder and writes config.json; an old run is removed only with `overwrite`.
@@ -108,12 +119,32 @@ class RunFolder:
         self.write_text("genotype.json", genotype.to_json())
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Writes checkpoint.pt, whole or not at all; raises CheckpointError."""
-        checkpoint.save(self.checkpoint_path, state)
+        """Writes checkpoint.pt, whole or not at all, and keeps the one before; raises CheckpointError."""
+        # one that could not be read must not take the place of the one that could
+        keep = self.previous_checkpoint_path if self._checkpoint_is_whole else None
+        checkpoint.save(self.checkpoint_path, state, keep)
+        self._checkpoint_is_whole = True
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """The newest checkpoint that can be read; a CheckpointWarning where that is the one before the last.
+
+        Raises CheckpointError when there is none.
+        """
+        state, path = checkpoint.load_newest(self.checkpoint_path, self.previous_checkpoint_path)
+        self._checkpoint_is_whole = path == self.checkpoint_path
+        return state
 
     def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":
         """What appends rows to metrics.jsonl and TensorBoard, see `Recorder`."""
         return Recorder(self, keep_bytes=keep_bytes, step=step)
+
+
+def existing(path: str | Path) -> RunFolder:
+    """The run folder at `path`; raises RunFolderError where there is no folder."""
+    folder = RunFolder(path)
+    if not folder.path.is_dir():
+        raise RunFolderError(f"run folder {folder.path} does not exist")
+    return folder
 
 
 class UnwrittenFolder(RunFolder):

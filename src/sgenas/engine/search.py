@@ -1,5 +1,6 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
 from sgenas.engine import class_weights, parts, watch
+from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
@@ -73,10 +75,12 @@ def run_search(
     config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
     search = processes.build(lambda: Search(config, folder, processes, layout, images))
-    with processes.agreeing():
-        folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
-        folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
-    return search.run(observer or Silent(), stop)
+    with contextlib.ExitStack() as held:
+        with processes.agreeing():
+            held.enter_context(folder.held())
+            folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
+            folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
+        return search.run(observer or Silent(), stop)
 
 
 def resume_search(
@@ -95,19 +99,21 @@ def resume_search(
     that `run_search` was given.
     """
     folder = _folder(path, processes)
-    with processes.agreeing():
-        if not folder.path.is_dir():
-            raise RunFolderError(f"run folder {folder.path} does not exist")
-        config = read_config(folder.path)
-        state = load_checkpoint(folder, config)
-    layout = _layout(config, processes)
+    with contextlib.ExitStack() as held:
+        with processes.agreeing():
+            if not folder.path.is_dir():
+                raise RunFolderError(f"run folder {folder.path} does not exist")
+            config = read_config(folder.path)
+            held.enter_context(folder.held())
+            state = load_checkpoint(folder, config)
+        layout = _layout(config, processes)
 
-    def make() -> Search:
-        search = Search(config, folder, processes, layout, images)
-        search.load_state_dict(state)
-        return search
+        def make() -> Search:
+            search = Search(config, folder, processes, layout, images)
+            search.load_state_dict(state)
+            return search
 
-    return processes.build(make).run(observer or Silent(), stop)
+        return processes.build(make).run(observer or Silent(), stop)
 
 
 def _folder(path: str | Path, processes: Processes) -> RunFolder:
@@ -154,6 +160,7 @@ class Search(Run):
         training, validation = (self.images.train.subset(part) for part in self.split.values())
         augmentation = parts.make_augmentation(config, self.images, training)
         self.space = parts.make_space(config, self.images)
+        self.costs = CellCosts(config, self.space, self.images)
         self._class_weights = parts.class_weights(config, self.images, self.device)
         self._logits, self._stacked_logits = parts.forward_passes(config, self.space)
         # data sets are often stored class by class, and batches of one class have misleading statistics
@@ -202,6 +209,7 @@ class Search(Run):
             "alphas": trees.size(self.alphas),
             "activation": parts.activation(self.config),
             "processes": self.processes.size,
+            **self.costs.describe(),
         } | found
 
     # -- making the parts ---------------------------------------------------------------------------------
@@ -245,11 +253,16 @@ class Search(Run):
         return class_weights.cross_entropy(self._forward(weights, alphas, images), labels, *factors)
 
     def _outer_loss(self) -> Loss:
-        """`_loss` with what the method adds to it in this epoch."""
+        """`_loss` with what the method adds to it in this epoch, and the expected cost."""
         extra = parts.regulariser(self.config.method, self.config.alphas, self.epoch, self.config.epochs)
-        if extra is None:
+        terms = [term for term in (extra, self.costs.penalty) if term is not None]
+        if not terms:
             return self._loss
-        return lambda weights, alphas, batch: self._loss(weights, alphas, batch) + extra(alphas)
+
+        def outer(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
+            return sum((term(alphas) for term in terms), self._loss(weights, alphas, batch))
+
+        return outer
 
     def _forward(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
         """Logits in the precision of `--precision`, given back in float32 from bfloat16."""
@@ -361,7 +374,7 @@ class Search(Run):
     def genotype(self) -> Genotype:
         """The cell of the moment; after an early stop the cell of the epoch that it went back to."""
         alphas = self.alphas if self._stopped_at is None else self._history[self._stopped_at + 1]
-        return self.space.derive(alphas)
+        return self.costs.derive(alphas)
 
     def run(self, observer: Observer, stop: Callable[[], bool]) -> SearchResult:
         """Steps until the last epoch is done or `stop` says so; writes the run folder on the way."""
@@ -391,7 +404,7 @@ class Search(Run):
         val_loss, val_accuracy = self.evaluate()
         steps = self.steps_per_epoch
         moves = sum(self.schedule.moves_alphas(step) for step in range(self.step - steps, self.step))
-        genotype = self.space.derive(self.alphas)
+        genotype = self.costs.derive(self.alphas)
         row = {
             "kind": "epoch",
             "epoch": self.epoch,
@@ -429,6 +442,9 @@ class Search(Run):
         row: dict[str, Any] = {
             f"skips_{name}": count for name, count in watch.skip_connections(genotype).items()
         }
+        row |= self.costs.of(genotype)
+        if self.costs.penalty is not None:
+            row["cost_penalty"] = self.costs.penalty(self.alphas).item()
         entropies = watch.edge_entropies(self.space.mixing(self.alphas))
         row |= {f"entropy_{name}": edges.mean().item() for name, edges in entropies.items()}
         if settings.derived_every and number % settings.derived_every == 0:

@@ -17,9 +17,9 @@ from sgenas import data, trees
 from sgenas.engine import parts
 from sgenas.engine.average import RunningAverage
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
-from sgenas.engine.run_folder import Recorder, RunFolder, environment, read_train_config
+from sgenas.engine.run_folder import Recorder, RunFolder, environment, existing, read_train_config
 from sgenas.engine.train_config import TrainConfig
-from sgenas.errors import ConfigError, DataError, InvalidValueError, RunFolderError
+from sgenas.errors import ConfigError, DataError, InvalidValueError
 from sgenas.nets import build
 from sgenas.nets.darts import AUXILIARY_SIDE, DartsNetwork
 from sgenas.spaces import Genotype
@@ -60,9 +60,10 @@ def run_training(
     folder.check(overwrite=overwrite)
     config = parts.with_absolute_paths(config, images)
     training = Training(config, folder, images=images)
-    folder.create(config, environment(training.device) | training.describe(), overwrite=overwrite)
-    folder.write_genotype(config.genotype)
-    return training.run(observer or Silent(), stop)
+    with folder.held():
+        folder.create(config, environment(training.device) | training.describe(), overwrite=overwrite)
+        folder.write_genotype(config.genotype)
+        return training.run(observer or Silent(), stop)
 
 
 def resume_training(
@@ -78,7 +79,9 @@ def resume_training(
     when its checkpoint is missing, damaged, or belongs to other settings or other images. images: those that
     `run_training` was given.
     """
-    return load_training(path, images=images).run(observer or Silent(), stop)
+    folder = existing(path)
+    with folder.held():
+        return _load(folder, None, images).run(observer or Silent(), stop)
 
 
 def load_training(
@@ -88,9 +91,10 @@ def load_training(
 
     device: in place of that of its settings.
     """
-    folder = RunFolder(path)
-    if not folder.path.is_dir():
-        raise RunFolderError(f"run folder {folder.path} does not exist")
+    return _load(existing(path), device, images)
+
+
+def _load(folder: RunFolder, device: str | None, images: data.ImageData | None) -> "Training":
     config = read_train_config(folder.path)
     state = load_checkpoint(folder, config)
     if device is not None:

@@ -6,13 +6,12 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
 import sgenas
 from sgenas.experiments.table import Line, Spread, Table, facts, notes, per_run
-from sgenas.files import naming, replacing
+from sgenas.files import locked, replacing
 from sgenas.report.html import render_page
 
 NOTHING = "\u2013"
@@ -51,10 +50,7 @@ def write_tables(table: Table) -> list[Path]:
     out = table.grid.out
     written = []
     # the runs of a cluster may end at the same moment
-    with naming(out):
-        lock = (out / "lock").open("a")
-    with lock:
-        flock(lock, LOCK_EX)
+    with locked(out / "lock", f"folder {out}", patience=60):
         for name, render in FORMATS.items():
             with replacing(out / name) as file:
                 file.write(render(table).encode())

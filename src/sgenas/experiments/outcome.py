@@ -3,20 +3,16 @@
 import contextlib
 import json
 import os
-import socket
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sgenas.engine.run_folder import read_environment, read_train_config
 from sgenas.errors import RunFolderError
 from sgenas.experiments.grid import Place
-from sgenas.files import naming, replacing
+from sgenas.files import locked, naming, replacing
 from sgenas.nets import network_size
 from sgenas.report import RunRecord, read_run
 
@@ -168,35 +164,12 @@ def give_outcome(place: Place, outcome: Outcome) -> None:
         write_outcome(place, outcome)
 
 
-@contextmanager
-def held(place: Place, *, patience: float = 0.0) -> Iterator[None]:
-    """Keeps other processes from working at `place` meanwhile; whoever is killed lets it go.
+def held(place: Place, *, patience: float = 0.0) -> AbstractContextManager[None]:
+    """Keeps other processes from working at `place` meanwhile, see `sgenas.files.locked`.
 
-    patience: seconds to wait for one that works at it; on a file server a dead machine's hold takes a while
-    to end. Raises RunFolderError when one still does, or the folder cannot be written.
+    Raises RunFolderError when one still does after `patience` seconds, or the folder cannot be written.
     """
-    until = time.monotonic() + patience
-    with naming(place.folder):
-        place.folder.mkdir(parents=True, exist_ok=True)
-        file = (place.folder / "lock").open("a+")
-    with file:
-        while not _locked(file):
-            if time.monotonic() >= until:
-                file.seek(0)
-                raise RunFolderError(f"{place.name} is being run by {file.read() or 'another process'}")
-            time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        flock(file, LOCK_EX | LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    return locked(place.folder / "lock", place.name, patience=patience)
 
 
 def _now() -> str:

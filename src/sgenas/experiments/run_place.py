@@ -94,6 +94,6 @@ def _go_on(
         return begin(config, folder)
     if read_settings(folder) != config:
         raise RunFolderError(f"{folder} holds a run of other settings or another cell: remove it to go on")
-    if not (folder / "checkpoint.pt").exists():
+    if not any((folder / name).exists() for name in ("checkpoint.pt", "checkpoint-previous.pt")):
         return begin(config, folder, overwrite=True)
     return resume(folder)

@@ -8,30 +8,13 @@ from torch import Tensor, nn
 from sgenas.errors import GenotypeError, InvalidValueError
 from sgenas.nets.checks import at_least, image_batch
 from sgenas.nets.operations import FactorizedReduce, drop_path, make_operation, path_scales, relu_conv_bn
-from sgenas.spaces.genotype import Cell, Genotype
+from sgenas.spaces.genotype import Cell, Genotype, existing_nodes
 
 SPACES = ("darts", "pc-darts", "fair-darts", "beta-darts")
 """Values of `genotype.space` whose cells this network stacks."""
 
 AUXILIARY_SIDE = 8
 """Pixels that the auxiliary head needs each way: 5x5 pooling of stride 3, then a 2x2 convolution."""
-
-
-def existing_nodes(cell: Cell) -> tuple[int, ...]:
-    """The computed nodes of a cell that have a value, in order.
-
-    A node exists if at least one edge other than `none` comes from an input or from an existing node. In the
-    cells of DARTS that is every node; Fair DARTS cuts some (arXiv:1911.12126; class DCOCell of its code,
-    where a node all of whose edges come from missing nodes ends in a crash).
-    """
-    existing = set(range(cell.inputs))
-    for node in range(cell.inputs, cell.inputs + cell.nodes):
-        if any(
-            edge.target == node and edge.source in existing and edge.operation != "none"
-            for edge in cell.edges
-        ):
-            existing.add(node)
-    return tuple(sorted(existing - set(range(cell.inputs))))
 
 
 class DiscreteCell(nn.Module):
@@ -71,6 +54,7 @@ class DiscreteCell(nn.Module):
                 f" {list(cell.concat)}, so it has no output"
             )
         self.channels_out = len(self.concat) * channels
+        self.reduction = reduction
         self.drop_nodes = drop_nodes
         if reduction_before:
             self.input_before_last: nn.Module = FactorizedReduce(channels_before_last, channels)

@@ -45,10 +45,10 @@ def network_size(
         with torch.device("meta"):
             network = build(genotype, auxiliary=False, **sizes)  # type: ignore[arg-type]
             images = torch.empty(1, input_channels, resolution, resolution)
-            params = _parameters(network)
+            params = count_parameters(network)
             with_auxiliary = params
             if takes_auxiliary(genotype):
-                with_auxiliary = _parameters(build(genotype, auxiliary=True, **sizes))  # type: ignore[arg-type]
+                with_auxiliary = count_parameters(build(genotype, auxiliary=True, **sizes))  # type: ignore[arg-type]
         return Size(params, with_auxiliary, count_macs(network, images))
     except (RuntimeError, OverflowError) as error:
         largest = {name: value for name, value in sizes.items() if value is not None} | {
@@ -85,5 +85,6 @@ def count_macs(network: nn.Module, images: Tensor) -> int:
     return macs
 
 
-def _parameters(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
+    """Parameters that need a gradient."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -25,11 +25,16 @@ if TYPE_CHECKING:
 ACCURACY = {"search": ("val_accuracy", "validation accuracy"), "training": ("test_accuracy", "test accuracy")}
 STYLES = ("-", "--", "-.", ":")
 SEED = "seed"
+FIRST = ("method", "estimator")
+"""Settings that name a group before any other: most others follow from them."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose settings differ in nothing but the seed; `name` says what no other group has."""
+    """Runs whose settings differ in nothing but the seed.
+
+    `name` tells it from the others by few settings; `differences` has every setting in which groups differ.
+    """
 
     name: str
     differences: dict[str, str]
@@ -54,13 +59,27 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
             found.append((own, [record]))
     names = list(dict.fromkeys(name for own, _ in found for name in own))
     differ = [name for name in names if any(own.get(name) != found[0][0].get(name) for own, _ in found)]
+    tables = [{name: setting_text(own.get(name)) for name in differ} for own, _ in found]
+    telling = _telling(tables)
     groups = []
-    for own, members in found:
-        differences = {name: setting_text(own.get(name)) for name in differ}
+    for table, (_, members) in zip(tables, found, strict=True):
         # the last part of a dotted name is what the flag is called
-        short = ", ".join(f"{name.rpartition('.')[2]} {text}" for name, text in differences.items())
-        groups.append(Group(short or members[0].path.resolve().name, differences, tuple(members)))
+        short = ", ".join(f"{name.rpartition('.')[2]} {table[name]}" for name in telling)
+        groups.append(Group(short or members[0].path.resolve().name, table, tuple(members)))
     return groups
+
+
+def _telling(tables: Sequence[dict[str, str]]) -> list[str]:
+    """Few settings that tell the tables apart: method and estimator before what follows from them."""
+    names = sorted(tables[0], key=lambda name: name.rpartition(".")[2] not in FIRST)
+    chosen: list[str] = []
+    for name in names:
+        apart = len({tuple(table[one] for one in chosen) for table in tables})
+        if apart == len(tables):
+            break
+        if len({tuple(table[one] for one in [*chosen, name]) for table in tables}) > apart:
+            chosen.append(name)
+    return chosen
 
 
 def _settings(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:

@@ -33,6 +33,10 @@ COLUMNS: tuple[Column, ...] = (
     ("skips_normal", "skips, normal", 0),
     ("skips_reduce", "skips, reduce", 0),
     ("skips_cell", "skips", 0),
+    ("derived_params", "parameters, derived", 0),
+    ("derived_macs", "multiply-adds, derived", 0),
+    ("derived_latency", "latency, derived, ms", 3),
+    ("cost_penalty", "cost penalty", 4),
     ("eigenvalue", "largest eigenvalue", 4),
     ("true_cifar10", "true CIFAR-10, %", 2),
     ("rank_cifar10", "rank", 0),
@@ -240,6 +244,9 @@ def setting_text(value: Any) -> str:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        # twelve digits: 0.1 * 0.12 is nobody's setting 0.011999999999999999
+        return f"{value:.12g}"
     if isinstance(value, list):
         return ", ".join(setting_text(item) for item in value) or NOTHING
     return str(value)

@@ -7,7 +7,7 @@ import torch
 from sgenas import trees
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.darts_network import SearchNetwork
-from sgenas.spaces.derivation import edges_of, strongest_edges
+from sgenas.spaces.derivation import Rule, edges_of, strongest_edges
 from sgenas.spaces.genotype import DARTS_OPERATIONS, Genotype
 from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.supernet import SupernetSpace
@@ -81,6 +81,10 @@ class DartsSpace(SupernetSpace):
                 nonlinearity,
             )
         self._adopt(network, generator)
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(keep=2)
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment by the DARTS rule, see `derivation.strongest_edges`."""

@@ -1,11 +1,29 @@
 """Reading a discrete cell out of mixing weights."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.genotype import Cell, Edge
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of derivation as what it maximises: the sum of the scores of the operations that are kept.
+
+    keep: on how many of a node's incoming edges there are operations; None for all. each: how many may stand
+    on one edge. least: None where the numbers are exact and the score of an operation is its mixing weight m;
+    else the threshold t: fewer will do, and the score is m - t, so that what is weaker is not worth keeping.
+    hollow: whether a node may be without operations and still count, and `none` is an operation like the
+    others (NAS-Bench-201).
+    """
+
+    keep: int | None
+    each: int = 1
+    least: float | None = None
+    hollow: bool = False
 
 
 def edges_of(nodes: int, inputs: int = 2) -> tuple[tuple[int, int], ...]:

@@ -9,7 +9,7 @@ from sgenas import trees
 from sgenas.errors import InvalidValueError
 from sgenas.spaces import relaxation
 from sgenas.spaces.darts import DartsSpace
-from sgenas.spaces.derivation import edges_above, strongest_edges
+from sgenas.spaces.derivation import Rule, edges_above, strongest_edges
 from sgenas.spaces.genotype import Cell, Genotype
 from sgenas.spaces.nasbench201 import NasBench201Space
 from sgenas.spaces.nasbench201_strings import KIND, genotype_of
@@ -72,6 +72,12 @@ class FairDartsSpace(Sigmoids, DartsSpace):
             raise InvalidValueError(f"operations must not hold none with sigmoids, got {self.operations}")
         self.derivation, self.threshold = derivation, threshold
 
+    @property
+    def rule(self) -> Rule:
+        if self.derivation == "threshold-edges":
+            return Rule(keep=None, each=2, least=self.threshold)
+        return Rule(keep=2, least=None if self.derivation == "top2" else self.threshold)
+
     def derive(self, alphas: Tree) -> Genotype:
         """The cells of the moment by `derivation`."""
         mixing = trees.detach(self.mixing(alphas))
@@ -101,6 +107,11 @@ class FairNasBench201Space(Sigmoids, NasBench201Space):
         chosen = tuple(name for name in BENCHMARK_OPERATIONS if name != "none")
         super().__init__(operations=chosen, **settings)
         self.derivation, self.threshold = derivation, threshold
+
+    @property
+    def rule(self) -> Rule:
+        least = self.threshold if self.derivation == "threshold" else None
+        return Rule(keep=None, least=least, hollow=True)
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment by `derivation`."""

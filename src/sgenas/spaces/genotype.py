@@ -192,6 +192,23 @@ class Genotype:
             raise GenotypeError(f"{path}: {error}") from None
 
 
+def existing_nodes(cell: Cell) -> tuple[int, ...]:
+    """The computed nodes of a cell that have a value, in order.
+
+    A node exists if at least one edge other than `none` comes from an input or from an existing node. In the
+    cells of DARTS that is every node; Fair DARTS cuts some (arXiv:1911.12126; class DCOCell of its code,
+    where a node all of whose edges come from missing nodes ends in a crash).
+    """
+    existing = set(range(cell.inputs))
+    for node in range(cell.inputs, cell.inputs + cell.nodes):
+        if any(
+            edge.target == node and edge.source in existing and edge.operation != "none"
+            for edge in cell.edges
+        ):
+            existing.add(node)
+    return tuple(sorted(existing - set(range(cell.inputs))))
+
+
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -122,6 +122,10 @@ class ModuleSpace:
             for name, options in self.options.items()
         }
 
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules of the space's own copy of the model, choices among them: to look at, not to change."""
+        return self._model.modules()
+
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The buffers that a pass computes with, by name: a pass must leave them as they are."""
         return self._network.named_buffers()

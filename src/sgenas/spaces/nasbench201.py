@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sgenas import trees
 from sgenas.errors import InvalidValueError
 from sgenas.spaces.cells import Builder, MixedCell, Stem
+from sgenas.spaces.derivation import Rule
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.kernels import classify_members, pointwise
 from sgenas.spaces.nasbench201_strings import EDGES, INPUTS, KIND, NODES, OPERATIONS, genotype_of
@@ -185,6 +186,10 @@ class NasBench201Space(SupernetSpace):
                 self.operations, channels, cells, classes, input_channels, partial, nonlinearity
             )
         self._adopt(network, generator)
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(keep=None, hollow=True)
 
     def strongest(self, alphas: Tree) -> list[str]:
         """The operation with the largest weight on each edge; between equals the one of the lower index.

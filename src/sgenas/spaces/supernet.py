@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sgenas import trees
 from sgenas.errors import GenotypeError
 from sgenas.spaces import initial, relaxation
+from sgenas.spaces.derivation import Rule
 from sgenas.spaces.genotype import Genotype
 from sgenas.trees import Tree
 
@@ -25,13 +26,15 @@ def stacked_cross_entropy(logits: Tensor, labels: Tensor, factors: Tensor | None
 class SupernetSpace:
     """Base of the search spaces. The network takes (images, mixing weights) and holds no alphas.
 
-    kinds: names of the cells. edges: (source, target) of the rows of an alpha table; operations: its columns.
+    kinds: names of the cells. edges: (source, target) of the rows of an alpha table; operations: its columns;
+    nodes: computed ones of a cell.
     """
 
     supernet: nn.Module
     kinds: tuple[str, ...]
     edges: tuple[tuple[int, int], ...]
     operations: tuple[str, ...]
+    nodes: int
 
     def _adopt(self, network: nn.Module, generator: torch.Generator | None) -> None:
         """Makes a network without storage the space's own, first weights drawn (by default with seed 0)."""
@@ -49,6 +52,11 @@ class SupernetSpace:
         """1e-3 N(0, 1) for every entry, as in the DARTS code and AutoDL's; on the CPU."""
         shape = (len(self.edges), len(self.operations))
         return {kind: 1e-3 * torch.randn(shape, generator=generator) for kind in self.kinds}
+
+    @property
+    def rule(self) -> Rule:
+        """What `derive` maximises, for a derivation within a budget."""
+        raise NotImplementedError
 
     def derive(self, alphas: Tree) -> Genotype:
         """The cell of the moment."""
