@@ -30,12 +30,12 @@ FEW = [
     *("sge:mu=0.1,variate", "sge:q=4,mu=0.1,variate"),
 ]
 SHORT = [
-    *("--moments", "0", "60", "300", "--inner-steps", "1", "5", "--draws", "3"),
-    *("--truth-directions", "4", "--truth-steps", "0.01", "0.1", "--estimators", *ALL),
+    *("--moments", "0", "60", "300", "--inner-steps", "1", "5", "--draws", "2"),
+    *("--truth-directions", "2", "--truth-steps", "0.01", "0.1", "--estimators", *ALL),
 ]
 LONG = [
-    *("--moments", "0", "60", "300", "--inner-steps", "20", "--draws", "2"),
-    *("--truth-directions", "4", "--truth-steps", "0.1", "--estimators", *FEW),
+    *("--moments", "0", "60", "300", "--inner-steps", "20", "--draws", "1"),
+    *("--truth-directions", "2", "--truth-steps", "0.1", "--estimators", *FEW),
 ]
 AXIS = [
     *("--moments", "60", "--inner-steps", "1", "--draws", "3", "--truth-directions", "0"),

@@ -50,9 +50,7 @@ class Losses:
     def count(self, what: str) -> None:
         """One more; raises DivergenceError when there have been too many."""
         if self.recent == MOST:
-            raise DivergenceError(
-                f"{what}, after {MOST} other steps since the last checkpoint that were not finite,"
-            )
+            raise DivergenceError(f"{what}, like {MOST} other steps since the last checkpoint,")
         self.total, self.in_epoch, self.recent = self.total + 1, self.in_epoch + 1, self.recent + 1
 
 
@@ -61,7 +59,6 @@ def require_finite_tree(what: str, tree: Tree) -> None:
     finite = torch.stack([torch.isfinite(tensor).all() for tensor in tree.values()])
     if not bool(finite.all()):
         name = list(tree)[finite.tolist().index(False)]
-        wrong = int((~torch.isfinite(tree[name])).sum())
-        raise DivergenceError(
-            f"{what} {name!r} has {wrong} of {tree[name].numel()} numbers that are not finite"
-        )
+        tensor = tree[name]
+        wrong = int((~torch.isfinite(tensor)).sum())
+        raise DivergenceError(f"{what} {name!r}: {wrong} of {tensor.numel()} numbers are not finite")
