@@ -35,7 +35,7 @@ def script(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["sea"], ["search"]),
         (["search", "--est"], ["--estimator"]),
         (["table1", "--preset", "sm"], ["small", "smoke"]),
-        (["completion", ""], ["-h", "--help", "bash", "zsh", "fish"]),
+        (["size", "--j"], ["--json"]),
         ([""], ["-h", "--help", *COMMANDS]),
     ],
 )

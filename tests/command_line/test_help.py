@@ -1,13 +1,11 @@
 """The help of every command, and `sgenas --help`."""
 
-import os
-import pty
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
+from terminal import CONTROL, on_a_terminal, piped
 
 from sgenas.cli import main
 from sgenas.command_line.codes import EXIT_CODES
@@ -114,22 +112,9 @@ def test_the_overview_names_every_command_and_exit_code(
 
 
 def test_help_on_a_terminal_has_boxes_and_a_pipe_has_plain_text() -> None:
-    command = [sys.executable, "-m", "sgenas", "doctor", "--help"]
-    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
-    piped = subprocess.run(command, capture_output=True, env=environment, check=True).stdout
-    assert not re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", piped)
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdout=theirs, env=environment) as process:
-        os.close(theirs)
-        shown = b""
-        # the end of a pseudo-terminal is an error
-        try:
-            while part := os.read(ours, 65536):
-                shown += part
-        except OSError:
-            pass
-        assert process.wait() == 0
-    os.close(ours)
+    command = ("-m", "sgenas", "doctor", "--help")
+    assert CONTROL.search(piped(*command)) is None
+    shown = on_a_terminal(80, *command)
     assert b"\x1b[" in shown
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r", "")
     assert "╭─ options " in text

@@ -17,9 +17,13 @@ from sgenas.commands import COMMANDS, GROUPS
 
 MOST_COLUMNS, LEAST_COLUMNS = 120, 40
 """Longer lines are hard to read, and from 130 columns on tyro sets two boxes side by side."""
+ESTIMATORS = {
+    "--directions": "sge and evolution",
+    "--last-steps": "unrolled, neumann and conjugate-gradient",
+}
 HEADINGS: dict[str, dict[str, str]] = {
-    "search": {"--settings": "Where it starts", "--out": "Where it runs to"},
-    "plan": {"--settings": "Where it starts"},
+    "search": {"--settings": "Where it starts", "--out": "Where it writes", **ESTIMATORS},
+    "plan": {"--settings": "Where it starts", **ESTIMATORS},
     "table1": {
         "--out": "The grid",
         "--jobs": "Where its runs run",
@@ -35,7 +39,7 @@ HEADINGS: dict[str, dict[str, str]] = {
         "--seed": "The run",
     },
 }
-"""Command -> a flag in its first box -> the heading above that flag."""
+"""Command -> a flag -> the heading above it, where a box holds too many to be read in one go."""
 FLAG = re.compile(r"[│ ] (--[a-z][a-z0-9-]*)")
 """A line that begins what is said about a flag; what goes on with it stands further to the right."""
 BESIDE = re.compile("  [^ ]")
