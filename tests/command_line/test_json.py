@@ -1,6 +1,7 @@
 """`--json`: one JSON document on stdout, nothing else there; errors on stderr."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -62,7 +63,8 @@ def test_show(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_report(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     page = tmp_path / "page.html"
-    for runs in ([run], [run, run]):
+    shutil.copytree(run, tmp_path / "other")
+    for runs in ([run], [run, tmp_path / "other"]):
         assert main(["report", *map(str, runs), "--out", str(page), "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == {"report": str(page)}
         assert page.read_text().startswith("<!doctype html>")

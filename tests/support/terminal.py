@@ -11,10 +11,10 @@ CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
 """Control characters but for tab and line feed."""
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment() -> dict[str, str]:
     # what a person may have set to force one or the other must not decide
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    return kept | {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"} | more
+    return kept | {"OMP_NUM_THREADS": "1", "TERM": "xterm-256color", "PYTHONIOENCODING": "utf-8"}
 
 
 def piped(*command: str) -> bytes:
