@@ -274,4 +274,4 @@ def _keep_drop_path_out_of_graphs() -> None:
     Done with the first network and not as a decorator, which would load the compiler with this file: more
     than a second for each command.
     """
-    DartsNetwork._scales = torch.compiler.disable(DartsNetwork._scales)  # type: ignore[method-assign]
+    DartsNetwork._scales = torch.compiler.disable(DartsNetwork._scales)  # type: ignore[method-assign, no-untyped-call]
