@@ -214,7 +214,7 @@ def test_a_second_ctrl_c_ends_at_once_without_a_traceback(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
 
-    monkeypatch.setattr("sgenas.cli.run_search", interrupted)
+    monkeypatch.setattr("sgenas.command_line.running.run_search", interrupted)
     # a shell starts what runs in the background with Ctrl-C ignored
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -361,7 +361,7 @@ def test_query_knows_the_best_and_the_worst_of_darts(
 
 
 def test_the_settings_of_a_method_are_those_of_its_source() -> None:
-    from sgenas.commands import parse
+    from sgenas.command_line.parsing import parse
 
     pc = parse(["search", "--method", "pc-darts"]).chosen
     assert (pc.weights.lr, pc.data.batch_size, pc.alphas.warmup_epochs) == (0.1, 256, 15)
@@ -410,7 +410,7 @@ def test_bad_methods_and_settings(fails: Callable[..., str], tmp_path: Path) -> 
 
 
 def test_a_method_setting_without_effect_gives_way(fails: Callable[..., str], tmp_path: Path) -> None:
-    from sgenas.commands import parse
+    from sgenas.command_line.parsing import parse
 
     found = parse(["search", "--settings", "paper", "--space", "nasbench201"]).chosen
     assert found.space.operations is None

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from sgenas.cli import main
-from sgenas.commands import parse
+from sgenas.command_line.parsing import parse
 from sgenas.display import LiveDisplay
 from sgenas.engine import TrainConfig, run_training
 from sgenas.nets import published

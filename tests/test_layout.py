@@ -22,8 +22,9 @@ RANKS = {
     "display": 4,
     "inspection": 4,
     "commands": 5,
-    "cli": 6,
-    "__main__": 7,
+    "command_line": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 # The package itself offers the names that users need first; its own version is what any file may ask for.
 PACKAGE = "sgenas"

@@ -38,7 +38,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_commands_in_the_readmeparse() -> None:
-    from sgenas.commands import parse
+    from sgenas.command_line.parsing import parse
 
     text = (ROOT / "README.md").read_text()
     commands = re.findall(r"^\.venv/bin/sgenas (.*?)(?:\s+#.*)?$", text, re.MULTILINE)

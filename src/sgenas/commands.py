@@ -1,20 +1,17 @@
-"""The commands of `sgenas` and their flags: one dataclass a command, and how a command line becomes one.
+"""The commands of `sgenas` and their flags: one dataclass a command.
 
-Flags and help come from the fields and their docs.
+Flags and help come from the fields and their docs. The last paragraph of a command's doc is its example.
 """
 
-import contextlib
-import io
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-import sgenas
-from sgenas.engine import RECIPES, SearchConfig, TrainConfig, TrainSettings
+from sgenas.engine import SearchConfig, TrainConfig, TrainSettings
 from sgenas.engine.parallel import TIMEOUT
-from sgenas.engine.run_folder import read_config, read_train_config
+from sgenas.engine.run_folder import read_train_config
 from sgenas.errors import ConfigError
 from sgenas.experiments.lab import LabSettings
 
@@ -117,6 +114,8 @@ class ShowCommand:
     """run folder, or a genotype file (JSON)"""
     out: Path | None = None
     """draw only the cell, into this .png or .svg file"""
+    json: bool = False
+    """print one JSON object: genotype, costs and the files drawn"""
 
 
 @dataclass(frozen=True)
@@ -126,10 +125,14 @@ class ReportCommand:
     Example: sgenas report runs/first-order-* runs/sge-* --out comparison.html
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[
+        tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(at least one)"), tyro.conf.Positional
+    ] = ()
     """run folders, all searches or all trainings"""
     out: Path | None = None
     """the page; if not set report.html in the run folder, for several runs in this one"""
+    json: bool = False
+    """print one JSON object: where the page stands"""
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ class LatencyCommand:
 class QueryCommand:
     """Print the true accuracies of a cell of NAS-Bench-201, its rank and its distance to the best.
 
-    Example: sgenas query --table nasbench201.csv --arch "|skip_connect~0|+|none~0|...|"
+    Example: sgenas query --table nasbench201.csv --arch runs/first
     """
 
     table: Path
@@ -257,7 +260,9 @@ class DataCommand:
 class DoctorCommand:
     """Print versions, devices, memory, threads, data and speed of this machine, and whether a search can run.
 
-    Takes about two seconds; exit code 1 where no search can run. Example: sgenas doctor
+    Takes about two seconds; exit code 1 where no search can run.
+
+    Example: sgenas doctor
     """
 
     json: bool = False
@@ -277,8 +282,8 @@ class Table1Command:
     """sizes: paper (the paper's, for GPUs), small (2 CPU cores, 2 hours) or smoke (3 minutes, means nothing);
     if not set that of the grid in --out"""
     seeds: str | None = None
-    """seeds with commas between; if not set those of the grid, 0,1,2 in a new one"""
-    data: tuple[str, ...] = ()
+    """seeds with commas between; if not set those of the grid, 0 to 2 in a new one"""
+    data: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """data sets, each SPEC or NAME=SPEC with a SPEC as in search --data; if not set those of the grid, the
     preset's in a new one"""
     jobs: int | None = None
@@ -292,6 +297,10 @@ class Table1Command:
     """run nothing, write a job script for the missing runs instead and say how to submit it"""
     only_tables: bool = False
     """run nothing, write the tables of what --out holds"""
+    status: bool = False
+    """run nothing, say how far each run of the grid in --out is"""
+    json: bool = False
+    """with --status: print one JSON object"""
     place: str | None = None
     """run only this one of the grid in --out, such as cifar10/darts-sge/seed-0, as its workers do"""
 
@@ -312,104 +321,37 @@ class LabCommand(LabSettings):
         return LabSettings(**{item.name: getattr(self, item.name) for item in fields(LabSettings)})
 
 
-def parse(arguments: list[str]) -> Any:
-    """The command as an object; a fault is a ConfigError of one line instead of tyro's drawn box."""
-    flags = vars(_search_defaults(arguments)) if arguments[0] in ("search", "plan") else {}
-    train = _train_defaults(arguments) if arguments[0] == "train" else TrainCommand()
-    kinds: Any = (
-        Annotated[SearchCommand, tyro.conf.subcommand("search", default=SearchCommand(**flags))]
-        | Annotated[PlanCommand, tyro.conf.subcommand("plan", default=PlanCommand(**flags))]
-        | Annotated[TrainCommand, tyro.conf.subcommand("train", default=train)]
-        | Annotated[ResumeCommand, tyro.conf.subcommand("resume")]
-        | Annotated[ShowCommand, tyro.conf.subcommand("show")]
-        | Annotated[ReportCommand, tyro.conf.subcommand("report")]
-        | Annotated[EvaluateCommand, tyro.conf.subcommand("evaluate")]
-        | Annotated[ExportCommand, tyro.conf.subcommand("export")]
-        | Annotated[SizeCommand, tyro.conf.subcommand("size")]
-        | Annotated[LatencyCommand, tyro.conf.subcommand("latency")]
-        | Annotated[QueryCommand, tyro.conf.subcommand("query")]
-        | Annotated[DataCommand, tyro.conf.subcommand("data")]
-        | Annotated[DoctorCommand, tyro.conf.subcommand("doctor")]
-        | Annotated[Table1Command, tyro.conf.subcommand("table1")]
-        | Annotated[LabCommand, tyro.conf.subcommand("lab")]
-    )
-    style = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    drawn = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(drawn):
-            return tyro.cli(
-                kinds,
-                prog="sgenas",
-                description=sgenas.__doc__,
-                args=arguments,
-                config=style,
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(_undrawn(drawn.getvalue())) from None
+@dataclass(frozen=True)
+class CompletionCommand:
+    """Print a script that lets a shell complete the commands and flags of sgenas.
+
+    Load it in a shell with: source <(sgenas completion bash). docs/command-line.md says how to keep it.
+
+    Example: sgenas completion bash
+    """
+
+    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
+    """shell that will read the script"""
 
 
-def _search_defaults(arguments: list[str]) -> SearchConfig:
-    """Defaults of `search` and `plan`: of the file that `--config` names, or those of the method."""
-    file = _value_of(arguments, "--config")
-    if file is not None:
-        if _value_of(arguments, "--settings") is not None:
-            raise ConfigError("--settings must not stand beside --config, which has all settings already")
-        kept = read_config(file)
-        method = _value_of(arguments, "--method")
-        if method not in (None, kept.method):
-            raise ConfigError(
-                f"--method must be {kept.method} as in {file}, whose settings are that method's,"
-                f" got {method!r}"
-            )
-        return kept
-    # what a method sets for one space or optimiser is no setting where another is asked for
-    without = []
-    if _value_of(arguments, "--space") not in (None, "darts"):
-        without.append("operations")
-    if _value_of(arguments, "--alpha-optimizer") == "sgd":
-        without.append("alpha_beta1")
-    if _value_of(arguments, "--estimator") not in (None, "sge"):
-        without.append("smoothing")
-    return SearchConfig.of_method(
-        _value_of(arguments, "--method") or "darts", _value_of(arguments, "--settings") or "source", without
-    )
-
-
-def _train_defaults(arguments: list[str]) -> TrainCommand:
-    """Defaults of `train`: of the file that `--config` names, or those of the recipe."""
-    file, recipe = _value_of(arguments, "--config"), _value_of(arguments, "--recipe")
-    if file is None:
-        return TrainCommand.of_recipe(recipe or next(iter(RECIPES)))
-    if recipe is not None:
-        raise ConfigError("--recipe must not stand beside --config, which has all settings already")
-    kept = read_train_config(file)
-    return TrainCommand(**{item.name: getattr(kept, item.name) for item in fields(TrainSettings)})
-
-
-def _value_of(arguments: list[str], flag: str) -> str | None:
-    """What follows a flag, read before the command line as a whole; None where it is not given."""
-    for index, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == flag:
-            if separator:
-                return value
-            if index + 1 == len(arguments):
-                raise ConfigError(f"{flag} must be followed by a value, got nothing")
-            return arguments[index + 1]
-    return None
-
-
-def _undrawn(box: str) -> str:
-    """The first paragraph of an error that tyro drew in a box, as one line."""
-    words: list[str] = []
-    for line in box.splitlines()[1:]:
-        content = line.strip("│╭╮╰╯ ")
-        if content.strip("─- ") == "":
-            # a rule may stand above the first paragraph too
-            if words:
-                break
-            continue
-        words.append(content)
-    return " ".join(words) or "bad command line; see sgenas --help"
+GROUPS: dict[str, dict[str, type[Any]]] = {
+    "Search": {
+        "search": SearchCommand,
+        "plan": PlanCommand,
+        "resume": ResumeCommand,
+        "show": ShowCommand,
+        "report": ReportCommand,
+    },
+    "Train": {"train": TrainCommand, "evaluate": EvaluateCommand, "export": ExportCommand},
+    "Compare": {"table1": Table1Command, "lab": LabCommand},
+    "Look up": {
+        "size": SizeCommand,
+        "latency": LatencyCommand,
+        "query": QueryCommand,
+        "data": DataCommand,
+        "doctor": DoctorCommand,
+        "completion": CompletionCommand,
+    },
+}
+"""Heading of `sgenas --help` -> command -> its flags. A new command gets its row here."""
+COMMANDS = {name: kind for group in GROUPS.values() for name, kind in group.items()}

@@ -1,5 +1,6 @@
 """The evaluation network of the DARTS cells (arXiv:1806.09055, and cnn/model.py of its code)."""
 
+from functools import cache
 from typing import cast
 
 import torch
@@ -158,6 +159,7 @@ class DartsNetwork(nn.Module):
         stem_multiplier: int = 3,
     ) -> None:
         super().__init__()
+        _keep_drop_path_out_of_graphs()
         at_least(2, channels=channels, classes=classes)
         at_least(3, layers=layers)
         at_least(1, input_channels=input_channels, stem_multiplier=stem_multiplier)
@@ -234,8 +236,6 @@ class DartsNetwork(nn.Module):
         logits = self.classifier(last.mean(dim=(2, 3)))
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
-    # a generator, and a probability that is another one each epoch: neither fits a compiled graph
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _scales(self, images: Tensor) -> list[Tensor | None]:
         """For every cell its rows of `path_scales`, all drawn at once; None where nothing is dropped."""
         if not self.training or self._drop_path == 0:
@@ -249,3 +249,13 @@ class DartsNetwork(nn.Module):
             generator=self.drop_path_generator,
         )
         return list(torch.split_with_sizes(scales, paths))
+
+
+@cache
+def _keep_drop_path_out_of_graphs() -> None:
+    """A generator, and a probability that is another one each epoch, fit no graph of torch.compile.
+
+    Done with the first network and not as a decorator, which would load the compiler with this file: more
+    than a second for each command.
+    """
+    DartsNetwork._scales = torch.compiler.disable(DartsNetwork._scales)  # type: ignore[method-assign, no-untyped-call]

@@ -127,10 +127,16 @@ def result(record: RunRecord) -> str:
     return f"{text}, {name} accuracy not measured."
 
 
-def cost(record: RunRecord) -> str:
-    """What the run took up to its last finished epoch, in one sentence; empty where nothing is known."""
+def costs(record: RunRecord) -> dict[str, float]:
+    """What the run took up to its last finished epoch, as far as it is known; names as in metrics.jsonl."""
     last = record.epochs[-1] if record.epochs else {}
-    said = [part.in_words(last[part.key]) for part in COSTS if is_number(last.get(part.key))]
+    return {part.key: last[part.key] for part in COSTS if is_number(last.get(part.key))}
+
+
+def cost(record: RunRecord) -> str:
+    """`costs` in one sentence; empty where nothing is known."""
+    found = costs(record)
+    said = [part.in_words(found[part.key]) for part in COSTS if part.key in found]
     return f"Cost: {', '.join(said)}." if said else ""
 
 

@@ -4,9 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 
 from sgenas.bilevel import SGD
 from sgenas.engine.settings import Checked, require
@@ -21,6 +22,8 @@ FREE = (
     *("batches", "draws"),
 )
 """Settings that may differ between two calls for one folder."""
+# an empty tuple would be shown as no default at all
+OWN = tyro.conf.arg(help_behavior_hint="(default: none)")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -74,11 +77,11 @@ class LabSettings(Checked):
     """axis mu: for every estimator whose specification leaves mu open"""
     inner_steps: tuple[int, ...] = (1, 5)
     """axis N: steps of the weights"""
-    batch_sizes: tuple[int, ...] = ()
+    batch_sizes: Annotated[tuple[int, ...], OWN] = ()
     """axis: examples in a batch, inner and outer; the problem's own if not set"""
-    inner_lrs: tuple[float, ...] = ()
+    inner_lrs: Annotated[tuple[float, ...], OWN] = ()
     """axis: learning rate of the inner steps; the problem's own if not set"""
-    moments: tuple[int, ...] = ()
+    moments: Annotated[tuple[int, ...], OWN] = ()
     """axis: training steps of weights and alphas before measuring; the problem's own if not set"""
     batches: int = 5
     """independent draws of batches: what error bars are made of"""

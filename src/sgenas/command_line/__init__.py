@@ -1,0 +1,1 @@
+"""Reading the command line, its help, and what each command does."""

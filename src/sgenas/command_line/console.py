@@ -1,0 +1,51 @@
+"""Where the commands print, and how Ctrl-C and SIGTERM reach them."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from sgenas.engine.parallel import ALONE, Processes
+
+
+def print_json(values: Any) -> None:
+    """Prints `values` as one line of JSON on stdout."""
+    sys.stdout.write(json.dumps(values) + "\n")
+
+
+def make_console() -> Console:
+    """A console on stdout."""
+    # paths and class names are text: square brackets in them are no markup
+    return Console(markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def stop_signals(processes: Processes = ALONE) -> Iterator[list[int]]:
+    """A list that holds the first Ctrl-C or SIGTERM; a second one ends the process at once, as usual.
+
+    torchrun hands both on to all processes, and sends SIGTERM of its own when one has failed.
+    """
+    received: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if processes.size == 1 or (processes.first and number == signal.SIGINT):
+            sys.stderr.write(
+                "\nstopping after this step, once a checkpoint is written; again to stop at once\n"
+            )
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
