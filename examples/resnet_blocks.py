@@ -2,7 +2,7 @@
 
     python examples/resnet_blocks.py [--data parquet:../shared/data] [--estimator first-order] [--epochs 8]
 
-Expected, in a minute and a half on two cores (the smaller network loses 3 points for 45 % of the weights saved):
+Expected, in a minute and a half on two cores (3 points lost, 45 % of the weights saved):
 
     activation silu, block 1 left out, block 2 basic, block 3 left out
     test accuracy, usual choices  51.0 % with 393 thousand weights

@@ -184,6 +184,19 @@ def test_a_run_is_not_overwritten(finished: Path, fails: Callable[..., str]) -> 
     assert "--overwrite" in line
 
 
+def test_a_damaged_checkpoint_is_a_line_of_warning(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    newest = path / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert main(["resume", str(path)]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert line.startswith(f"sgenas: warning: checkpoint {newest} is damaged (1000 bytes): ")
+    assert "takes its place: what came after it is lost, until the run is resumed" in line
+
+
 def test_bad_run_folders_are_one_line(finished: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "does not exist" in fails("resume", str(tmp_path / "none"))
     assert "does not exist" in fails("show", str(tmp_path / "none"))

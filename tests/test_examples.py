@@ -46,7 +46,8 @@ def check_transformer(found: dict[str, float]) -> None:
 
 
 def check_resnet(found: dict[str, float]) -> None:
-    assert found["found choices"] > found["usual choices"] - 2
+    # it does not pay, and the example says so: half the weights
+    assert found["usual choices"] - 6 < found["found choices"] < found["usual choices"]
 
 
 CHECKS = {

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import sgenas
 from sgenas.command_line.answers import ACTIONS
 from sgenas.command_line.codes import BAD_INPUT, DONE, FAILED, LOST, STOPPED
+from sgenas.command_line.console import plain_warnings
 from sgenas.command_line.help import overview
 from sgenas.command_line.parsing import parse
 from sgenas.command_line.running import run
@@ -39,7 +40,8 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
         return code
 
     try:
-        return act()
+        with plain_warnings():
+            return act()
     except KeyboardInterrupt:
         return said("stopped at once; a run can be resumed from its last checkpoint", STOPPED)
     except DivergenceError as error:

@@ -4,12 +4,14 @@ import contextlib
 import json
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 
+from sgenas.engine.checkpoint import CheckpointWarning
 from sgenas.engine.parallel import ALONE, Processes
 
 
@@ -22,6 +24,30 @@ def make_console() -> Console:
     """A console on stdout."""
     # paths and class names are text: square brackets in them are no markup
     return Console(markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings of this library are one line on stderr, like its errors; others are shown as ever."""
+    usual = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, CheckpointWarning):
+            sys.stderr.write(f"sgenas: warning: {message}\n")
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        warnings.showwarning = show
+        yield
 
 
 @contextlib.contextmanager
