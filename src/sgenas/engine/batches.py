@@ -59,7 +59,7 @@ class Batches:
     @property
     def generators(self) -> list[torch.Generator]:
         """Those that decide about the order of a pass, as far as the source tells."""
-        holders = [self._source]
+        holders: list[Any] = [self._source]
         for name in ("sampler", "batch_sampler"):
             holders += [getattr(holder, name, None) for holder in holders]
         found = [getattr(holder, "generator", None) for holder in holders]
