@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sgenas
-from sgenas.commands import parse
+from sgenas.command_line.parsing import parse
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
