@@ -25,11 +25,11 @@ BASE = [
 ]
 SMOOTH = ["--activation", "silu", "--pooling", "smooth"]
 ALL = [
-    *("first-order", "second-order", "unrolled", "neumann:k=5", "evolution:mu=0.1", "sge:mu=0.01"),
-    *("sge:mu=0.1", "sge:mu=0.1,variate", "sge:q=4,mu=0.1,variate"),
+    *("first-order", "second-order", "unrolled", "neumann:k=5", "sge:mu=0.01", "sge:mu=0.1"),
+    *("sge:mu=0.1,variate", "sge:q=4,mu=0.1,variate"),
 ]
 FEW = ["first-order", "second-order", "unrolled:last=5", "sge:mu=0.1", "sge:q=4,mu=0.1,variate"]
-MOMENTS = ["--moments", "0", "60", "300", "--draws", "1"]
+MOMENTS = ["--moments", "0", "60", "300", "--draws", "2"]
 SHORT = [
     *(*MOMENTS, "--inner-steps", "1", "5", "--truth-directions", "2", "--truth-steps", "0.1"),
     *("--estimators", *ALL),
@@ -42,7 +42,7 @@ AXIS = [
 STUDIES = {
     "hard-64": [
         *(*MOMENTS, "--inner-steps", "1", "--batch-sizes", "64"),
-        *("--truth-directions", "2", "--truth-steps", "0.1", "--estimators", *ALL),
+        *("--truth-directions", "2", "--truth-steps", "0.1", "--estimators", *ALL, "evolution:mu=0.1"),
     ],
     "hard": SHORT,
     "smooth": [*SMOOTH, *SHORT],

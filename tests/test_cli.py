@@ -184,6 +184,18 @@ def test_a_run_is_not_overwritten(finished: Path, fails: Callable[..., str]) -> 
     assert "--overwrite" in line
 
 
+def test_a_budget_is_kept_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ("--max-params", "2000", "--budget-channels", "4", "--budget-layers", "3", "--cost", "macs")
+    assert main(["search", *SMALL, *budget, "--out", str(tmp_path / "run")]) == 0
+    found = re.search(
+        r"network of the cell: ([\d,]+) parameters, ([\d,]+) multiply-adds", capsys.readouterr().out
+    )
+    assert found is not None
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert int(found[1].replace(",", "")) == last["derived_params"] <= 2000
+    assert int(found[2].replace(",", "")) == last["derived_macs"]
+
+
 def test_a_damaged_checkpoint_is_a_line_of_warning(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,8 @@ from sgenas.errors import ConfigError, RunFolderError
 from sgenas.memory import keep_freed_memory
 
 Result = SearchResult | TrainResult
+DERIVED = {"params": "parameters", "macs": "multiply-adds", "latency": "ms in the sum of its parts"}
+"""What an epoch row of a search within a budget says of the cell's network."""
 
 
 def run(command: SearchCommand | TrainCommand | ResumeCommand, processes: Processes) -> int:
@@ -99,6 +101,10 @@ def _close(console: Console, result: Result) -> None:
             f" (chance {chance:.3g} %) {after}"
         )
     console.print(outcome, soft_wrap=True)
+    found = {word: last.get(f"derived_{name}") for name, word in DERIVED.items()}
+    derived = [f"{value:,.0f} {word}" for word, value in found.items() if value is not None]
+    if derived:
+        console.print(f"network of the cell: {', '.join(derived)}", soft_wrap=True)
     console.print(cost(record), soft_wrap=True)
     for path in written:
         console.print(f"  {path}", soft_wrap=True, highlight=False)

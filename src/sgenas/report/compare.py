@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sgenas.errors import InvalidValueError, RunFolderError
 from sgenas.files import replacing
 from sgenas.report.cell_svg import cell_svg
-from sgenas.report.curves import finish
+from sgenas.report.curves import finish, whole_epochs
 from sgenas.report.figures import PALETTE, house_style, inline_svg, plain
 from sgenas.report.html import render_page
 from sgenas.report.page import COSTS, NOTHING, flat_settings, is_number, setting_text
@@ -26,7 +26,7 @@ ACCURACY = {"search": ("val_accuracy", "validation accuracy"), "training": ("tes
 STYLES = ("-", "--", "-.", ":")
 SEED = "seed"
 FIRST = ("method", "estimator")
-"""Settings that name a group before any other: most others follow from them."""
+"""Settings that name a group before any other, and by their values alone: most others follow from them."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,15 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     telling = _telling(tables)
     groups = []
     for table, (_, members) in zip(tables, found, strict=True):
-        # the last part of a dotted name is what the flag is called
-        short = ", ".join(f"{name.rpartition('.')[2]} {table[name]}" for name in telling)
+        short = ", ".join(_said(name, table[name]) for name in telling)
         groups.append(Group(short or members[0].path.resolve().name, table, tuple(members)))
     return groups
+
+
+def _said(name: str, text: str) -> str:
+    """A setting in the name of a group; the last part of a dotted name is what the flag is called."""
+    flag = name.rpartition(".")[2]
+    return text if flag in FIRST else f"{flag} {text}"
 
 
 def _telling(tables: Sequence[dict[str, str]]) -> list[str]:
@@ -171,6 +176,7 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
         for group, (shade, style) in zip(groups, styles, strict=False):
             for axes, along in ((left, "epoch"), (right, "forward")):
                 _draw_group(axes, group, along, key, shade, style)
+        whole_epochs(left)
         finish(left, f"{name[0].upper()}{name[1:]}", "epoch", "per cent")
         finish(right, "The same over what it took", "forward passes", "")
         handles, labels = left.get_legend_handles_labels()

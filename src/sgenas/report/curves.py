@@ -105,6 +105,9 @@ def finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, size=9)
     axes.set_ylabel(ylabel, size=9)
     axes.tick_params(labelsize=8)
+    if axes.get_yscale() == "linear":
+        # 0.999991, not 1 and an offset in the corner
+        axes.ticklabel_format(axis="y", useOffset=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -121,7 +124,8 @@ def _legend_above(axes: "Axes") -> None:
     )
 
 
-def _whole_epochs(axes: "Axes") -> None:
+def whole_epochs(axes: "Axes") -> None:
+    """Ticks at whole numbers alone."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -205,7 +209,7 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
             _legend_above(axes)
         room = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
-        _whole_epochs(axes)
+        whole_epochs(axes)
     finish(axes, title, "epoch", "per cent")
 
 
@@ -224,7 +228,7 @@ def _draw_by_epoch(
     if axes.has_data():
         if len(keys) > 1:
             _legend_above(axes)
-        _whole_epochs(axes)
+        whole_epochs(axes)
 
 
 def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
@@ -244,6 +248,7 @@ def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
 def _draw_skips(axes: "Axes", record: RunRecord) -> None:
     names = sorted({key for row in record.epochs for key in row if key.startswith("skips_")})
     _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
+    axes.set_ylim(bottom=0, top=max(1.0, axes.get_ylim()[1]))
     if axes.has_data():
         axes.set_ylim(bottom=-0.3)
     finish(axes, "Skip connections in the cell", "epoch", "number")
@@ -271,7 +276,7 @@ def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory
             linewidth=1.8,
             **_markers(len(values)),
         )
-    _whole_epochs(axes)
+    whole_epochs(axes)
     finish(axes, f"{plain(name)}: mean mixing weight of each operation", "finished epochs", "mean over edges")
 
 
@@ -310,7 +315,7 @@ def _draw_strongest(
         label.set_fontweight("bold" if tuple(edge.tolist()) in kept else "normal")
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-    _whole_epochs(axes)
+    whole_epochs(axes)
 
 
 def _draw_estimator(axes: "Axes", record: RunRecord) -> None:

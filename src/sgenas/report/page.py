@@ -198,13 +198,18 @@ class CostPart:
         return self.sentence.format(self.write(value))
 
 
+def counted(value: float) -> str:
+    """A number of things."""
+    return f"{value:,.0f}"
+
+
 COSTS = (
     CostPart("seconds", "time", duration),
     CostPart("device_seconds", "device time", duration, "{} of device time"),
     CostPart("peak_memory_bytes", "memory", memory, "at most {} of memory"),
-    CostPart("forward", "forward passes", lambda value: f"{value:,.0f} forward passes"),
-    CostPart("backward", "backward passes", lambda value: f"{value:,.0f} backward passes"),
-    CostPart("images", "images", lambda value: f"{value:,.0f} images"),
+    CostPart("forward", "forward passes", counted, "{} forward passes"),
+    CostPart("backward", "backward passes", counted, "{} backward passes"),
+    CostPart("images", "images", counted, "{} images"),
 )
 """In the order in which they are said."""
 
