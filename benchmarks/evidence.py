@@ -26,9 +26,9 @@ BASE = [
 SMOOTH = ["--activation", "silu", "--pooling", "smooth"]
 ALL = [
     *("first-order", "second-order", "unrolled", "neumann:k=5", "sge:mu=0.01", "sge:mu=0.1"),
-    *("sge:mu=0.1,variate", "sge:q=4,mu=0.1,variate"),
+    "sge:q=4,mu=0.1,variate",
 ]
-FEW = ["first-order", "second-order", "unrolled:last=5", "sge:mu=0.1", "sge:q=4,mu=0.1,variate"]
+FEW = ["first-order", "second-order", "unrolled", "unrolled:last=5", "sge:mu=0.1"]
 MOMENTS = ["--moments", "0", "60", "300", "--draws", "2"]
 SHORT = [
     *(*MOMENTS, "--inner-steps", "1", "5", "--truth-directions", "2", "--truth-steps", "0.1"),
