@@ -2,15 +2,21 @@
 
 import contextlib
 import fcntl
+import io
 import json
+import math
 import os
 import socket
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sgenas.errors import RunFolderError
 
@@ -79,6 +85,48 @@ def _lock(file: IO[str]) -> bool:
         except BlockingIOError:
             return False
     return True
+
+
+MOST_BYTES = 2**30
+"""Of all arrays of a file together."""
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an npz file, none of them pickled.
+
+    Sizes are looked at before anything is allocated: a header may claim any shape, and a few packed bytes
+    may grow without end. Raises RunFolderError when the file cannot be read, is damaged or holds more than
+    MOST_BYTES.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            size = sum(record.file_size for record in records)
+            if size > MOST_BYTES:
+                raise ValueError(f"its arrays must have at most {MOST_BYTES} bytes, got {size}")
+            return {
+                record.filename.removesuffix(".npy"): _array(archive.read(record.filename))
+                for record in records
+            }
+    except Exception as error:
+        # from the zip reader, the decompressors and numpy, in a dozen types
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise RunFolderError(f"{path} cannot be read: {said}") from None
+
+
+def _array(content: bytes) -> NDArray[Any]:
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy format {version} is not known")
+    shape, _, dtype = readers[version](stream)
+    declared, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
+    if declared != there:
+        raise ValueError(f"an array must have the {declared} bytes of its shape {shape}, got {there}")
+    stream.seek(0)
+    found: NDArray[Any] = np.load(stream, allow_pickle=False)
+    return found
 
 
 @dataclass(frozen=True)

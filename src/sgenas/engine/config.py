@@ -17,6 +17,7 @@ from sgenas.errors import ConfigError, InvalidValueError
 from sgenas.methods import METHODS, Method, preset
 from sgenas.spaces.darts import OPERATION_SETS
 from sgenas.spaces.fair_darts import BENCHMARK_DERIVATIONS, DERIVATIONS
+from sgenas.spaces.genotype import MOST_NODES
 from sgenas.spaces.nonlinearity import ACTIVATIONS, POOLINGS
 
 ESTIMATOR_NAMES = (
@@ -175,6 +176,7 @@ class SpaceSettings(Checked):
         require(value is None or 0 < value < 1, "threshold", "in (0, 1)", value)
         self._at_least("layers", 3)
         self._at_least("nodes", 1)
+        require(self.nodes <= MOST_NODES, "nodes", f"<= {MOST_NODES}", self.nodes)
         if self.operations is not None:
             self._one_of("operations", tuple(OPERATION_SETS))
 

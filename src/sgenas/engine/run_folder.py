@@ -206,8 +206,10 @@ def _read_file(path: str | Path) -> tuple[Config, dict[str, Any]]:
         path = path / "config.json"
     data = RUN.read(path)
     kind, facts = data.get("kind", "search"), data.get("environment", {})
-    if kind not in KINDS or not isinstance(facts, dict):
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"config file {path}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not isinstance(facts, dict):
+        raise ConfigError(f"config file {path}: environment must be an object, got {type(facts).__name__}")
     try:
         return KINDS[kind].from_dict(data.get("config")), facts
     except ConfigError as error:

@@ -98,7 +98,7 @@ def read(cls: type[Any], data: Any, place: str) -> Any:
             values[name] = read(typing.cast(type[Any], hint), value, f"{place}.{name}")
             continue
         accepted = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        if type(value) is int and float in accepted:
+        if type(value) is int and float in accepted and abs(value) < 2**63:
             value = float(value)
         if type(value) not in accepted:
             wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in accepted)

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -21,6 +20,8 @@ from sgenas.nets.darts import DartsNetwork, DiscreteCell
 from sgenas.nets.nasbench201 import ResidualBlock
 
 DOCUMENT = Document("sgenas-latency", 1)
+MOST = 1e12
+"""Milliseconds of a part: thirty years."""
 WARM_UP = 3
 """Calls before the timed ones."""
 
@@ -188,6 +189,6 @@ def _entries(data: Any, kind: type[Any], place: str) -> dict[str, Any]:
 
 
 def _number(value: Any, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise DataError(f"{place} must be a number >= 0, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+        raise DataError(f"{place} must be a number from 0 to {MOST:g}, got {str(value)[:40]}")
     return float(value)

@@ -1,8 +1,6 @@
 """Reads a run folder: settings, metrics, the history of the alphas and the genotype, as plain data."""
 
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgenas.errors import RunFolderError
-from sgenas.files import RUN
+from sgenas.files import RUN, read_arrays
 from sgenas.spaces.genotype import Genotype
 
 KINDS = ("search", "training")
@@ -106,7 +104,7 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
             if number == len(lines):
                 break
             raise RunFolderError(f"{path} line {number} must be JSON: {error}") from None
-        if not isinstance(row, dict) or row.get("kind") not in rows:
+        if not isinstance(row, dict) or row.get("kind") not in tuple(rows):
             raise RunFolderError(f"{path} line {number}: kind must be 'step' or 'epoch', got {line[:40]!r}")
         for field in ("epoch", "step"):
             if type(row.get(field)) is not int:
@@ -120,13 +118,7 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
 def _read_alphas(path: Path) -> AlphaHistory | None:
     if not path.exists():
         return None
-    try:
-        # opened here: on a broken archive np.load would leave the file that it opened itself to the collector
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    # TypeError: a single array, as np.save writes it, is no context manager
-    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from None
+    arrays = read_arrays(path)
     for field, ndim in (("epoch", 1), ("operations", 1), ("edges", 2)):
         if field not in arrays:
             raise RunFolderError(f"{path} must hold an array {field!r}, got {sorted(arrays)}")

@@ -30,6 +30,10 @@ OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3")
 """Every operation that a genotype may name; the last two are of NAS-Bench-201 alone."""
 
 
+MOST_NODES = 100
+"""Of a cell: whoever draws or builds one makes something for each of them."""
+
+
 @dataclass(frozen=True)
 class Edge:
     """One operation from node `source` to node `target` > `source`."""
@@ -55,8 +59,8 @@ class Cell:
     def __post_init__(self) -> None:
         for field in ("nodes", "inputs"):
             value = getattr(self, field)
-            if not _is_int(value) or value < 1:
-                raise GenotypeError(f"cell.{field} must be an integer >= 1, got {value!r}")
+            if not _is_int(value) or not 1 <= value <= MOST_NODES:
+                raise GenotypeError(f"cell.{field} must be an integer from 1 to {MOST_NODES}, got {value!r}")
         last = self.inputs + self.nodes - 1
         for edge in self.edges:
             if edge.operation not in OPERATIONS:
