@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from sgenas import data, trees
+from sgenas import trees
 from sgenas.bilevel import (
     SGD,
     SGE,
@@ -309,7 +309,7 @@ def test_images_are_evaluated_in_batches_of_mixed_classes(small: Make, tmp_path:
     )
     result = run_search(config, tmp_path / "run")
     search = Search(config, RunFolder(tmp_path / "run"))
-    labels = [labels for _, labels in data.ordered_batches(search._validation, 20, search._augment)]
+    labels = [labels for _, labels in search._validation.batches()]
     assert min(len(batch.unique()) for batch in labels) > 5
     assert result.epochs[-1]["val_accuracy"] > 0.3
 

@@ -76,7 +76,7 @@ def test_the_eigenvalue_is_that_of_the_outer_loss(small: Make, tmp_path: Path) -
     """Against the whole Hessian, computed column by column."""
     config = small(space={"activation": "softplus", "pooling": "smooth"})
     search = Search(config, RunFolder(tmp_path / "run"))
-    loss, batch = search._outer_loss(), next(iter(search._validation_batches()))
+    loss, batch = search._outer_loss(), next(search._validation.batches())
 
     def of_flat(flat: torch.Tensor) -> torch.Tensor:
         return loss(search.state.weights, trees.unflatten(flat, search.alphas), batch)

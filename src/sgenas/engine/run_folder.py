@@ -157,6 +157,9 @@ class UnwrittenFolder(RunFolder):
 
     def check(self, *, overwrite: bool) -> None: ...
 
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
     def create(self, config: Config, environment: Mapping[str, Any], *, overwrite: bool) -> None: ...
 
     def write_text(self, name: str, text: str) -> None: ...
