@@ -248,9 +248,11 @@ def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
 def _draw_skips(axes: "Axes", record: RunRecord) -> None:
     names = sorted({key for row in record.epochs for key in row if key.startswith("skips_")})
     _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
-    axes.set_ylim(bottom=0, top=max(1.0, axes.get_ylim()[1]))
     if axes.has_data():
-        axes.set_ylim(bottom=-0.3)
+        from matplotlib.ticker import MaxNLocator
+
+        axes.set_ylim(bottom=-0.3, top=max(1.3, axes.get_ylim()[1]))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes, "Skip connections in the cell", "epoch", "number")
 
 
