@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,6 @@ from sgenas.engine.schedule import Schedule
 from sgenas.engine.validation import Validation
 from sgenas.errors import ConfigError, DataError, DivergenceError, ProcessError, RunFolderError
 from sgenas.spaces import Genotype, stacked_cross_entropy
-from sgenas.spaces.nasbench201_table import COLUMNS
 from sgenas.trees import Tree
 
 Batch = tuple[Tensor, ...]
@@ -445,7 +443,7 @@ class Search(Run):
                 genotype = self.genotype
         self._losses.in_epoch = 0
         self._next_epoch()
-        self.folder.write_arrays("alphas.npz", self._alpha_arrays())
+        self.folder.write_arrays("alphas.npz", watch.alpha_arrays(self.space, self._history))
         self.folder.write_genotype(genotype)
         recorder.write(row)
         observer.row(row, genotype)
@@ -469,27 +467,8 @@ class Search(Run):
             row["eigenvalue"] = self.eigenvalue()
             self._eigenvalues.append((self.epoch, row["eigenvalue"]))
         if self.table is not None:
-            for name, accuracy in self.table.query(genotype).items():
-                column = COLUMNS[name].removesuffix("_test")
-                row[f"true_{column}"] = accuracy
-                row[f"rank_{column}"] = self.table.rank(genotype, name)
-                row[f"regret_{column}"] = self.table.regret(genotype, name)
+            row |= watch.true_accuracies(self.table, genotype)
         return row
-
-    def _alpha_arrays(self) -> dict[str, Any]:
-        arrays: dict[str, Any] = {
-            "epoch": np.arange(len(self._history)),
-            "operations": np.array(self.space.operations),
-            "edges": np.array(self.space.edges),
-        }
-        mixing = [self.space.mixing(alphas) for alphas in self._history]
-        for name in self.alphas:
-            arrays[name] = np.stack([alphas[name].cpu().numpy() for alphas in self._history])
-        entropies = [watch.edge_entropies(weights) for weights in mixing]
-        for name in mixing[0]:
-            arrays[f"{name}_mixing"] = np.stack([weights[name].cpu().numpy() for weights in mixing])
-            arrays[f"{name}_entropy"] = np.stack([edges[name].cpu().numpy() for edges in entropies])
-        return arrays
 
     # -- checkpoints --------------------------------------------------------------------------------------
 

@@ -1,11 +1,15 @@
-"""Signs that a search collapses: skip connections, undecided edges, a sharp outer loss; when to stop."""
+"""What is watched in a search: alphas, true accuracies, and the signs of a collapse; when to stop."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from sgenas.spaces import Genotype
+from sgenas.spaces import AccuracyTable, Genotype
+from sgenas.spaces.nasbench201_table import COLUMNS
+from sgenas.spaces.supernet import SupernetSpace
 from sgenas.trees import Tree
 
 WINDOW = 5
@@ -50,3 +54,34 @@ def early_stop(measured: Sequence[tuple[int, float]], earliest: int) -> int | No
     )
     epoch = measured[back][0]
     return epoch if then > 0 and now > RATIO * then and epoch >= earliest else None
+
+
+def alpha_arrays(space: SupernetSpace, history: Sequence[Tree]) -> dict[str, Any]:
+    """What alphas.npz holds: raw alphas, mixing weights and entropies of each table at every moment.
+
+    history: alphas before the first epoch and after each, (E, O) by table.
+    """
+    arrays: dict[str, Any] = {
+        "epoch": np.arange(len(history)),
+        "operations": np.array(space.operations),
+        "edges": np.array(space.edges),
+    }
+    mixing = [space.mixing(alphas) for alphas in history]
+    for name in history[0]:
+        arrays[name] = np.stack([alphas[name].cpu().numpy() for alphas in history])
+    entropies = [edge_entropies(weights) for weights in mixing]
+    for name in mixing[0]:
+        arrays[f"{name}_mixing"] = np.stack([weights[name].cpu().numpy() for weights in mixing])
+        arrays[f"{name}_entropy"] = np.stack([edges[name].cpu().numpy() for edges in entropies])
+    return arrays
+
+
+def true_accuracies(table: AccuracyTable, genotype: Genotype) -> dict[str, float]:
+    """What a table of true accuracies says of a cell: accuracy, rank and regret on each of its data sets."""
+    row: dict[str, float] = {}
+    for name, accuracy in table.query(genotype).items():
+        column = COLUMNS[name].removesuffix("_test")
+        row[f"true_{column}"] = accuracy
+        row[f"rank_{column}"] = table.rank(genotype, name)
+        row[f"regret_{column}"] = table.regret(genotype, name)
+    return row
