@@ -74,11 +74,11 @@ def latency(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def try_all(good: bytes, path: Path, read: Reader, seed: int) -> int:
+def try_all(good: bytes, path: Path, read: Reader, seed: int, count: int = COUNT) -> int:
     """Damages the file again and again; how many were read all the same."""
     draw, read_anyway = random.Random(seed), 0
     said: list[str] = []
-    for number in range(COUNT):
+    for number in range(count):
         bad = damaged(good, draw)
         path.write_bytes(bad)
         try:
@@ -154,12 +154,8 @@ def test_runs_that_are_resumed(run: Path, tmp_path: Path) -> None:
     def read(path: Path) -> None:
         resume_search(path.parent, stop=lambda: True)
 
-    global COUNT
-    kept, COUNT = COUNT, max(10, COUNT // 10)
-    try:
-        try_all((run / "config.json").read_bytes(), folder / "config.json", read, 6)
-    finally:
-        COUNT = kept
+    good = (run / "config.json").read_bytes()
+    try_all(good, folder / "config.json", read, 6, count=max(10, COUNT // 10))
 
 
 def test_parquet_files(tmp_path: Path) -> None:

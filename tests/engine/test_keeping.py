@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import stop_after
 
 from sgenas.engine import (
     SearchConfig,
@@ -23,11 +24,6 @@ from sgenas.engine.run_folder import RunFolder
 from sgenas.errors import CheckpointError, RunFolderError
 
 Same = Callable[[Path, Path], None]
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    asked = iter(range(1, steps + 1))
-    return lambda: next(asked) == steps
 
 
 @pytest.fixture

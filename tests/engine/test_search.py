@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stopping import stop_after
 
 from sgenas import trees
 from sgenas.bilevel import (
@@ -31,11 +32,6 @@ from sgenas.errors import CheckpointError, ConfigError, DivergenceError, RunFold
 from sgenas.spaces import Genotype
 
 Make = Callable[..., SearchConfig]
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    asked = iter(range(1, steps + 1))
-    return lambda: next(asked) == steps
 
 
 def test_a_search_fills_its_run_folder(small: Make, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stopping import stop_after
 from torch import nn
 
 from sgenas import data
@@ -34,11 +35,6 @@ Make = Callable[..., TrainConfig]
 BENCHMARK_CELL = from_string(
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|skip_connect~2|"
 )
-
-
-def stop_after(steps: int) -> Callable[[], bool]:
-    asked = iter(range(1, steps + 1))
-    return lambda: next(asked) == steps
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def load(path: Path) -> dict[str, Any]:
     another version.
     """
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist: start the run again, with --overwrite")
+        raise CheckpointError(f"checkpoint {path} does not exist")
     try:
         content = path.read_bytes()
         _check_seal(memoryview(content))
@@ -76,10 +76,11 @@ def load_newest(path: Path, previous: Path) -> tuple[dict[str, Any], Path]:
         try:
             state = load(previous)
         except CheckpointError:
-            raise error from None
+            advice = "" if path.is_file() else ": start the run again, with --overwrite"
+            raise CheckpointError(f"{error}{advice}") from None
         step = f" of step {state['step']}" if "step" in state else ""
         warnings.warn(
-            f"{_without_advice(error)}; {previous.name}{step} takes its place: what came after it is lost,"
+            f"{error}; {previous.name}{step} takes its place: what came after it is lost,"
             " until the run is resumed and computes it again",
             CheckpointWarning,
             stacklevel=2,
@@ -107,10 +108,6 @@ def _check_seal(whole: memoryview) -> None:
         raise ValueError("it does not end with its checksum")
     if b"".join(_sealed(whole[: 2 - length])[1:]) != whole[-length:]:
         raise ValueError("its checksum is another")
-
-
-def _without_advice(error: CheckpointError) -> str:
-    return str(error).partition(": start the run again")[0]
 
 
 def _first_line(error: BaseException) -> str:

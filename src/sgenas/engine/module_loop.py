@@ -140,13 +140,8 @@ class ModuleLoop:
         settings = self.settings
         extra = parts.regulariser(settings.method, settings.alphas, epoch, settings.epochs)
         penalty = None if self._costs is None else self._costs.penalty
-        terms = [term for term in (extra, penalty) if term is not None]
-
-        def outer(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            return sum((term(alphas) for term in terms), self._loss(weights, alphas, batch))
-
         optimizer = parts.weight_optimizer(settings.weights, epoch, settings.epochs)
-        return BilevelProblem(self._loss, outer, optimizer)
+        return BilevelProblem(self._loss, parts.with_terms(self._loss, extra, penalty), optimizer)
 
     def _check(self) -> None:
         """The loss must be a function of weights, alphas and batch alone, and of every alpha.

@@ -42,16 +42,16 @@ class Moment:
 
 
 class Losses:
-    """Counts the steps that are lost; `total` and `in_epoch` are for the log, `recent` since a checkpoint."""
+    """Counts the steps that are lost: `in_epoch` for the log, `recent` since the last checkpoint."""
 
     def __init__(self) -> None:
-        self.total = self.in_epoch = self.recent = 0
+        self.in_epoch = self.recent = 0
 
     def count(self, what: str) -> None:
         """One more; raises DivergenceError when there have been too many."""
         if self.recent == MOST:
             raise DivergenceError(f"{what}, like {MOST} other steps since the last checkpoint,")
-        self.total, self.in_epoch, self.recent = self.total + 1, self.in_epoch + 1, self.recent + 1
+        self.in_epoch, self.recent = self.in_epoch + 1, self.recent + 1
 
 
 def require_finite_tree(what: str, tree: Tree) -> None:

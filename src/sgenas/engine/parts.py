@@ -24,6 +24,7 @@ from sgenas.bilevel import (
     Unrolled,
 )
 from sgenas.bilevel.blocks import columns, deal
+from sgenas.bilevel.problem import Loss
 from sgenas.engine.class_weights import balanced
 from sgenas.engine.config import CONTROL_VARIATES, AlphaSettings, SearchConfig, WeightSettings
 from sgenas.engine.settings import flag
@@ -211,6 +212,14 @@ def regulariser(
     if row.rising:
         weight *= epoch / epochs
     return lambda alphas: weight * form(alphas)
+
+
+def with_terms(loss: Loss, *terms: Callable[[Tree], torch.Tensor] | None) -> Loss:
+    """`loss` plus those of the functions of the alphas that there are."""
+    there = [term for term in terms if term is not None]
+    if not there:
+        return loss
+    return lambda weights, alphas, batch: sum((term(alphas) for term in there), loss(weights, alphas, batch))
 
 
 def alpha_optimizer(settings: AlphaSettings, alphas: Tree) -> torch.optim.Optimizer:

@@ -255,14 +255,7 @@ class Search(Run):
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch, and the expected cost."""
         extra = parts.regulariser(self.config.method, self.config.alphas, self.epoch, self.config.epochs)
-        terms = [term for term in (extra, self.costs.penalty) if term is not None]
-        if not terms:
-            return self._loss
-
-        def outer(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
-            return sum((term(alphas) for term in terms), self._loss(weights, alphas, batch))
-
-        return outer
+        return parts.with_terms(self._loss, extra, self.costs.penalty)
 
     def _forward(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
         """Logits in the precision of `--precision`, given back in float32 from bfloat16."""
@@ -483,7 +476,7 @@ class Search(Run):
 
     def _own_state(self) -> dict[str, Any]:
         return {
-            "nonfinite": [self._losses.total, self._losses.in_epoch],
+            "nonfinite_steps": self._losses.in_epoch,
             "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
             "weights": self.state.weights,
             "buffers": self.state.buffers,
@@ -516,5 +509,5 @@ class Search(Run):
         self._stopped_at = state["stopped_at"]
         before = state["memory"]
         self._memory = None if before is None else same_shapes(self.alphas, self._to_device(before))
-        self._losses.total, self._losses.in_epoch = state["nonfinite"]
+        self._losses.in_epoch = state["nonfinite_steps"]
         self._kept = self._moment()

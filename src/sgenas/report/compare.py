@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sgenas.errors import InvalidValueError, RunFolderError
 from sgenas.files import replacing
 from sgenas.report.cell_svg import cell_svg
-from sgenas.report.curves import finish, whole_epochs
+from sgenas.report.curves import finish, whole_numbers
 from sgenas.report.figures import PALETTE, house_style, inline_svg, plain
 from sgenas.report.html import render_page
 from sgenas.report.page import COSTS, NOTHING, flat_settings, is_number, setting_text
@@ -176,7 +176,7 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
         for group, (shade, style) in zip(groups, styles, strict=False):
             for axes, along in ((left, "epoch"), (right, "forward")):
                 _draw_group(axes, group, along, key, shade, style)
-        whole_epochs(left)
+        whole_numbers(left.xaxis)
         finish(left, f"{name[0].upper()}{name[1:]}", "epoch", "per cent")
         finish(right, "The same over what it took", "forward passes", "")
         handles, labels = left.get_legend_handles_labels()

@@ -13,6 +13,7 @@ from sgenas.spaces.genotype import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INNER, OUTER = "#0072B2", "#D55E00"
@@ -124,11 +125,11 @@ def _legend_above(axes: "Axes") -> None:
     )
 
 
-def whole_epochs(axes: "Axes") -> None:
+def whole_numbers(axis: "Axis") -> None:
     """Ticks at whole numbers alone."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 LOSSES = {
@@ -209,7 +210,7 @@ def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
             _legend_above(axes)
         room = 0.15 * (high - low) or 1.0
         axes.set_ylim(low - room, high + room)
-        whole_epochs(axes)
+        whole_numbers(axes.xaxis)
     finish(axes, title, "epoch", "per cent")
 
 
@@ -228,7 +229,7 @@ def _draw_by_epoch(
     if axes.has_data():
         if len(keys) > 1:
             _legend_above(axes)
-        whole_epochs(axes)
+        whole_numbers(axes.xaxis)
 
 
 def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
@@ -249,10 +250,8 @@ def _draw_skips(axes: "Axes", record: RunRecord) -> None:
     names = sorted({key for row in record.epochs for key in row if key.startswith("skips_")})
     _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
     if axes.has_data():
-        from matplotlib.ticker import MaxNLocator
-
         axes.set_ylim(bottom=-0.3, top=max(1.3, axes.get_ylim()[1]))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axes.yaxis)
     finish(axes, "Skip connections in the cell", "epoch", "number")
 
 
@@ -278,7 +277,7 @@ def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory
             linewidth=1.8,
             **_markers(len(values)),
         )
-    whole_epochs(axes)
+    whole_numbers(axes.xaxis)
     finish(axes, f"{plain(name)}: mean mixing weight of each operation", "finished epochs", "mean over edges")
 
 
@@ -317,7 +316,7 @@ def _draw_strongest(
         label.set_fontweight("bold" if tuple(edge.tolist()) in kept else "normal")
     axes.tick_params(axis="y", length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
-    whole_epochs(axes)
+    whole_numbers(axes.xaxis)
 
 
 def _draw_estimator(axes: "Axes", record: RunRecord) -> None:
