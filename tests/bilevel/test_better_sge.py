@@ -244,6 +244,72 @@ def test_standard_error_is_that_of_the_estimate() -> None:
     assert "standard_error" not in case.estimate(SGE(1)).diagnostics
 
 
+def test_least_squares_explain_what_was_measured_and_no_more() -> None:
+    """<g, u_j> = s_j, and nothing outside of the span of the directions."""
+    case = Case()
+    for kind in ("gaussian", "sphere", "orthogonal"):
+        result = case.estimate(SGE(4, directions=kind, combine="least-squares"))
+        rows = draw(kind, 4, case.toy.alphas, generator()).matrix
+        found = trees.flatten(result.indirect)
+        torch.testing.assert_close(rows @ found, result.diagnostics["projections"], rtol=1e-8, atol=1e-8)
+        inside = torch.linalg.lstsq(rows.T, case.exact[:, None]).solution
+        torch.testing.assert_close(found, (rows.T @ inside)[:, 0], rtol=1e-7, atol=1e-7)
+        assert "standard_error" not in result.diagnostics
+
+
+@pytest.mark.parametrize(("kind", "count"), [("gaussian", 8), ("sphere", 8), ("antithetic", 16)])
+def test_least_squares_over_more_directions_than_alphas_are_exact(kind: str, count: int) -> None:
+    case = Case()
+    result = case.estimate(SGE(count, directions=kind, combine="least-squares"))
+    torch.testing.assert_close(trees.flatten(result.indirect), case.exact, rtol=1e-7, atol=1e-7)
+
+
+def test_error_of_least_squares() -> None:
+    """1 - Q / p; 1 / 3 with Q = 4 of p = 6, where the mean has 7 / 4."""
+    case = Case()
+    for kind in ("gaussian", "sphere", "orthogonal"):
+        found = case.squared_error(SGE(4, directions=kind, combine="least-squares"))
+        assert found == pytest.approx(1 - 4 / case.size, rel=0.1), kind
+
+
+def test_least_squares_of_blocks_stay_in_their_blocks() -> None:
+    case = Case()
+    sizes = [alpha.numel() for alpha in case.toy.alphas.values()]
+    exact = case.estimate(SGE(12, directions="orthogonal", blocks="table", combine="least-squares"))
+    torch.testing.assert_close(trees.flatten(exact.indirect), case.exact, rtol=1e-7, atol=1e-7)
+    found = case.estimate(SGE(3, blocks="table", combine="least-squares"))
+    # one direction a table: along it, the length of the measured part
+    for rows, part in zip(
+        draw("gaussian", 3, case.toy.alphas, generator(), "table").matrix.split(1),
+        trees.flatten(found.indirect).split(sizes),
+        strict=True,
+    ):
+        own = rows[0][rows[0] != 0]
+        torch.testing.assert_close(part / part.norm(), own / own.norm() * torch.sign(part @ own))
+
+
+def test_least_squares_go_from_the_guess() -> None:
+    """An exact one is kept, and of any other the error outside of the directions is what is left."""
+    case = Case()
+    exact = case.estimate(
+        SGE(4, control_variate=(lambda known: trees.scale(case.shape, 3.0),), combine="least-squares")
+    )
+    torch.testing.assert_close(trees.flatten(exact.indirect), case.exact, rtol=1e-7, atol=1e-7)
+    assert exact.diagnostics["coefficients"].item() == pytest.approx(1 / 3)
+    noise = torch.randn(case.size, generator=generator(8), dtype=torch.float64)
+    near = trees.unflatten(case.exact + 0.3 * case.exact.norm() * noise / noise.norm(), case.shape)
+    helped = SGE(4, control_variate=("memory",), combine="least-squares")
+    for seed in range(20):
+        found = case.estimate(helped, seed, near)
+        guess = found.diagnostics["coefficients"].item() * trees.flatten(near)
+        rows = draw("gaussian", 4, case.toy.alphas, generator(seed)).matrix
+        torch.testing.assert_close(rows @ trees.flatten(found.indirect), rows @ case.exact)
+        error = (trees.flatten(found.indirect) - case.exact).norm()
+        assert error <= (guess - case.exact).norm() + 1e-9
+    plain = case.squared_error(SGE(4, control_variate=("memory",)), near)
+    assert case.squared_error(helped, near) < plain
+
+
 def test_variates_see_what_is_known() -> None:
     case, seen = Case(), []
 
@@ -265,6 +331,7 @@ def test_variates_see_what_is_known() -> None:
     [
         (lambda: SGE(directions="cube"), "SGE.directions must be one of gaussian, .*, got 'cube'"),
         (lambda: SGE(3, directions="antithetic"), "SGE.num_directions must be even .*, got 3"),
+        (lambda: SGE(combine="sum"), "SGE.combine must be one of mean, least-squares, got 'sum'"),
         (
             lambda: SGE(control_variate=("magic",)),
             "SGE.control_variate must be among finite-difference, one-sided, memory, got 'magic'",

@@ -95,12 +95,16 @@ def fitted(measured: Tensor, products: Tensor, group: int) -> Tensor:
     """Coefficients c (Q, K) from projections s (Q,) and <h_k, u_j> (Q, K), each from the other directions.
 
     group: directions that depend on each other and are left out together, side by side: 2 for antithetic
-    pairs. Where fewer than K + 1 directions are left, there is nothing to fit and c is 1 / K: the mean of the
-    guesses as they are.
+    pairs; 0 leaves none out, all have the same coefficients. Where fewer than K + 1 directions are left,
+    there is nothing to fit and c is 1 / K: the mean of the guesses as they are.
     """
     count, variates = products.shape
+    if not variates:
+        return products
     if count - group < variates + 1:
         return torch.full_like(products, 1 / variates)
+    if not group:
+        return (torch.linalg.pinv(products) @ measured).expand(products.shape)
     rows = []
     for first in range(0, count, group):
         others = torch.ones(count, dtype=torch.bool, device=products.device)

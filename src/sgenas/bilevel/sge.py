@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgenas import trees
 from sgenas.bilevel import control_variates, projections, vectorised
-from sgenas.bilevel.averaging import average
+from sgenas.bilevel.averaging import COMBINATIONS, average
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.control_variates import VARIATES, Known, Variate
 from sgenas.bilevel.directions import check, draw, gaussian
@@ -63,7 +63,11 @@ class SGE:
     `one-sided`, one more; `memory`, the estimate before this one, given as memory=...) or functions of a
     `control_variates.Known`.
     blocks: what is perturbed together, a name in `blocks.BLOCKS`. With B blocks each is estimated by itself
-    from its share of the directions, Q / B dealt in turn, the other blocks being held. All are off by
+    from its share of the directions, Q / B dealt in turn, the other blocks being held.
+    combine: how projections become a gradient, a name in `averaging.COMBINATIONS`. `least-squares` is the g
+    that explains them best, <g, u_j> = <delta_j, v>, and of many the one next to what the variates guess (to
+    0 without any): g's part in the space that the directions span, so a biased estimate for Q < p, and no
+    further away than the guess but for what kinks and smoothing do to the projections. All are off by
     default: then it is the paper's.
 
     share: where several processes make the estimate together, the part of the directions that this one
@@ -73,19 +77,22 @@ class SGE:
     to O(mu^2). With p alphas in all, its indirect part g has relative error about sqrt((p + 1) / Q); in a
     block of p_b alphas with q_b directions the squared error is (p_b + 1) / q_b ||g_b||^2, where without
     blocks it is (p_b ||g||^2 + ||g_b||^2) / Q: blocks keep the noise of large parts out of the small ones.
-    `diagnostics`: "projections" holds <delta_j, v>, (Q,); "standard_error", for independent directions (and
-    pairs), the estimated length of the indirect part's error; "coefficients", with variates, c (K,), of
-    blocks (B, K); "smoothing" and "noise_floor", where it is chosen, mu and the estimated error of a
-    projection.
+    Least squares: 1 - Q / p for Q < p, 0 from Q = p on (there noise in the projections is amplified, most at
+    Q = p).
+    `diagnostics`: "projections" holds <delta_j, v>, (Q,); "standard_error", of a mean over independent
+    directions (and pairs), the estimated length of the indirect part's error; "coefficients", with variates,
+    c (K,), of blocks (B, K); "smoothing" and "noise_floor", where it is chosen, mu and the estimated error of
+    a projection.
 
     Cost: (Q + 1) N + 1 forward and backward passes, those of the variates more (with f < 1,
     N more, all perturbed ones at f of the price); `directional` and `difference` have no backward pass in
     the last step of a perturbed trajectory, `directional` a forward one that counts twice. mu "auto": as 5
     more directions, 10 with antithetic ones. Memory: one more set of weights at a time, but for trajectories
     side by side. Raises InvalidValueError for Q < 1, mu <= 0, unknown directions, an odd number of antithetic
-    ones, unknown blocks or fewer directions than them, an unknown variate or one of a wrong shape, an unknown
-    computation, f outside (0, 1], a chunk < 1 or a memory limit <= 0 or either without effect, batches that
-    cannot be cut, and a missing generator; DivergenceError for what is not finite.
+    ones, unknown blocks or fewer directions than them, an unknown combination, an unknown variate or one of a
+    wrong shape, an unknown computation, f outside (0, 1], a chunk < 1 or a memory limit <= 0 or either
+    without effect, batches that cannot be cut, and a missing generator; DivergenceError for what is not
+    finite.
     """
 
     num_directions: int = 10
@@ -97,6 +104,7 @@ class SGE:
     directions: str = "gaussian"
     control_variate: tuple[str | Variate, ...] = ()
     blocks: str = "joint"
+    combine: str = "mean"
     share: Share | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +136,9 @@ class SGE:
             raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
         if self.blocks not in BLOCKS:
             raise InvalidValueError(f"SGE.blocks must be one of {', '.join(BLOCKS)}, got {self.blocks!r}")
+        if self.combine not in COMBINATIONS:
+            known = ", ".join(COMBINATIONS)
+            raise InvalidValueError(f"SGE.combine must be one of {known}, got {self.combine!r}")
         for variate in self.control_variate:
             if isinstance(variate, str) and variate not in VARIATES:
                 raise InvalidValueError(
@@ -226,7 +237,7 @@ class SGE:
 
         known = Known(problem, alphas, batches, trajectory, v, memory)
         guesses = control_variates.guesses(self.control_variate, known)
-        found = average(drawn, measured, [trees.flatten(guess) for guess in guesses])
+        found = average(drawn, measured, [trees.flatten(guess) for guess in guesses], self.combine)
         diagnostics["projections"] = measured
         if guesses:
             joint = self.blocks == "joint"

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from sgenas.bilevel.averaging import COMBINATIONS
 from sgenas.bilevel.blocks import BLOCKS
 from sgenas.bilevel.directions import KINDS
 from sgenas.bilevel.sge import COMPUTATIONS
@@ -38,6 +39,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "batch_fraction": ("sge",),
     "control_variate": ("sge",),
     "blocks": ("sge",),
+    "combine": ("sge",),
     "last_steps": ("unrolled",),
     "products": ("neumann", "conjugate-gradient"),
     "damping": ("neumann", "conjugate-gradient"),
@@ -214,6 +216,9 @@ class EstimatorSettings(Checked):
     """what takes noise out of sge: none (the paper's), finite-difference (second-order's term; 2 more
     passes), one-sided (half of that difference; 1 more pass), memory (the estimate before) or both
     (finite-difference and memory)"""
+    combine: str = "mean"
+    """how sge makes a gradient of its projections: mean (the paper's), unbiased, with the noise of p / Q; or
+    least-squares, what explains them best, next to what the control variate guesses (to 0 without one)"""
     last_steps: int | None = None
     """unrolled: walk back so many of the inner steps, the last ones; all if not set"""
     products: int = 10
@@ -245,6 +250,7 @@ class EstimatorSettings(Checked):
                 self.directions % 2 == 0, "directions", "even with antithetic directions", self.directions
             )
         self._one_of("blocks", tuple(BLOCKS))
+        self._one_of("combine", tuple(COMBINATIONS))
         self._at_least("last_steps", 1)
         require(
             self.last_steps is None or self.last_steps <= self.inner_steps,

@@ -58,6 +58,7 @@ def make_estimator(config: SearchConfig, share: Share | None = None) -> Estimato
             directions=settings.direction_kind,
             control_variate=CONTROL_VARIATES[settings.control_variate],
             blocks=settings.blocks,
+            combine=settings.combine,
             share=share,
         ),
         "unrolled": lambda: Unrolled(settings.last_steps),

@@ -75,6 +75,7 @@ KINDS: dict[str, Kind] = {
             "both": _word(control_variate=("finite-difference", "memory")),
             "table": _word(blocks="table"),
             "edge": _word(blocks="edge"),
+            "least-squares": _word(combine="least-squares"),
             "fraction": _number("batch_fraction", float),
             "computation": _number("computation", str),
         },
