@@ -26,7 +26,7 @@ BASE = [
 SMOOTH = ["--activation", "silu", "--pooling", "smooth"]
 ALL = [
     *("first-order", "second-order", "unrolled", "neumann:k=5", "sge:mu=0.01", "sge:mu=0.1"),
-    "sge:q=4,mu=0.1,variate",
+    *("sge:q=4,mu=0.1,variate", "sge:mu=0.1,least-squares", "sge:q=4,mu=0.1,variate,least-squares"),
 ]
 FEW = ["first-order", "second-order", "unrolled", "unrolled:last=5", "sge:mu=0.1"]
 MOMENTS = ["--moments", "0", "60", "300", "--draws", "2"]
