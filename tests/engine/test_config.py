@@ -56,6 +56,14 @@ def test_json_both_ways() -> None:
         ),
         (lambda: EstimatorSettings(blocks="row"), "--blocks must be one of joint, table, edge, got 'row'"),
         (
+            lambda: EstimatorSettings(combine="sum"),
+            "--combine must be one of mean, least-squares, got 'sum'",
+        ),
+        (
+            lambda: EstimatorSettings(estimator="evolution", combine="least-squares"),
+            "--combine only applies with --estimator sge, got 'least-squares'",
+        ),
+        (
             lambda: EstimatorSettings(estimator="evolution", blocks="edge"),
             "--blocks only applies with --estimator sge, got 'edge'",
         ),

@@ -110,6 +110,7 @@ MODES = {
     "auto-smoothing": {"estimator": {"smoothing": "auto", "blocks": "table"}},
     "separate": {"weights": {"weights": "separate"}, "alphas": {"alpha_optimizer": "sgd", "alpha_lr": 0.01}},
     "variates": {"estimator": {"directions": 4, "direction_kind": "antithetic", "control_variate": "both"}},
+    "least-squares": {"estimator": {"combine": "least-squares", "control_variate": "memory"}},
     "seldom": {"alphas": {"alpha_every": 2}, "watch": {"eigenvalue_every": 1}},
     "warm-up": {"alphas": {"warmup_epochs": 1}, "estimator": {"inner_steps": 2}, "data": {"batch_size": 8}},
 }

@@ -20,6 +20,7 @@ from sgenas.experiments.lab.estimators import KINDS, Spec, expand
             SGE(4, 0.1, directions="orthogonal", control_variate=("finite-difference",)),
         ),
         ("sge:q=6,antithetic,both,fraction=0.5", SGE(6, batch_fraction=0.5, directions="antithetic")),
+        ("sge:q=5,table,least-squares", SGE(5, blocks="table", combine="least-squares")),
         ("sge:memory,computation=streamed", SGE(computation="streamed", control_variate=("memory",))),
     ],
 )
