@@ -173,12 +173,15 @@ def test_of_many_runs_each_has_a_row_and_few_are_drawn(
     assert table == differences == [f"lr {group}" for group in range(22, -1, -1)]
     assert sorted(legend) == sorted(table[: compare.MOST_LINES])
     assert 'class="card scroll tall"' in text
+    # as many ranges would be one grey
+    assert "shades reach" not in text
 
 
 def test_few_runs_are_all_drawn_in_the_order_given(runs: list[Path], tmp_path: Path) -> None:
     text = write_comparison(runs, tmp_path / "all.html").read_text()
     assert 'class="card scroll tall"' not in text
     assert "Best first" not in text
+    assert "shades reach" in text
     assert [name for name in ("a", "c", "b") if f"<h3>{name}" in text] == ["a", "c", "b"]
     assert text.index("<h3>a") < text.index("<h3>c") < text.index("<h3>b")
 

@@ -202,6 +202,7 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
         rows=rows,
         differences=list(groups[0].differences),
         drawn=len(drawn),
+        shaded=shaded(drawn),
         figure=Markup(figure),
         cells=[(one.path.resolve().name, group.name, _cells(one)) for group, one in shown],
     )
@@ -225,8 +226,14 @@ def _seeds(values: Iterable[Any]) -> str:
     return ", ".join(texts)
 
 
+def shaded(groups: Sequence[Group]) -> bool:
+    """Whether the ranges of the groups are drawn: of more groups than colours they would be one grey."""
+    return len(groups) <= len(PALETTE)
+
+
 def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
-    """The accuracy over epochs and over forward passes: the mean of each group, and the range of its runs."""
+    """The accuracy over epochs and over forward passes: the mean of each group and, where they are `shaded`,
+    the range of its runs."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -238,7 +245,7 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
         styles = cycle([(shade, style) for style in STYLES for shade in PALETTE])
         for group, (shade, style) in zip(groups, styles, strict=False):
             for axes, along in ((left, "epoch"), (right, "forward")):
-                _draw_group(axes, group, along, key, shade, style)
+                _draw_group(axes, group, along, key, shade, style, with_range=shaded(groups))
         whole_numbers(left.xaxis)
         finish(left, f"{name[0].upper()}{name[1:]}", "epoch", "per cent")
         finish(right, "The same over what it took", "forward passes", "")
@@ -248,7 +255,9 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
     return figure
 
 
-def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, style: str) -> None:
+def _draw_group(
+    axes: "Axes", group: Group, along: str, key: str, shade: str, style: str, *, with_range: bool
+) -> None:
     runs: dict[int, list[tuple[float, float]]] = {}
     for record in group.records:
         for row in record.epochs:
@@ -269,6 +278,8 @@ def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, st
         marker="o" if len(x) <= 15 else "",
         markersize=4,
     )
+    if not with_range:
+        return
     axes.fill_between(
         x,
         [min(each) for each in values],
