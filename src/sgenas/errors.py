@@ -35,3 +35,7 @@ class DivergenceError(SgenasError):
 
 class ProcessError(SgenasError):
     """The processes of one search lost each other: one has ended or does not answer, or they differ."""
+
+
+class RunWarning(UserWarning):
+    """One of many runs cannot be read, and is left out of what is made of the others."""

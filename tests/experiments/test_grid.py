@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from sgenas.errors import ConfigError, RunFolderError
+from sgenas.experiments import grid as grid_module
 from sgenas.experiments.grid import Dataset, Grid, load_grid, plan
 
 COMMAND = ("2026-11-24T10:00:00+00:00", "sgenas table1")
@@ -105,3 +106,17 @@ def test_a_place_is_found_by_its_name(grid: Grid) -> None:
         assert grid.place(place.name) == place
     with pytest.raises(ConfigError, match=r"--place must be one of the 16 of .* such as digits/.*, got 'x'"):
         grid.place("x")
+
+
+def test_a_worker_makes_the_settings_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 1,000 workers would otherwise begin with the settings of all."""
+    made, _ = plan(tmp_path, "smoke", (), tuple(range(50)), COMMAND)
+    made.save()
+    calls, make = [], grid_module.search_config
+    monkeypatch.setattr(grid_module, "search_config", lambda *key: calls.append(key) or make(*key))
+    loaded = load_grid(tmp_path)
+    place = loaded.place("digits/fair-darts-sge/seed-49")
+    # the 8 rows of one seed, to compare with the plan, and the place
+    assert len(calls) == 9
+    assert place == loaded.places[-2]
+    assert len(loaded.places) == 400

@@ -56,6 +56,19 @@ def test_a_place_is_searched_trained_and_measured(place: Place) -> None:
     assert str(progress(place)) == "training, 2 of 2 epochs"
 
 
+def test_a_damaged_outcome_is_made_anew_from_the_runs(place: Place) -> None:
+    first = run_place(place)
+    assert first is not None
+    rows = [last_row(folder) for folder in (place.search_folder, place.training_folder)]
+    (place.folder / "outcome.json").write_text('{"state": "do')
+    again = run_place(place)
+    assert again is not None
+    assert again.figures == first.figures
+    assert read_outcome(place) == again
+    # nothing was searched or trained again: the seconds are the same
+    assert [last_row(folder) for folder in (place.search_folder, place.training_folder)] == rows
+
+
 def test_what_is_done_is_not_run_again_unless_its_training_is_gone(place: Place) -> None:
     first = run_place(place)
     before = (place.training_folder / "checkpoint.pt").stat().st_mtime_ns

@@ -66,7 +66,7 @@ def test_the_facts_name_dates_machine_versions_command_and_seeds(
     assert found["Device"] == "CPU (x86_64, 1 thread)"
     assert found["Machine"] == "Linux-6-x86_64, 2 cores"
     assert found["Versions"] == "sgenas 0.1.0 at 0123456789ab, torch 2.14.1, Python 3.11.7"
-    assert "--channels 2" in found["Search"]
+    assert "--nodes 1" in found["Search"]
 
 
 def test_a_device_in_words() -> None:

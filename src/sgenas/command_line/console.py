@@ -13,6 +13,9 @@ from rich.console import Console
 
 from sgenas.engine.checkpoint import CheckpointWarning
 from sgenas.engine.parallel import ALONE, Processes
+from sgenas.errors import RunWarning
+
+OWN_WARNINGS = (CheckpointWarning, RunWarning)
 
 
 def print_json(values: Any) -> None:
@@ -39,13 +42,14 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, CheckpointWarning):
+        if issubclass(category, OWN_WARNINGS):
             sys.stderr.write(f"sgenas: warning: {message}\n")
         else:
             usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        for own in OWN_WARNINGS:
+            warnings.simplefilter("always", own)
         warnings.showwarning = show
         yield
 

@@ -23,8 +23,8 @@ from sgenas.engine import (
 )
 from sgenas.engine.loop import Observer, Silent
 from sgenas.engine.parallel import Processes
-from sgenas.engine.run_folder import read_settings
-from sgenas.errors import ConfigError, RunFolderError
+from sgenas.engine.run_folder import existing, read_settings
+from sgenas.errors import ConfigError
 from sgenas.memory import keep_freed_memory
 
 Result = SearchResult | TrainResult
@@ -57,9 +57,7 @@ def _beginning(
 ) -> Callable[..., Result]:
     """What runs the command, once it is given an observer and when to stop."""
     if isinstance(command, ResumeCommand):
-        if not command.run.is_dir():
-            raise RunFolderError(f"run folder {command.run} does not exist")
-        if isinstance(read_settings(command.run), SearchConfig):
+        if isinstance(read_settings(existing(command.run).path), SearchConfig):
             return partial(resume_search, command.run, processes=processes)
         if processes.size > 1:
             raise ConfigError(

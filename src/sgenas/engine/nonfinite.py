@@ -1,6 +1,7 @@
 """What a search does with a step that is not finite: stop, go past it, or go back."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,11 +55,12 @@ class Losses:
         self.in_epoch, self.recent = self.in_epoch + 1, self.recent + 1
 
 
-def require_finite_tree(what: str, tree: Tree) -> None:
-    """Raises DivergenceError naming the first tensor that is not finite. Waits for the device once."""
-    finite = torch.stack([torch.isfinite(tensor).all() for tensor in tree.values()])
-    if not bool(finite.all()):
-        name = list(tree)[finite.tolist().index(False)]
-        tensor = tree[name]
+def require_finite(found: Mapping[str, Tree]) -> None:
+    """`found`: what each tree is called in a message. Raises DivergenceError naming the first tensor that is
+    not finite. All are on one device, which is waited for once."""
+    named = [(what, name, tensor) for what, tree in found.items() for name, tensor in tree.items()]
+    finite = torch.stack([torch.isfinite(tensor).all() for *_, tensor in named]).tolist()
+    if not all(finite):
+        what, name, tensor = named[finite.index(False)]
         wrong = int((~torch.isfinite(tensor)).sum())
         raise DivergenceError(f"{what} {name!r}: {wrong} of {tensor.numel()} numbers are not finite")

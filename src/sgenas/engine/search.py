@@ -19,10 +19,10 @@ from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
-from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, read_config
+from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, existing, read_config
 from sgenas.engine.schedule import Schedule
 from sgenas.engine.validation import Validation
-from sgenas.errors import ConfigError, DataError, DivergenceError, ProcessError, RunFolderError
+from sgenas.errors import ConfigError, DataError, DivergenceError, ProcessError
 from sgenas.spaces import Genotype, stacked_cross_entropy
 from sgenas.trees import Tree
 
@@ -99,9 +99,7 @@ def resume_search(
     folder = _folder(path, processes)
     with contextlib.ExitStack() as held:
         with processes.agreeing():
-            if not folder.path.is_dir():
-                raise RunFolderError(f"run folder {folder.path} does not exist")
-            config = read_config(folder.path)
+            config = read_config(existing(path).path)
             held.enter_context(folder.held())
             state = load_checkpoint(folder, config)
         layout = _layout(config, processes)
@@ -284,9 +282,8 @@ class Search(Run):
         before = self._moment() if policy == "skip" else self._kept
         try:
             values = self._step()
-            for what, tree in (("what is logged:", values), ("the weights", self.state.weights)):
-                nonfinite.require_finite_tree(what, tree)
-            nonfinite.require_finite_tree("the alphas", self.alphas)
+            made = {"what is logged:": values, "the weights": self.state.weights, "the alphas": self.alphas}
+            nonfinite.require_finite(made)
         except DivergenceError as error:
             self._losses.count(str(error))
             self._go_back_to(before)
@@ -313,7 +310,7 @@ class Search(Run):
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
-        nonfinite.require_finite_tree("the hypergradient of the alphas", result.grad)
+        nonfinite.require_finite({"the hypergradient of the alphas": result.grad})
         indirect = self._memory = result.indirect
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,11 @@ class Dataset:
         return cls(name, spec.strip())
 
 
+def place_name(row: Row, dataset: Dataset, seed: int) -> str:
+    """What a place is called in messages and in `--place`, and where its folder is below that of the runs."""
+    return f"{dataset.name}/{row.name}/seed-{seed}"
+
+
 @dataclass(frozen=True)
 class Place:
     """One search with the training of the cell that it finds: a row, a data set and a seed."""
@@ -61,8 +67,8 @@ class Place:
 
     @property
     def name(self) -> str:
-        """What it is called in messages and in `--place`."""
-        return f"{self.dataset.name}/{self.row.name}/seed-{self.seed}"
+        """See `place_name`."""
+        return place_name(self.row, self.dataset, self.seed)
 
     @property
     def folder(self) -> Path:
@@ -100,25 +106,27 @@ class Grid:
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Every place, seed by seed, so that a grid that is cut short has whole tables of fewer seeds."""
-        return tuple(
-            Place(
-                row,
-                dataset,
-                seed,
-                self.out,
-                search_config(self.preset, row, dataset.spec, seed),
-                train_settings(self.preset, dataset.spec, seed),
-            )
-            for seed in self.seeds
-            for dataset in self.data
-            for row in ROWS
+        return tuple(self._make(*key) for key in self._keys())
+
+    def _keys(self) -> Iterator[tuple[Row, Dataset, int]]:
+        return ((row, dataset, seed) for seed in self.seeds for dataset in self.data for row in ROWS)
+
+    def _make(self, row: Row, dataset: Dataset, seed: int) -> Place:
+        return Place(
+            row,
+            dataset,
+            seed,
+            self.out,
+            search_config(self.preset, row, dataset.spec, seed),
+            train_settings(self.preset, dataset.spec, seed),
         )
 
     def place(self, name: str) -> Place:
         """The place of that name; raises ConfigError where there is none."""
-        for place in self.places:
-            if place.name == name:
-                return place
+        # the settings of 1,000 places take a second to make, which every worker would pay
+        for key in self._keys():
+            if place_name(*key) == name:
+                return self._make(*key)
         raise ConfigError(
             f"--place must be one of the {len(self.places)} of {self.out / 'grid.json'}, such as"
             f" {self.places[0].name}, got {name!r}"
@@ -127,12 +135,13 @@ class Grid:
     def settings(self) -> dict[str, Any]:
         """Every setting of every run but the seed: {data set: {row: {search, training}}}."""
         found: dict[str, Any] = {}
-        for place in self.places:
-            if place.seed == self.seeds[0]:
+        for dataset in self.data:
+            for row in ROWS:
+                place = self._make(row, dataset, self.seeds[0])
                 runs = {"search": place.search.to_dict(), "training": dataclasses.asdict(place.training)}
                 for run in runs.values():
                     del run["seed"]
-                found.setdefault(place.dataset.name, {})[place.row.name] = runs
+                found.setdefault(dataset.name, {})[row.name] = runs
         return found
 
     def save(self) -> None:

@@ -23,6 +23,28 @@ TAIL = 65536
 OF_A_CONFIG = ("mean", "std", "input", "classes", "images")
 """What a run's environment says about its images."""
 
+NUMBER = (int, float)
+ENVIRONMENT = {
+    **dict.fromkeys(("sgenas", "torch", "python", "platform", "device", "device_name", "started"), str),
+    "threads": int,
+}
+SHOWN: dict[str, dict[str, Any]] = {
+    "failed": {"when": str, "stage": str, "reason": str},
+    "done": {
+        "when": str,
+        "figures": {
+            "test_accuracy": NUMBER,
+            "params": NUMBER,
+            "search": {
+                "environment": ENVIRONMENT,
+                "last": dict.fromkeys(("seconds", "forward", "backward"), NUMBER),
+            },
+            "training": {"environment": ENVIRONMENT, "last": {"seconds": NUMBER}},
+        },
+    },
+}
+"""State -> what the tables show of a place in it: all of that must be in outcome.json."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,17 +91,37 @@ def is_done(place: Place) -> bool:
 
 
 def read_outcome(place: Place) -> Outcome | None:
-    """What became of `place`; None where it is not through, also when its training is no longer there."""
+    """What became of `place`; None where it is not through, also when its training is no longer there.
+
+    A damaged outcome.json, which must not hide the other places, is one that has failed for that reason: when
+    it is tried again its runs are read, and what became of them is written anew.
+    """
+    path = place.folder / "outcome.json"
     try:
-        data = json.loads((place.folder / "outcome.json").read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
         outcome = Outcome(**data)
+        if outcome.state not in SHOWN:
+            raise ValueError(f"state must be one of {', '.join(SHOWN)}, got {outcome.state!r}")
+        _require_like(data, SHOWN[outcome.state], "the whole")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFolderError(f"{place.folder / 'outcome.json'} cannot be read: {error}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return Outcome.failed(progress(place).stage or "search", f"{path} cannot be read: {error}")
     if outcome.state == "done" and not (place.training_folder / "metrics.jsonl").exists():
         return None
     return outcome
+
+
+def _require_like(found: Any, wanted: Any, name: str) -> None:
+    """Raises ValueError where `found` lacks an entry of `wanted`, nested types, or has it of another type."""
+    if not isinstance(wanted, dict):
+        if not isinstance(found, wanted):
+            raise ValueError(f"{name} is of the wrong type {type(found).__name__}")
+        return
+    if not isinstance(found, dict):
+        raise ValueError(f"{name} must be an object, got {type(found).__name__}")
+    for key, inner in wanted.items():
+        _require_like(found.get(key), inner, key)
 
 
 def write_outcome(place: Place, outcome: Outcome) -> None:

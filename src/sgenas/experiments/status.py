@@ -10,8 +10,7 @@ def grid_status(grid: Grid) -> dict[str, Any]:
     """Plain data: `preset`, `counts` of the places by state, and a row for each place.
 
     The state of a row is "done", "failed", "begun" (at work or cut short) or "missing"; `stage` and `epoch`
-    of `epochs` say how far it is, `reason` why it failed, `test_accuracy` what came out. Raises
-    RunFolderError for a damaged outcome.
+    of `epochs` say how far it is, `reason` why it failed, `test_accuracy` what came out.
     """
     rows = []
     for place in grid.places:

@@ -157,7 +157,7 @@ class Table:
 
 
 def collect(grid: Grid) -> Table:
-    """The table of what the folder of `grid` holds. Raises RunFolderError for a damaged outcome.json."""
+    """The table of what the folder of `grid` holds."""
     statuses = {place: Status(place, read_outcome(place), progress(place)) for place in grid.places}
     parts = tuple(
         (

@@ -1,6 +1,8 @@
 """Several runs side by side: grouped by their settings, mean and deviation over seeds, on one page."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from sgenas.errors import InvalidValueError, RunFolderError
+from sgenas.errors import InvalidValueError, RunFolderError, RunWarning, SgenasError
 from sgenas.files import replacing
 from sgenas.report.cell_svg import cell_svg
 from sgenas.report.curves import finish, whole_numbers
@@ -27,6 +29,10 @@ STYLES = ("-", "--", "-.", ":")
 SEED = "seed"
 FIRST = ("method", "estimator")
 """Settings that name a group before any other, and by their values alone: most others follow from them."""
+MOST_LINES = 20
+"""Groups whose curves are drawn: more lines in one plot could not be told apart."""
+MOST_CELLS = 40
+"""Runs whose cells are drawn: 1,000 of them make a page that no browser likes."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +54,12 @@ class Group:
 
 def grouped(records: Sequence[RunRecord]) -> list[Group]:
     """The records by their settings, in the order given, named by the settings that differ."""
-    settings = [_settings(record, records) for record in records]
-    found: list[tuple[dict[str, Any], list[RunRecord]]] = []
-    for own, record in zip(settings, records, strict=True):
-        for other, members in found:
-            if other == own:
-                members.append(record)
-                break
-        else:
-            found.append((own, [record]))
+    cells: dict[Hashable, int] = {}
+    by_settings: dict[Hashable, tuple[dict[str, Any], list[RunRecord]]] = {}
+    for record in records:
+        own = _settings(record, cells)
+        by_settings.setdefault(_frozen(own), (own, []))[1].append(record)
+    found = list(by_settings.values())
     names = list(dict.fromkeys(name for own, _ in found for name in own))
     differ = [name for name in names if any(own.get(name) != found[0][0].get(name) for own, _ in found)]
     tables = [{name: setting_text(own.get(name)) for name in differ} for own, _ in found]
@@ -87,15 +90,30 @@ def _telling(tables: Sequence[dict[str, str]]) -> list[str]:
     return chosen
 
 
-def _settings(record: RunRecord, records: Sequence[RunRecord]) -> dict[str, Any]:
-    """The settings but for the seed; the cells that a training was given are told by their number."""
+def _settings(record: RunRecord, cells: dict[Hashable, int]) -> dict[str, Any]:
+    """The settings but for the seed; the cells that a training was given are told by their number in `cells`,
+    which new ones are added to."""
     own = {name: value for name, value in record.config.items() if name not in (SEED, "genotype")}
     found = dict(flat_settings(own))
     if "genotype" in record.config:
-        cells = [other.config.get("genotype") for other in records]
-        different = [cell for number, cell in enumerate(cells) if cell not in cells[:number]]
-        found["genotype"] = f"cells {different.index(record.config['genotype']) + 1}"
+        given = _frozen(record.config["genotype"])
+        found["genotype"] = f"cells {cells.setdefault(given, len(cells) + 1)}"
     return found
+
+
+def _frozen(value: Any) -> Hashable:
+    """Plain data as something to look up by: equal for what is equal, whatever the order of the keys."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _frozen(item)) for key, item in value.items())
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    found: Hashable = value
+    return found
+
+
+def best_first(groups: Iterable[Group], key: str) -> list[Group]:
+    """By the mean of the number `key` of their last epochs; groups without one at the end."""
+    return sorted(groups, key=lambda group: -fmean(group.last(key) or [-math.inf]))
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None] | None:
@@ -108,14 +126,17 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None] | 
 def write_comparison(paths: Iterable[str | Path], out: str | Path) -> Path:
     """Writes one page about the run folders `paths` to `out` and returns its path; an old one is replaced.
 
-    Raises what `read_run` raises; InvalidValueError for a folder given twice and for searches beside
-    trainings, whose accuracies are of different images; RunFolderError when `out` cannot be written.
+    A run that cannot be read hides none of the others: the page and a RunWarning name it. Raises what
+    `read_run` raises where none can be read; InvalidValueError for a folder given twice and for searches
+    beside trainings, whose accuracies are of different images; RunFolderError when `out` cannot be written.
     """
-    records = [read_run(path) for path in paths]
-    places = [record.path.resolve() for record in records]
-    for place in places:
-        if places.count(place) > 1:
+    records, left_out = _read(paths)
+    seen: set[Path] = set()
+    for record in records:
+        place = record.path.resolve()
+        if place in seen:
             raise InvalidValueError(f"runs must be given once, got {place} twice")
+        seen.add(place)
     kinds = sorted({record.kind for record in records})
     if len(kinds) != 1:
         raise InvalidValueError(f"runs must be all searches or all trainings, got {' and '.join(kinds)}")
@@ -123,14 +144,37 @@ def write_comparison(paths: Iterable[str | Path], out: str | Path) -> Path:
     if out.is_dir():
         raise RunFolderError(f"{out} must be a file to write, got a folder")
     with replacing(out) as file:
-        file.write(render_comparison(records, out.stem).encode("utf-8", errors="replace"))
+        file.write(render_comparison(records, out.stem, left_out).encode("utf-8", errors="replace"))
+    for reason in left_out:
+        warnings.warn(f"left out: {reason}", RunWarning, stacklevel=2)
     return out
 
 
-def render_comparison(records: Sequence[RunRecord], title: str) -> str:
-    """The page as text; equal records give equal text. All are of one kind."""
+def _read(paths: Iterable[str | Path]) -> tuple[list[RunRecord], list[str]]:
+    """(the runs that can be read, why the others cannot)."""
+    records, errors = [], []
+    for path in paths:
+        try:
+            records.append(read_run(path, brief=True))
+        except SgenasError as error:
+            errors.append(error)
+    if errors and not records:
+        raise errors[0]
+    return records, [str(error) for error in errors]
+
+
+def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequence[str] = ()) -> str:
+    """The page as text; equal records give equal text. All are of one kind. left_out: a line for each run
+    that should be here and cannot.
+
+    With more than MOST_LINES groups they stand best first, and only the first have curves; of more than
+    MOST_CELLS runs only the first of each of these groups has its cells drawn.
+    """
     groups, kind = grouped(records), records[0].kind
     key, accuracy = ACCURACY[kind]
+    if len(groups) > MOST_LINES:
+        groups = best_first(groups, key)
+    drawn = groups[:MOST_LINES]
     costs = [part for part in COSTS if any(group.last(part.key) for group in groups)]
     rows = []
     for group in groups:
@@ -139,31 +183,57 @@ def render_comparison(records: Sequence[RunRecord], title: str) -> str:
             [
                 group.name,
                 str(len(group.records)),
-                ", ".join(setting_text(dict(flat_settings(one.config)).get(SEED)) for one in group.records),
+                _seeds(dict(flat_settings(one.config)).get(SEED) for one in group.records),
                 _per_cent(figures),
                 *[_mean(group.last(part.key), part.write) for part in costs],
             ]
         )
-    figure = inline_svg(draw_comparison(groups, key, accuracy), "accuracy", f"{accuracy} of the groups")
+    figure = inline_svg(draw_comparison(drawn, key, accuracy), "accuracy", f"{accuracy} of the groups")
+    few = len(records) <= MOST_CELLS
+    shown = [(group, one) for group in drawn for one in (group.records if few else group.records[:1])]
     return render_page(
         "comparison",
         title=title,
         kind={"search": "searches", "training": "trainings"}[kind],
+        runs=len(records),
+        left_out=left_out,
         groups=groups,
         headings=["", "runs", "seeds", f"{accuracy}, %", *[part.heading for part in costs]],
         rows=rows,
         differences=list(groups[0].differences),
+        drawn=len(drawn),
+        shaded=shaded(drawn),
         figure=Markup(figure),
-        cells=[
-            (record.path.resolve().name, group.name, _cells(record))
-            for group in groups
-            for record in group.records
-        ],
+        cells=[(one.path.resolve().name, group.name, _cells(one)) for group, one in shown],
     )
 
 
+def _seeds(values: Iterable[Any]) -> str:
+    """Seeds in a line, in their order, those that count up as 5 to 999."""
+    found = list(values)
+    if all(type(value) is int for value in found):
+        found.sort()
+    stretches: list[list[Any]] = []
+    for value in found:
+        if stretches and type(value) is int and stretches[-1][-1] == value - 1:
+            stretches[-1].append(value)
+        else:
+            stretches.append([value])
+    texts = []
+    for stretch in stretches:
+        ends = f"{stretch[0]} to {stretch[-1]}"
+        texts += [ends] if len(stretch) > 2 else [setting_text(value) for value in stretch]
+    return ", ".join(texts)
+
+
+def shaded(groups: Sequence[Group]) -> bool:
+    """Whether the ranges of the groups are drawn: of more groups than colours they would be one grey."""
+    return len(groups) <= len(PALETTE)
+
+
 def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
-    """The accuracy over epochs and over forward passes: the mean of each group, and the range of its runs."""
+    """The accuracy over epochs and over forward passes: the mean of each group and, where they are `shaded`,
+    the range of its runs."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -175,7 +245,7 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
         styles = cycle([(shade, style) for style in STYLES for shade in PALETTE])
         for group, (shade, style) in zip(groups, styles, strict=False):
             for axes, along in ((left, "epoch"), (right, "forward")):
-                _draw_group(axes, group, along, key, shade, style)
+                _draw_group(axes, group, along, key, shade, style, with_range=shaded(groups))
         whole_numbers(left.xaxis)
         finish(left, f"{name[0].upper()}{name[1:]}", "epoch", "per cent")
         finish(right, "The same over what it took", "forward passes", "")
@@ -185,7 +255,9 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
     return figure
 
 
-def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, style: str) -> None:
+def _draw_group(
+    axes: "Axes", group: Group, along: str, key: str, shade: str, style: str, *, with_range: bool
+) -> None:
     runs: dict[int, list[tuple[float, float]]] = {}
     for record in group.records:
         for row in record.epochs:
@@ -206,6 +278,8 @@ def _draw_group(axes: "Axes", group: Group, along: str, key: str, shade: str, st
         marker="o" if len(x) <= 15 else "",
         markersize=4,
     )
+    if not with_range:
+        return
     axes.fill_between(
         x,
         [min(each) for each in values],

@@ -57,8 +57,12 @@ class RunRecord:
     kind: str = "search"
 
 
-def read_run(path: str | Path) -> RunRecord:
-    """Reads the run folder `path`.
+STEP = b'{"kind": "step"'
+"""How the row of a step begins as a run writes it."""
+
+
+def read_run(path: str | Path, *, brief: bool = False) -> RunRecord:
+    """Reads the run folder `path`; `brief` leaves out `steps` and `alphas`, nearly all that there is to read.
 
     Raises RunFolderError when it is missing, holds no run or one of its files is damaged, GenotypeError when
     its genotype.json is. A half-written last line of metrics.jsonl, left by a kill, is skipped.
@@ -69,8 +73,8 @@ def read_run(path: str | Path) -> RunRecord:
     if not (path / "config.json").is_file():
         raise RunFolderError(f"folder {path} holds no run: it has no config.json")
     config, environment, kind = _read_config(path / "config.json")
-    steps, epochs = _read_metrics(path / "metrics.jsonl")
-    alphas = _read_alphas(path / "alphas.npz")
+    steps, epochs = _read_metrics(path / "metrics.jsonl", brief=brief)
+    alphas = None if brief else _read_alphas(path / "alphas.npz")
     genotype_path = path / "genotype.json"
     genotype = Genotype.load(genotype_path) if genotype_path.exists() else None
     return RunRecord(path, config, environment, steps, epochs, alphas, genotype, kind)
@@ -87,7 +91,9 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     return data["config"], data["environment"], kind
 
 
-def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+def _read_metrics(
+    path: Path, *, brief: bool
+) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
     if not path.exists():
         return (), ()
     try:
@@ -96,7 +102,7 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
         raise RunFolderError(f"{path} cannot be read: {error}") from None
     rows: dict[str, dict[tuple[int, int], dict[str, Any]]] = {"step": {}, "epoch": {}}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (brief and line.startswith(STEP)):
             continue
         try:
             row = json.loads(line)
@@ -112,7 +118,8 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
                     f"{path} line {number}: {field} must be an integer, got {row.get(field)!r}"
                 )
         rows[row["kind"]][row["epoch"], row["step"]] = row
-    return tuple(rows["step"].values()), tuple(rows["epoch"].values())
+    steps = () if brief else tuple(rows["step"].values())
+    return steps, tuple(rows["epoch"].values())
 
 
 def _read_alphas(path: Path) -> AlphaHistory | None:
