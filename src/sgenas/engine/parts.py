@@ -242,15 +242,27 @@ def weight_optimizer(settings: WeightSettings, epoch: int, epochs: int) -> SGD:
     return SGD(lr, settings.momentum, settings.weight_decay, settings.grad_clip)
 
 
-def forward_passes(config: SearchConfig, made: Space) -> tuple[Forward, Forward]:
-    """The space's `logits` and `stacked_logits`, compiled where `--compile` says so."""
-    if not config.compile:
-        return made.logits, made.stacked_logits
-    # whole graphs of fixed shapes: the number of members that go side by side changes seldom
-    return (
-        torch.compile(made.logits, fullgraph=True, dynamic=False),
-        torch.compile(made.stacked_logits, fullgraph=True, dynamic=False),
-    )
+def forward_passes(config: SearchConfig, made: Space, device: torch.device) -> tuple[Forward, Forward]:
+    """The space's `logits` and `stacked_logits`, compiled where `--compile` says so.
+
+    In the precision of `--precision`; given back in float32 from bfloat16.
+    """
+    passes: tuple[Forward, Forward] = made.logits, made.stacked_logits
+    if config.compile:
+        # whole graphs of fixed shapes: the number of members that go side by side changes seldom
+        logits, stacked = (torch.compile(one, fullgraph=True, dynamic=False) for one in passes)
+        passes = logits, stacked
+    if config.precision == "float32":
+        return passes
+    return _in_bfloat16(passes[0], device), _in_bfloat16(passes[1], device)
+
+
+def _in_bfloat16(forward: Forward, device: torch.device) -> Forward:
+    def rounded(weights: Tree, alphas: Tree, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return forward(weights, alphas, images).float()
+
+    return rounded
 
 
 def make_augmentation(

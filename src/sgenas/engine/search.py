@@ -1,6 +1,8 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies, FirstOrder
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import class_weights, nonfinite, parts, watch
+from sgenas.engine import class_weights, nonfinite, parts, precision, watch
 from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
@@ -73,10 +75,11 @@ def run_search(
     config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
     search = processes.build(lambda: Search(config, folder, processes, layout, images))
+    facts = search.describe() | search.check_precision()
     with contextlib.ExitStack() as held:
         with processes.agreeing():
             held.enter_context(folder.held())
-            folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
+            folder.create(config, environment(search.device) | facts, overwrite=overwrite)
             folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
         return search.run(observer or Silent(), stop)
 
@@ -160,7 +163,7 @@ class Search(Run):
         self.space = parts.make_space(config, self.images)
         self.costs = CellCosts(config, self.space, self.images)
         self._class_weights = parts.class_weights(config, self.images, self.device)
-        self._logits, self._stacked_logits = parts.forward_passes(config, self.space)
+        self._logits, self._stacked_logits = parts.forward_passes(config, self.space, self.device)
         # data sets are often stored class by class, and batches of one class have misleading statistics
         shuffled = torch.randperm(len(validation), generator=parts.generator(config.seed, "evaluate"))
         training, validation = training.to(self.device), validation.subset(shuffled).to(self.device)
@@ -212,6 +215,27 @@ class Search(Run):
             **self.costs.describe(),
         } | found
 
+    def check_precision(self) -> dict[str, Any]:
+        """What bfloat16 does to the hypergradient on the first batches; {} where nothing is rounded.
+
+        Takes no batch from the streams. Raises ConfigError where that is more than `precision.LIMIT`.
+        """
+        if self.config.precision == "float32" or isinstance(self.estimator, FirstOrder):
+            return {}
+        before = self.inner_stream.state_dict(), self.outer_stream.state_dict()
+        inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
+        outer = self.next_batch(self.outer_stream)
+        self.inner_stream.load_state_dict(before[0])
+        self.outer_stream.load_state_dict(before[1])
+        exact = copy.copy(self)
+        exact.config = dataclasses.replace(self.config, precision="float32")
+        exact._logits, exact._stacked_logits = parts.forward_passes(exact.config, self.space, self.device)
+        optimizer = self._weight_optimizer()
+        low, start = self._trajectory(self._problem(optimizer))
+        high, _ = exact._trajectory(exact._problem(optimizer))
+        with self.convolutions():
+            return precision.check(self.config, self.estimator, low, high, start, self.alphas, inner, outer)
+
     # -- making the parts ---------------------------------------------------------------------------------
 
     def _split(self) -> dict[str, Tensor]:
@@ -250,19 +274,12 @@ class Search(Run):
     def _loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
         images, labels, *factors = batch
-        return class_weights.cross_entropy(self._forward(weights, alphas, images), labels, *factors)
+        return class_weights.cross_entropy(self._logits(weights, alphas, images), labels, *factors)
 
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch, and the expected cost."""
         extra = parts.regulariser(self.config.method, self.config.alphas, self.epoch, self.config.epochs)
         return parts.with_terms(self._loss, extra, self.costs.penalty)
-
-    def _forward(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """Logits in the precision of `--precision`, given back in float32 from bfloat16."""
-        if self.config.precision == "float32":
-            return self._logits(weights, alphas, images)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return self._logits(weights, alphas, images).float()
 
     def _stacked_loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """`_loss` of M members at once, (M,)."""
@@ -353,7 +370,7 @@ class Search(Run):
         """
         if genotype is None:
             return self._validation.test(
-                lambda images: self._forward(self.state.weights, self.alphas, images), self.processes
+                lambda images: self._logits(self.state.weights, self.alphas, images), self.processes
             )
         chosen = self._to_device(self.space.one_hot(genotype))
         return self._validation.test(
