@@ -33,5 +33,17 @@ class DivergenceError(SgenasError):
     """A loss or hypergradient stopped being finite; the last checkpoint is from before that."""
 
 
+class OutOfMemoryError(SgenasError):
+    """A step of a run needs more memory than there is, with its work cut as small as it can be."""
+
+
 class ProcessError(SgenasError):
     """The processes of one search lost each other: one has ended or does not answer, or they differ."""
+
+
+class SgenasWarning(UserWarning):
+    """Base of every warning of the library; one line each."""
+
+
+class MemoryWarning(SgenasWarning):
+    """Memory ran out, and the same is computed in smaller parts."""

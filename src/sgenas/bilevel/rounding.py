@@ -50,8 +50,8 @@ def measure(
     a plain derivative, which low precision leaves within its own rounding.
 
     Why not differences of one loss at tiny steps: these show the rounding of the loss, while an estimator
-    subtracts gradients and projections, in which rounding adds up otherwise. Cost: two calls of the estimator.
-    Raises what the estimator raises, DivergenceError above all.
+    subtracts gradients and projections, in which rounding adds up otherwise. Cost: two calls of the
+    estimator. Raises what it raises, DivergenceError above all.
     """
 
     def indirect(problem: BilevelProblem) -> Tree:

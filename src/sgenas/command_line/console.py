@@ -11,8 +11,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from sgenas.engine.checkpoint import CheckpointWarning
 from sgenas.engine.parallel import ALONE, Processes
+from sgenas.errors import SgenasWarning
 
 
 def print_json(values: Any) -> None:
@@ -39,13 +39,13 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, CheckpointWarning):
+        if issubclass(category, SgenasWarning):
             sys.stderr.write(f"sgenas: warning: {message}\n")
         else:
             usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", CheckpointWarning)
+        warnings.simplefilter("always", SgenasWarning)
         warnings.showwarning = show
         yield
 

@@ -50,7 +50,7 @@ FORWARD_MODE = {
     "estimator": ("unrolled", "neumann", "conjugate-gradient"),
     "computation": ("directional",),
 }
-"""Setting -> its values that take forward-mode derivatives, which neither torch.compile nor autocast can follow."""
+"""Setting -> its values that take forward-mode derivatives: torch.compile and autocast cannot follow."""
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
@@ -371,13 +371,16 @@ class SearchConfig(Checked):
     """passes through the images that train the weights; what is over after the last full N batches of one
     is carried into the next"""
     seed: int = 0
-    """the same seed gives the same run on the same machine and number of threads (on a CPU; a GPU's max
-    pooling may add in another order)"""
+    """the same seed gives the same run on the same machine and number of threads (on a GPU with
+    --deterministic; else sums may be added in another order there)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:1"""
     precision: str = "float32"
-    """float32, or bfloat16 for the layers that bear it. Estimators that take differences are measured in both on
-    the first batches; where rounding moves the indirect part by more than a tenth, bfloat16 is refused"""
+    """float32, or bfloat16 for the layers that bear it. Estimators that take differences are measured in both
+    on the first batches; where rounding moves the indirect part by more than a tenth, bfloat16 is refused"""
+    deterministic: bool = False
+    """only operations that give the same result every time: on a GPU slower; one that has no such form ends
+    the run and is named. On a CPU all have it, and results are the same without"""
     compile: bool = False
     """compile the supernet with torch.compile: minutes at the start, for fewer and larger kernels"""
     on_nonfinite: str = "stop"

@@ -19,6 +19,7 @@ from sgenas.bilevel import (
     EvolutionStrategies,
     FiniteDifference,
     FirstOrder,
+    HypergradientResult,
     Neumann,
     Share,
     Unrolled,
@@ -70,6 +71,14 @@ def make_estimator(config: SearchConfig, share: Share | None = None) -> Estimato
         ),
     }
     return estimators[settings.estimator]()
+
+
+def within_memory(estimator: Estimator, result: HypergradientResult) -> Estimator:
+    """The same estimator, with the chunk that `result` came down to where memory ran out."""
+    chunk = result.diagnostics.get("chunk")
+    if chunk is None or not isinstance(estimator, SGE):
+        return estimator
+    return dataclasses.replace(estimator, chunk=int(chunk.item()))
 
 
 def check_blocks(config: SearchConfig, alphas: Tree) -> None:

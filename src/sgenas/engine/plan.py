@@ -251,7 +251,7 @@ def measure(search: Search) -> Constants:
     device, weights, alphas = search.device, search.state.weights, search.alphas
     next_inner = partial(search.next_batch, search.inner_stream)
     next_outer = partial(search.next_batch, search.outer_stream)
-    with search.convolutions():
+    with search.numerics():
         problem = search._problem(search._weight_optimizer())
         own, start = search._trajectory(problem)
         inner, outer = next_inner(), next_outer()

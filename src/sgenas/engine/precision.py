@@ -1,4 +1,4 @@
-"""Whether low precision may be had with an estimator that takes differences: measured before the first step."""
+"""Whether an estimator that takes differences bears low precision: measured before the first step."""
 
 import dataclasses
 from typing import Any

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies, FirstOrder
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, Estimator, EvolutionStrategies, FirstOrder
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
@@ -143,6 +143,7 @@ class Search(Run):
 
     noun = "search"
     remedy = "a lower --lr or --alpha-lr"
+    smaller = "a lower --batch-size or --channels, or with sge --computation streamed"
     summed = ("inner_loss", "outer_loss")
     config: SearchConfig
 
@@ -233,7 +234,7 @@ class Search(Run):
         optimizer = self._weight_optimizer()
         low, start = self._trajectory(self._problem(optimizer))
         high, _ = exact._trajectory(exact._problem(optimizer))
-        with self.convolutions():
+        with self.numerics():
             return precision.check(self.config, self.estimator, low, high, start, self.alphas, inner, outer)
 
     # -- making the parts ---------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ class Search(Run):
         except DivergenceError as error:
             self._losses.count(str(error))
             self._go_back_to(before)
-            self._note = f"{policy}: {error}"
+            self._notes["nonfinite"] = f"{policy}: {error}"
             return {}
         return values
 
@@ -330,6 +331,7 @@ class Search(Run):
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
+        self._narrow(parts.within_memory(self.estimator, result))
         nonfinite.require_finite_tree("the hypergradient of the alphas", result.grad)
         indirect = self._memory = result.indirect
         for name, alpha in self.alphas.items():
@@ -349,6 +351,15 @@ class Search(Run):
             "alpha_max": torch.stack([alpha.abs().max() for alpha in self.alphas.values()]).max(),
         }
         return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
+
+    def _narrow(self, estimator: Estimator) -> None:
+        if estimator is not self.estimator:
+            self.estimator = estimator
+            self._notes["chunk"] = self._chunk
+
+    @property
+    def _chunk(self) -> int | None:
+        return self.estimator.chunk if isinstance(self.estimator, SGE) else None
 
     def _trajectory(self, training: BilevelProblem) -> tuple[BilevelProblem, InnerState]:
         """The problem whose inner steps the estimator takes, `training` or its own, and where they start."""
@@ -491,6 +502,10 @@ class Search(Run):
         if self.config.on_nonfinite == "rollback":
             self._kept = self._moment()
 
+    def state_dict(self) -> dict[str, Any]:
+        # not among what all processes have alike: each may be short of memory by itself
+        return super().state_dict() | {"chunk": self._chunk}
+
     def _own_state(self) -> dict[str, Any]:
         return {
             "nonfinite_steps": self._losses.in_epoch,
@@ -510,6 +525,8 @@ class Search(Run):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
+        if isinstance(self.estimator, SGE):
+            self.estimator = dataclasses.replace(self.estimator, chunk=state.get("chunk"))
         self.cost = Cost(*state["cost"])
         weights = same_shapes(self.state.weights, self._to_device(state["weights"]))
         buffers = same_shapes(self.state.buffers, self._to_device(state["buffers"]))

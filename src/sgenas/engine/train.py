@@ -114,6 +114,7 @@ class Training(Run):
 
     noun: ClassVar[str] = "training"
     remedy: ClassVar[str] = "a lower --lr"
+    smaller: ClassVar[str] = "a lower --batch-size or --channels"
     summed: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     config: TrainConfig
 
@@ -311,6 +312,8 @@ class Training(Run):
         return TrainResult(self.folder.path, self.genotype, self.finished, rows)
 
     def convolutions(self) -> AbstractContextManager[None]:
+        if self.config.deterministic:
+            return parts.exact_convolutions(self.device)
         return parts.fast_convolutions(self.device)
 
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""What does not bear on a hypergradient but for rounding: the number of threads, the size of the chunk."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sgenas
+from sgenas import trees
+from sgenas.bilevel import SGD, SGE, BilevelProblem, FiniteDifference
+from sgenas.trees import Tree
+
+BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2}
+"""Of ||difference|| / ||indirect part||, see docs/reliability.md: measured 1e-12 and 2e-3 at most."""
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def estimates(dtype: torch.dtype, smoothing: float, seed: int = 0) -> Any:
+    """indirect(estimator settings) of a small search, 3 steps into the training of its weights."""
+    draw = torch.Generator().manual_seed(seed)
+    space = sgenas.space("darts", channels=2, layers=3, nodes=1, classes=3, activation="silu", generator=draw)
+    weights = trees.map_tree(lambda t: t.to(dtype), space.initial_weights(draw))
+    alphas = trees.map_tree(lambda t: t.to(dtype), space.initial_alphas(draw))
+    batches = [
+        (torch.randn(8, 3, 8, 8, generator=draw).to(dtype), torch.randint(3, (8,), generator=draw))
+        for _ in range(5)
+    ]
+
+    def loss(w: Tree, a: Tree, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(space.logits(w, a, batch[0]), batch[1])
+
+    def stacked(w: Tree, a: Tree, batch: Any) -> torch.Tensor:
+        return sgenas.spaces.stacked_cross_entropy(space.stacked_logits(w, a, batch[0]), batch[1])
+
+    problem = BilevelProblem(loss, loss, SGD(0.025, 0.9, 3e-4, 5.0), stacked)
+    start = problem.run(problem.init(weights), alphas, batches[:3]).end
+
+    def indirect(**settings: Any) -> torch.Tensor:
+        chosen = {"computation": "vectorised", "smoothing": smoothing} | settings
+        second_order = chosen.pop("second_order", False)
+        estimator = FiniteDifference() if second_order else SGE(4, **chosen)
+        directions = torch.Generator().manual_seed(1)
+        result = estimator(problem, start, alphas, batches[3:4], batches[4], generator=directions)
+        return trees.flatten(result.indirect)
+
+    return indirect
+
+
+def apart(first: torch.Tensor, second: torch.Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.01])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_chunk_changes_roundings_alone(dtype: torch.dtype, smoothing: float) -> None:
+    indirect = estimates(dtype, smoothing)
+    one_by_one = indirect(chunk=1)
+    for other in (indirect(chunk=4), indirect(computation="streamed")):
+        assert apart(other, one_by_one) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_the_number_of_threads_changes_roundings_alone(dtype: torch.dtype, second_order: bool) -> None:
+    with threads(1):
+        indirect = estimates(dtype, 0.1)
+        one = indirect(second_order=second_order)
+        again = indirect(second_order=second_order)
+    with threads(2):
+        two = indirect(second_order=second_order)
+    assert torch.equal(one, again), "with the same number it is the same"
+    assert apart(two, one) < BOUNDS[dtype]
