@@ -47,3 +47,7 @@ class SgenasWarning(UserWarning):
 
 class MemoryWarning(SgenasWarning):
     """Memory ran out, and the same is computed in smaller parts."""
+
+
+class RangeWarning(SgenasWarning):
+    """Alphas or derivatives of a search are where it makes little sense."""

@@ -21,6 +21,7 @@ from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
+from sgenas.engine.ranges import Ranges
 from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, read_config
 from sgenas.engine.schedule import Schedule
 from sgenas.engine.validation import Validation
@@ -144,7 +145,7 @@ class Search(Run):
     noun = "search"
     remedy = "a lower --lr or --alpha-lr"
     smaller = "a lower --batch-size or --channels, or with sge --computation streamed"
-    summed = ("inner_loss", "outer_loss")
+    summed = ("inner_loss", "outer_loss", "weight_grad_norm", "direct_norm", "indirect_norm")
     config: SearchConfig
 
     def __init__(
@@ -200,6 +201,7 @@ class Search(Run):
         self._memory: Tree | None = None
         self._losses = nonfinite.Losses()
         self._kept = self._moment()
+        self._ranges = Ranges(quiet=not processes.first)
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
@@ -323,7 +325,7 @@ class Search(Run):
         problem = self._problem(self._weight_optimizer())
         inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
         if not self.schedule.moves_alphas(self.step):
-            return {"inner_loss": self._train_weights(problem, inner)}
+            return {"inner_loss": self._train_weights(problem, inner)} | self._gradient_norm()
 
         outer = self.next_batch(self.outer_stream)
         separate = self.config.weights.weights == "separate"
@@ -348,9 +350,15 @@ class Search(Run):
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(indirect),
-            "alpha_max": torch.stack([alpha.abs().max() for alpha in self.alphas.values()]).max(),
+            "alpha_min": torch.stack([alpha.min() for alpha in self.alphas.values()]).min(),
+            "alpha_max": torch.stack([alpha.max() for alpha in self.alphas.values()]).max(),
         }
+        found |= self._gradient_norm()
         return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
+
+    def _gradient_norm(self) -> dict[str, Tensor]:
+        norm = self.state.grad_norm
+        return {} if norm is None else {"weight_grad_norm": norm}
 
     def _narrow(self, estimator: Estimator) -> None:
         if estimator is not self.estimator:
@@ -442,6 +450,7 @@ class Search(Run):
             "step": self.step,
             "inner_loss": self._mean("inner_loss"),
             "outer_loss": self._mean("outer_loss"),
+            "weight_grad_norm": self._mean("weight_grad_norm"),
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             **self._signs(genotype, val_accuracy),
@@ -452,6 +461,15 @@ class Search(Run):
             "images": round(self.cost.forward * self.config.data.batch_size),
             "cell": {name: str(cell) for name, cell in genotype.cells},
         }
+        outside = self._ranges.look(
+            max(alpha.abs().max().item() for alpha in self.alphas.values()),
+            self._mean("weight_grad_norm"),
+            self.config.weights.grad_clip,
+            self._mean("direct_norm"),
+            self._mean("indirect_norm"),
+        )
+        if outside:
+            row["out_of_range"] = outside
         if self.config.on_nonfinite != "stop":
             row["nonfinite_steps"] = self._losses.in_epoch
         self._require_finite(row)
