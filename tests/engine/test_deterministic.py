@@ -71,7 +71,7 @@ def test_a_seed_makes_a_search(name: str, small: Make, tmp_path: Path, assert_sa
 def test_a_seed_makes_a_training(kept: bool, training: Make, tmp_path: Path, assert_same_runs: Any) -> None:
     import rich.style  # noqa: F401
 
-    config: TrainConfig = training(epochs=1, deterministic=kept)
+    config: TrainConfig = training(epochs=2, deterministic=kept)
     for seed, folder in enumerate("ab"):
         disturb(seed)
         with untouched():

@@ -77,8 +77,8 @@ def test_what_cannot_be_made_smaller_ends_the_run_in_one_line(
     with pytest.raises(OutOfMemoryError) as caught:
         run_search(config, tmp_path / "run")
     assert str(caught.value).startswith(
-        "memory ran out at step 5 (epoch 2): DefaultCPUAllocator: can't allocate memory: you tried; try a lower"
-        " --batch-size"
+        "memory ran out at step 5 (epoch 2): DefaultCPUAllocator: can't allocate memory: you tried; try a"
+        " lower --batch-size"
     )
     assert "\n" not in str(caught.value)
     monkeypatch.undo()

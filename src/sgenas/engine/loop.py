@@ -78,8 +78,6 @@ class Run(ABC):
         self.config, self.folder, self.processes = config, folder, processes
         self.epoch = self.step_in_epoch = self.step = 0
         self.device = processes.device(config.device)
-        if config.deterministic:
-            deterministic.check(self.device)
         self.meter = Meter(self.device)
         self.images = parts.load_images(config, test=test, given=images)
         self._source = "those handed over"
@@ -132,9 +130,15 @@ class Run(ABC):
     def _load_own_state(self, state: dict[str, Any]) -> None:
         """Goes to where `_own_state` was taken; raises any of the usual errors when it does not fit."""
 
+    def check_environment(self) -> None:
+        """Raises ConfigError where `--deterministic` asks for more than the environment grants."""
+        if self.config.deterministic:
+            deterministic.check(self.device)
+
     @contextmanager
     def numerics(self) -> Iterator[None]:
         """How numbers are computed while the run goes on."""
+        self.check_environment()
         with deterministic.algorithms(self.config.deterministic, flag("deterministic")), self.convolutions():
             yield
 

@@ -76,6 +76,7 @@ def run_search(
     config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
     search = processes.build(lambda: Search(config, folder, processes, layout, images))
+    search.check_environment()
     facts = search.describe() | search.check_precision()
     with contextlib.ExitStack() as held:
         with processes.agreeing():

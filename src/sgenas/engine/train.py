@@ -60,6 +60,7 @@ def run_training(
     folder.check(overwrite=overwrite)
     config = parts.with_absolute_paths(config, images)
     training = Training(config, folder, images=images)
+    training.check_environment()
     with folder.held():
         folder.create(config, environment(training.device) | training.describe(), overwrite=overwrite)
         folder.write_genotype(config.genotype)
