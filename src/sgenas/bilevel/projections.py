@@ -18,6 +18,9 @@ from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
 
+def _tell_nobody(size: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
@@ -37,7 +40,7 @@ class Perturbation:
     memory_limit: float | None = None
     saved_bytes: int = 0
     neighbours: int = 1
-    on_smaller_chunk: Callable[[int], object] = bool
+    on_smaller_chunk: Callable[[int], None] = _tell_nobody
 
     def perturbed(self, direction: Tree) -> Tree:
         """alpha + mu u."""
