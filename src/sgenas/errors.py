@@ -33,9 +33,25 @@ class DivergenceError(SgenasError):
     """A loss or hypergradient stopped being finite; the last checkpoint is from before that."""
 
 
+class OutOfMemoryError(SgenasError):
+    """A step of a run needs more memory than there is, with its work cut as small as it can be."""
+
+
 class ProcessError(SgenasError):
     """The processes of one search lost each other: one has ended or does not answer, or they differ."""
 
 
-class RunWarning(UserWarning):
+class SgenasWarning(UserWarning):
+    """Base of every warning of the library; one line each."""
+
+
+class MemoryWarning(SgenasWarning):
+    """Memory ran out, and the same is computed in smaller parts."""
+
+
+class RangeWarning(SgenasWarning):
+    """Alphas or derivatives of a search are where it makes little sense."""
+
+
+class RunWarning(SgenasWarning):
     """One of many runs cannot be read, and is left out of what is made of the others."""

@@ -8,6 +8,13 @@ from pathlib import Path
 
 import torch
 
+NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "bad_alloc"),
+    *("could not create a primitive", "could not execute a primitive"),
+)
+"""In the messages of PyTorch's allocator for the CPU, on Linux and elsewhere, of C++, and of oneDNN, which
+gives no reason: seen where the system refused it memory."""
+
 # mallopt(3): numbers of the parameters
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -27,6 +34,16 @@ def keep_freed_memory() -> bool:
     # never trim; take 256 MB at once; 32 MB is the largest threshold that glibc accepts
     settings = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28), (M_MMAP_THRESHOLD, 2**25))
     return all(library.mallopt(name, value) == 1 for name, value in settings)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that there is no memory left, on a GPU or in the machine.
+
+    PyTorch has a type of its own for a GPU alone; of the machine's memory it says so in words.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def peak_memory(device: torch.device) -> int:

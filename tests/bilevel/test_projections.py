@@ -126,13 +126,12 @@ def test_cost_is_what_was_really_run(
     [
         ({"computation": "magic"}, "SGE.computation must be one of auto, loop, .* got 'magic'"),
         ({"computation": "vectorised", "chunk": 0}, "SGE.chunk must be >= 1"),
-        ({"chunk": 2}, "only applies with computation 'vectorised', got 2"),
+        ({"chunk": 2, "computation": "loop"}, "only applies with computation 'auto' or 'vectorised', got 2"),
         ({"memory_limit": 0.0}, "SGE.memory_limit must be > 0 .* got 0.0"),
         (
             {"memory_limit": 1.0, "computation": "loop"},
             "only applies with computation 'auto' or 'vectorised'",
         ),
-        ({"memory_limit": 1.0, "computation": "vectorised", "chunk": 2}, "without chunk, got 1.0"),
         ({"batch_fraction": 0.0}, r"SGE.batch_fraction must be in \(0, 1\], got 0.0"),
         ({"batch_fraction": 1.5}, r"SGE.batch_fraction must be in \(0, 1\], got 1.5"),
     ],

@@ -1,5 +1,10 @@
 """Trajectories side by side: the same projections, within a budget, chosen where they pay."""
 
+import itertools
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +16,7 @@ import sgenas
 from sgenas import trees
 from sgenas.bilevel import SGD, SGE, BilevelProblem, HypergradientResult, vectorised
 from sgenas.bilevel.vectorised import SavedMemory
-from sgenas.errors import InvalidValueError
+from sgenas.errors import InvalidValueError, MemoryWarning
 from sgenas.trees import Tree
 
 
@@ -66,23 +71,120 @@ def test_equals_the_definition_on_a_supernet(optimizer: SGD, stacked: bool, step
     assert net.members == ([3] * steps + [2] * steps if stacked else [])
 
 
-def test_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, sizes = vectorised._together, []
+CPU_MESSAGE = (
+    "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    " allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+)
 
-    def small_machine(task: Any, directions: Any) -> Tensor:
-        sizes.append(len(directions))
-        if len(directions) > 2:
-            raise torch.OutOfMemoryError("no")
-        return real(task, directions)
 
+@pytest.fixture
+def small_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
+    def make(room: int, error: Exception) -> list[int]:
+        """More than `room` members side by side raise the error; the numbers that were tried."""
+        real, sizes = vectorised._together, []
+
+        def together(task: Any, directions: Any) -> Tensor:
+            sizes.append(len(directions))
+            if len(directions) > room:
+                raise error
+            return real(task, directions)
+
+        monkeypatch.setattr(vectorised, "_together", together)
+        return sizes
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "tried"),
+    [
+        (torch.OutOfMemoryError("no"), {"computation": "vectorised"}, [5, 3, 2, 2, 1]),
+        (RuntimeError(CPU_MESSAGE), {"computation": "vectorised", "chunk": 4}, [4, 2, 2, 1]),
+        (MemoryError(), {"computation": "auto"}, [5, 3, 2, 2, 1]),
+    ],
+)
+def test_out_of_memory_halves_the_chunk(
+    small_machine: Any, error: Exception, settings: dict[str, Any], tried: list[int]
+) -> None:
     net = Supernet()
-    monkeypatch.setattr(vectorised, "_together", small_machine)
-    result = net.run(SGD(0.1), 1, computation="vectorised")
-    assert sizes == [5, 3, 2, 2, 1]
     definition = net.run(SGD(0.1), 1, computation="loop")
+    sizes = small_machine(2, error)
+    with pytest.warns(MemoryWarning) as warned:
+        result = net.run(SGD(0.1), 1, **settings)
+    assert sizes == tried
+    assert [str(warning.message) for warning in warned] == [
+        f"memory ran out with {size} directions of SGE side by side: goes on with {smaller} at a time"
+        for size, smaller in itertools.pairwise(tried)
+        if size > 2
+    ]
+    assert result.diagnostics["chunk"] == 2
     torch.testing.assert_close(result.diagnostics["projections"], definition.diagnostics["projections"])
-    with pytest.raises(torch.OutOfMemoryError):
-        net.run(SGD(0.1), 1, computation="vectorised", chunk=4)
+
+
+def test_at_one_at_a_time_the_error_is_passed_on_with_advice(small_machine: Any) -> None:
+    sizes = small_machine(0, RuntimeError(CPU_MESSAGE))
+    with (
+        pytest.warns(MemoryWarning),
+        pytest.raises(RuntimeError, match="can't allocate memory") as caught,
+    ):
+        Supernet().run(SGD(0.1), 1, computation="vectorised", chunk=3)
+    assert sizes == [3, 2, 1]
+    assert "smaller batches" in caught.value.__notes__[0]
+
+
+def test_other_errors_are_no_lack_of_memory(small_machine: Any) -> None:
+    sizes = small_machine(2, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Supernet().run(SGD(0.1), 1, computation="vectorised")
+    assert sizes == [5]
+
+
+def test_a_chunk_bounds_what_auto_takes_together() -> None:
+    net = Supernet(torch.float32)
+    result = net.run(SGD(0.1), 1, chunk=2)
+    assert net.members == [2, 2, 1]
+    assert "chunk" not in result.diagnostics
+    net.members.clear()
+    net.run(SGD(0.1), 1, chunk=1)
+    assert net.members == [], "one by one they are streamed"
+    net.run(SGD(0.1), 1, computation="vectorised", chunk=2, memory_limit=1.0)
+    assert net.members == [2, 2, 1]
+
+
+SHORT_OF_MEMORY = """
+import resource, sys, warnings
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_vectorised import SGD, Supernet
+
+torch.set_num_threads(1)
+net = Supernet(torch.float32)
+net.batches = [(x.repeat(4, 1, 2, 2), y.repeat(4)) for x, y in net.batches]
+definition = net.run(SGD(0.1), 1, computation="loop").diagnostics["projections"]
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[2]) * 2**20,) * 2)
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    result = net.run(SGD(0.1), 1, computation="vectorised", chunk=5)
+error = (result.diagnostics["projections"] - definition).norm() / definition.norm()
+print(len(warned), int(result.diagnostics["chunk"]), error.item())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
+def test_a_machine_that_is_short_of_memory() -> None:
+    """Nothing is faked: the system refuses what five members of a larger batch need."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(Path(__file__).parent), "20"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    warned, chunk, error = done.stdout.split()
+    assert int(warned) >= 1
+    assert 1 <= int(chunk) < 5
+    assert float(error) < 1e-3
 
 
 def saved_by(net: Supernet, members: int) -> int:

@@ -37,8 +37,12 @@ def test_json_both_ways() -> None:
         (lambda: SearchConfig(seed=-1), "--seed must be from 0"),
         (lambda: SearchConfig(precision="half"), "--precision must be one of float32, bfloat16, got 'half'"),
         (
-            lambda: SearchConfig(precision="bfloat16"),
-            "--precision must be float32 with --estimator sge, whose differences or second",
+            lambda: SearchConfig(
+                precision="bfloat16",
+                estimator=EstimatorSettings(computation="directional"),
+                weights=WeightSettings(grad_clip=None),
+            ),
+            "--precision must be float32 with --computation directional, which takes forward-mode",
         ),
         (lambda: EstimatorSettings(memory_limit=0.0), "--memory-limit must be > 0"),
         (

@@ -15,12 +15,14 @@ class InnerState:
     """Where the inner optimisation stands.
 
     weights: the inner variable w. buffers: the momentum of each weight, zeros at the start, empty where the
-    optimiser has none. step: number of steps taken.
+    optimiser has none. step: number of steps taken. grad_norm: length of the gradient of the last one, before
+    clipping, 0-d; None where there was none.
     """
 
     weights: Tree
     buffers: Tree
     step: int = 0
+    grad_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,20 @@ class SGD:
             raise InvalidValueError(
                 f"SGD.momentum is {self.momentum} but state.buffers is empty: make it with this SGD.init"
             )
-        update = self.clipped(grad)
+        length = trees.norm(grad)
+        update = grad if self.grad_clip is None else trees.scale(grad, self._clip_coefficient(length))
         if self.weight_decay:
             update = trees.add(update, state.weights, self.weight_decay)
         buffers = state.buffers
         if self.momentum:
             buffers = update = trees.add(update, buffers, self.momentum)
-        return InnerState(trees.add(state.weights, update, -self.lr), buffers, state.step + 1)
+        return InnerState(trees.add(state.weights, update, -self.lr), buffers, state.step + 1, length)
 
     def clipped(self, grad: Tree) -> Tree:
         """`grad`, scaled down to the norm `grad_clip` where it is longer."""
-        coefficient = self._clip_coefficient(grad)
-        return grad if coefficient is None else trees.scale(grad, coefficient)
+        if self.grad_clip is None:
+            return grad
+        return trees.scale(grad, self._clip_coefficient(trees.norm(grad)))
 
     def pull_back(self, grad: Tree, cotangent: Tree) -> Tree:
         r"""v -> -(1/lr) (d w' / d g)^T v: how the step's result answers to its gradient g, scaled.
@@ -80,15 +84,14 @@ class SGD:
         This is v itself without clipping. Where clipping is active with coefficient c = grad_clip / n,
         n = ||g|| + 1e-6, it is c (v - g <g, v> / (n ||g||)).
         """
-        coefficient = self._clip_coefficient(grad)
-        if coefficient is None:
+        if self.grad_clip is None:
             return cotangent
         length = trees.norm(grad)
+        coefficient = self._clip_coefficient(length)
         active = (coefficient < 1).to(length.dtype)
         along = active * trees.dot(grad, cotangent) / (length + 1e-6) / length.clamp_min(1e-30)
         return trees.scale(trees.add(cotangent, grad, -along), coefficient)
 
-    def _clip_coefficient(self, grad: Tree) -> Tensor | None:
-        if self.grad_clip is None:
-            return None
-        return torch.clamp(self.grad_clip / (trees.norm(grad) + 1e-6), max=1.0)
+    def _clip_coefficient(self, length: Tensor) -> Tensor:
+        assert self.grad_clip is not None
+        return torch.clamp(self.grad_clip / (length + 1e-6), max=1.0)

@@ -18,12 +18,15 @@ from sgenas.errors import InvalidValueError
 from sgenas.trees import Tree
 
 
+def _tell_nobody(size: int) -> None: ...
+
+
 @dataclass(frozen=True)
 class Perturbation:
     """What every way needs: the problem, the start, alphas, directions u_j, mu, the N batches, the
     unperturbed trajectory Y^0 .. Y^N on them, v = d L_val / d w at its end. For `vectorised`: the chunk, the
-    memory limit in GiB, the bytes that one inner forward pass saves for its backward pass, and the number of
-    processes that do the same on this machine."""
+    memory limit in GiB, the bytes that one inner forward pass saves for its backward pass, the number of
+    processes that do the same on this machine, and what is told of a chunk that was cut down."""
 
     problem: BilevelProblem
     start: InnerState
@@ -37,6 +40,7 @@ class Perturbation:
     memory_limit: float | None = None
     saved_bytes: int = 0
     neighbours: int = 1
+    on_smaller_chunk: Callable[[int], None] = _tell_nobody
 
     def perturbed(self, direction: Tree) -> Tree:
         """alpha + mu u."""

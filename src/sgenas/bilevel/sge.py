@@ -49,12 +49,14 @@ class SGE:
     num_directions: Q. smoothing: mu, in units of alpha, or "auto": chosen anew at every call from how far
     differences along one more direction agree, see `smoothing`. computation: how the projections <delta_j, v>
     are computed, one of COMPUTATIONS; all but `difference` give the same numbers up to rounding; in the last
-    inner step `directional` takes a derivative along v, the others the gradient. chunk: for
-    `vectorised`, the perturbed trajectories at a time (None: what fits). memory_limit: for `vectorised` and
-    `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory, a quarter of
-    the machine's on a CPU). batch_fraction: share f of each inner batch, its first images, on which the
-    perturbed trajectories run, paired with an unperturbed one on the same part; v and the result's state come
-    from the whole batches. What is measured is then the Jacobian of the steps on the part: cheaper, noisier.
+    inner step `directional` takes a derivative along v, the others the gradient. chunk: for `vectorised` and
+    `auto`, the perturbed trajectories at a time, at most (None: what fits); half as many where memory runs
+    out all the same, which is said by a MemoryWarning and by "chunk" in `diagnostics`. memory_limit: for
+    `vectorised` and `auto`, GiB that trajectories side by side may take (None: 80 % of a GPU's free memory,
+    a quarter of the machine's on a CPU). batch_fraction: share f of each inner batch, its first images, on
+    which the perturbed trajectories run, paired with an unperturbed one on the same part; v and the result's
+    state come from the whole batches. What is measured is then the Jacobian of the steps on the part:
+    cheaper, noisier.
 
     directions: how the u_j are drawn, a name in `directions.KINDS`; all have E[u u^T] = I. `orthogonal` ones
     share no component (with Q = p they see everything once), `antithetic` ones are Q / 2 pairs u, -u, whose
@@ -117,21 +119,17 @@ class SGE:
         if self.computation not in COMPUTATIONS:
             known = ", ".join(COMPUTATIONS)
             raise InvalidValueError(f"SGE.computation must be one of {known}, got {self.computation!r}")
-        if self.chunk is not None and (self.chunk < 1 or self.computation != "vectorised"):
+        beside = self.computation in ("auto", "vectorised")
+        if self.chunk is not None and not (beside and self.chunk >= 1):
             raise InvalidValueError(
-                f"SGE.chunk must be >= 1 and only applies with computation 'vectorised', got {self.chunk}"
+                "SGE.chunk must be >= 1 and only applies with computation 'auto' or 'vectorised', got"
+                f" {self.chunk}"
             )
-        if self.memory_limit is not None:
-            good = (
-                0 < self.memory_limit < float("inf")
-                and self.computation in ("auto", "vectorised")
-                and self.chunk is None
+        if self.memory_limit is not None and not (beside and 0 < self.memory_limit < float("inf")):
+            raise InvalidValueError(
+                "SGE.memory_limit must be > 0 and only applies with computation 'auto' or 'vectorised', got"
+                f" {self.memory_limit}"
             )
-            if not good:
-                raise InvalidValueError(
-                    "SGE.memory_limit must be > 0 and only applies with computation 'auto' or 'vectorised'"
-                    f" and without chunk, got {self.memory_limit}"
-                )
         if not 0 < self.batch_fraction <= 1:
             raise InvalidValueError(f"SGE.batch_fraction must be in (0, 1], got {self.batch_fraction}")
         if self.blocks not in BLOCKS:
@@ -197,7 +195,8 @@ class SGE:
         if self.batch_fraction < 1:
             batches = [_part(batch, self.batch_fraction) for batch in inner_batches]
         # what a pass keeps in memory says how many fit side by side; a pass that is taken anyway is measured
-        counts = self.computation == "vectorised" and self.chunk is None
+        measured_limit = self.chunk is None or self.memory_limit is not None
+        counts = self.computation == "vectorised" and measured_limit
         # (torch.func inside a loss does not bear the hooks, so `auto` measures only where it may need it)
         counts |= self.computation == "auto" and problem.stacked_inner_loss is not None
         saved = vectorised.SavedMemory()
@@ -212,6 +211,7 @@ class SGE:
                 trajectory = problem.run(state, alphas, batches, alpha_gradient=guessing)
 
         drawn = draw(self.directions, self.num_directions, alphas, generator, self.blocks)
+        chunks: list[int] = []
         task = Perturbation(
             problem,
             state,
@@ -224,13 +224,14 @@ class SGE:
             self.chunk,
             self.memory_limit,
             saved.peak,
+            on_smaller_chunk=chunks.append,
         )
         diagnostics: dict[str, Tensor] = {}
         if isinstance(self.smoothing, str):
             # as long as the directions of a block
             probe = trees.scale(gaussian(1, alphas, generator)[0], len(drawn.blocks) ** -0.5)
             choice = choose(task, self._projections, probe, central=self.directions == "antithetic")
-            task = replace(task, smoothing=choice.smoothing)
+            task = replace(task, smoothing=choice.smoothing, chunk=min(chunks, default=self.chunk))
             diagnostics = {name: outer_loss.new_tensor(value) for name, value in vars(choice).items()}
         measured = self._projections(task)
         require_finite_projections(task, measured)
@@ -239,6 +240,8 @@ class SGE:
         guesses = control_variates.guesses(self.control_variate, known)
         found = average(drawn, measured, [trees.flatten(guess) for guess in guesses], self.combine)
         diagnostics["projections"] = measured
+        if chunks:
+            diagnostics["chunk"] = outer_loss.new_tensor(min(chunks))
         if guesses:
             joint = self.blocks == "joint"
             diagnostics["coefficients"] = found.coefficients[0] if joint else found.coefficients

@@ -5,6 +5,7 @@ for all of them. Memory grows with their number, so it is kept within a budget.
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,8 @@ from torch import Tensor
 from sgenas import trees
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.projections import Perturbation, moved, streamed
-from sgenas.errors import InvalidValueError
+from sgenas.errors import InvalidValueError, MemoryWarning
+from sgenas.memory import ran_out
 from sgenas.trees import Tree
 
 SMALL_PASS = 512 * 2**20
@@ -32,24 +34,26 @@ def automatic(task: Perturbation) -> Tensor:
     """`vectorised` where that pays, else `streamed`.
 
     It pays for a problem that has a stacked loss, if two trajectories fit into the memory: on a GPU always
-    (as is expected; not measured), on a CPU where the passes are small or a memory limit asks for it.
+    (as is expected; not measured), on a CPU where the passes are small or a memory limit asks for it. At
+    most as many go together as the chunk says.
     """
     if task.problem.stacked_inner_loss is None:
         return streamed(task)
-    size = _agreed(task, side_by_side(task))
+    size = _agreed(task, min(side_by_side(task), math.inf if task.chunk is None else task.chunk))
     return streamed(task) if size < 2 else _in_chunks(task, size)
 
 
 def vectorised(task: Perturbation) -> Tensor:
     """As many trajectories at a time as the chunk says or the memory limit allows.
 
-    With neither, all that fit into 80 % of a GPU's free memory, or a quarter of the machine's; half as many
-    whenever a GPU runs out of memory all the same, unless batches are cut into shards. Raises
+    With neither, all that fit into 80 % of a GPU's free memory, or a quarter of the machine's. Raises
     InvalidValueError where not even one fits the limit.
     """
-    if task.chunk is not None:
+    if task.chunk is not None and task.memory_limit is None:
         return _in_chunks(task, task.chunk)
     size = side_by_side(task, always=True)
+    if task.chunk is not None:
+        size = min(size, task.chunk)
     if task.memory_limit is not None and size < 1:
         needed = math.ceil(trajectory_bytes(task) / 2**20) / 2**10
         raise InvalidValueError(
@@ -66,16 +70,33 @@ def _agreed(task: Perturbation, size: float) -> int:
 
 
 def _in_chunks(task: Perturbation, size: int) -> Tensor:
+    """`size` at a time; half as many, with a MemoryWarning, whenever memory runs out.
+
+    At one at a time, or where batches are cut into shards, what the system says is raised.
+    """
     done: list[Tensor] = []
     left = list(task.directions)
     while left:
         try:
             done.append(_together(task, left[:size]))
-        except torch.OutOfMemoryError:
-            # (whoever has other shards of the batch would wait for this chunk in vain)
-            if task.chunk is not None or size == 1 or task.problem.shards is not None:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
                 raise
-            size = (min(size, len(left)) + 1) // 2
+            before = min(size, len(left))
+            # (whoever has other shards of the batch would wait for this chunk in vain)
+            if before == 1 or task.problem.shards is not None:
+                error.add_note(
+                    f"{before} perturbed trajectories of SGE at a time: smaller batches, SGE.batch_fraction"
+                    " or SGE.memory_limit take less memory"
+                )
+                raise
+            size = (before + 1) // 2
+            task.on_smaller_chunk(size)
+            warnings.warn(
+                f"memory ran out with {before} directions of SGE side by side: goes on with {size} at a time",
+                MemoryWarning,
+                stacklevel=2,
+            )
         else:
             left = left[size:]
     return torch.cat(done)

@@ -11,11 +11,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from sgenas.engine.checkpoint import CheckpointWarning
 from sgenas.engine.parallel import ALONE, Processes
-from sgenas.errors import RunWarning
-
-OWN_WARNINGS = (CheckpointWarning, RunWarning)
+from sgenas.errors import SgenasWarning
 
 
 def print_json(values: Any) -> None:
@@ -42,14 +39,13 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, OWN_WARNINGS):
+        if issubclass(category, SgenasWarning):
             sys.stderr.write(f"sgenas: warning: {message}\n")
         else:
             usual(message, category, filename, lineno, file, line)
 
     with warnings.catch_warnings():
-        for own in OWN_WARNINGS:
-            warnings.simplefilter("always", own)
+        warnings.simplefilter("always", SgenasWarning)
         warnings.showwarning = show
         yield
 

@@ -24,6 +24,7 @@ ESTIMATORS = {
 HEADINGS: dict[str, dict[str, str]] = {
     "search": {"--settings": "Where it starts", "--out": "Where it writes", **ESTIMATORS},
     "plan": {"--settings": "Where it starts", **ESTIMATORS},
+    "train": {"--genotype": "What is trained, and where it writes", "--recipe": "Where it starts"},
     "table1": {
         "--out": "The grid",
         "--jobs": "Where its runs run",

@@ -21,6 +21,7 @@ from sgenas.engine import (
     run_search,
     run_training,
 )
+from sgenas.engine.deterministic import prepare_process
 from sgenas.engine.loop import Observer, Silent
 from sgenas.engine.parallel import Processes
 from sgenas.engine.run_folder import existing, read_settings
@@ -38,6 +39,8 @@ def run(command: SearchCommand | TrainCommand | ResumeCommand, processes: Proces
     console = make_console()
     with processes.agreeing():
         begin = _beginning(command, processes)
+        if _settings(command).deterministic:
+            prepare_process()
     watched: contextlib.AbstractContextManager[Observer] = (
         display_for(console) if processes.first else contextlib.nullcontext(Silent())
     )
@@ -50,6 +53,10 @@ def run(command: SearchCommand | TrainCommand | ResumeCommand, processes: Proces
         return STOPPED
     _close(console, result)
     return DONE
+
+
+def _settings(command: SearchCommand | TrainCommand | ResumeCommand) -> SearchConfig | TrainConfig:
+    return read_settings(command.run) if isinstance(command, ResumeCommand) else command.chosen
 
 
 def _beginning(

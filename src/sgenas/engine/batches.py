@@ -34,7 +34,8 @@ class Batches:
                 f" torch.utils.data.TensorDataset), got a {type(source).__name__}"
             )
         if isinstance(source, IterableDataset):
-            source = DataLoader(source, batch_size)
+            # a loader draws a number for its workers at every pass: from the global generator without its own
+            source = DataLoader(source, batch_size, generator=generator)
         elif not isinstance(source, list | tuple) and _has_rows(source):
             rows = len(source)
             if rows < 1:

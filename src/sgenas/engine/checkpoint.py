@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from sgenas.errors import CheckpointError, RunFolderError
+from sgenas.errors import CheckpointError, RunFolderError, SgenasWarning
 from sgenas.files import replacing
 
 FORMAT = "sgenas-checkpoint"
 VERSION = 1
 
 
-class CheckpointWarning(UserWarning):
+class CheckpointWarning(SgenasWarning):
     """The newest checkpoint cannot be read, and an older one is taken in its place."""
 
 

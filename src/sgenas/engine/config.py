@@ -52,7 +52,7 @@ FORWARD_MODE = {
     "estimator": ("unrolled", "neumann", "conjugate-gradient"),
     "computation": ("directional",),
 }
-"""Setting -> its values that take forward-mode derivatives, which torch.compile cannot follow."""
+"""Setting -> its values that take forward-mode derivatives: torch.compile and autocast cannot follow."""
 WEIGHT_MODES = ("trajectory", "separate")
 ALPHA_OPTIMIZERS = ("adam", "sgd")
 PRECISIONS = ("float32", "bfloat16")
@@ -377,13 +377,16 @@ class SearchConfig(Checked):
     """passes through the images that train the weights; what is over after the last full N batches of one
     is carried into the next"""
     seed: int = 0
-    """the same seed gives the same run on the same machine and number of threads (on a CPU; a GPU's max
-    pooling may add in another order)"""
+    """the same seed gives the same run on the same machine and number of threads (on a GPU with
+    --deterministic; else sums may be added in another order there)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:1"""
     precision: str = "float32"
-    """float32, or bfloat16 for the layers that bear it (first-order only: the others measure differences
-    that its rounding would drown)"""
+    """float32, or bfloat16 for the layers that bear it. Estimators that take differences are measured in both
+    on the first batches; where rounding moves the indirect part by more than a tenth, bfloat16 is refused"""
+    deterministic: bool = False
+    """only operations that give the same result every time: on a GPU slower; one that has no such form ends
+    the run and is named. On a CPU all have it, and results are the same without"""
     compile: bool = False
     """compile the supernet with torch.compile: minutes at the start, for fewer and larger kernels"""
     on_nonfinite: str = "stop"
@@ -408,15 +411,12 @@ class SearchConfig(Checked):
         self._at_least("epochs", 1)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         self._one_of("precision", PRECISIONS)
-        if self.precision != "float32" and self.estimator.estimator != "first-order":
-            raise ConfigError(
-                f"--precision must be float32 with --estimator {self.estimator.estimator}, whose differences"
-                f" or second derivatives are smaller than the rounding of {self.precision}"
-            )
-        if self.compile:
-            for name, kinds in FORWARD_MODE.items():
-                value = getattr(self.estimator, name)
-                require(value not in kinds, "compile", f"off with {flag(name)} {value}", True)
+        for name, kinds in FORWARD_MODE.items():
+            value = getattr(self.estimator, name)
+            plain = value not in kinds
+            require(plain or not self.compile, "compile", f"off with {flag(name)} {value}", True)
+            limit = f"float32 with {flag(name)} {value}, which takes forward-mode derivatives"
+            require(plain or self.precision == "float32", "precision", limit, self.precision)
         self._one_of("on_nonfinite", POLICIES)
         self._at_least("log_every", 1)
         self._at_least("checkpoint_every", 1)

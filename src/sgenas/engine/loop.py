@@ -3,20 +3,21 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sgenas.data import ImageData
-from sgenas.engine import parts
+from sgenas.engine import deterministic, parts
 from sgenas.engine.meter import Meter
 from sgenas.engine.parallel import ALONE, Processes
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
-from sgenas.engine.settings import first_difference
-from sgenas.errors import CheckpointError, DataError, DivergenceError, RunFolderError
+from sgenas.engine.settings import first_difference, flag
+from sgenas.errors import CheckpointError, DataError, DivergenceError, OutOfMemoryError, RunFolderError
+from sgenas.memory import ran_out
 from sgenas.spaces import Genotype
 from sgenas.trees import Tree
 
@@ -57,6 +58,8 @@ class Run(ABC):
     """What it is called in messages."""
     remedy: ClassVar[str]
     """What to try when it diverges."""
+    smaller: ClassVar[str]
+    """What to try when there is too little memory."""
     summed: ClassVar[tuple[str, ...]]
     """The values of a step whose mean over an epoch is logged."""
 
@@ -84,7 +87,7 @@ class Run(ABC):
             parts.digest_of(part) for part in (self.images.train, self.images.test) if part is not None
         )
         self._metrics_bytes = 0
-        self._note: str | None = None
+        self._notes: dict[str, Any] = {}
         self._zero_sums()
 
     # -- what a subclass says ------------------------------------------------------------------------------
@@ -109,7 +112,7 @@ class Run(ABC):
 
     @abstractmethod
     def _take_step(self) -> dict[str, Tensor]:
-        """One step; what there is to log of it, as tensors of one number. `_note` says what went wrong."""
+        """One step; what there is to log of it, as tensors of one number. `_notes` are logged in any case."""
 
     @abstractmethod
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:
@@ -126,6 +129,18 @@ class Run(ABC):
     @abstractmethod
     def _load_own_state(self, state: dict[str, Any]) -> None:
         """Goes to where `_own_state` was taken; raises any of the usual errors when it does not fit."""
+
+    def check_environment(self) -> None:
+        """Raises ConfigError where `--deterministic` asks for more than the environment grants."""
+        if self.config.deterministic:
+            deterministic.check(self.device)
+
+    @contextmanager
+    def numerics(self) -> Iterator[None]:
+        """How numbers are computed while the run goes on."""
+        self.check_environment()
+        with deterministic.algorithms(self.config.deterministic, flag("deterministic")), self.convolutions():
+            yield
 
     def convolutions(self) -> AbstractContextManager[None]:
         """How convolutions are computed while the run goes on."""
@@ -153,7 +168,7 @@ class Run(ABC):
         with (
             self.meter,
             self.folder.recorder(keep_bytes=self._metrics_bytes, step=self.step) as recorder,
-            self.convolutions(),
+            self.numerics(),
         ):
             self._compare_processes("at the start")
             if self.step == 0:
@@ -188,6 +203,14 @@ class Run(ABC):
             values = self._take_step()
         except DivergenceError as error:
             raise self._diverged(str(error), self.step + 1) from None
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            raise OutOfMemoryError(
+                f"memory ran out at step {self.step + 1} (epoch {self.epoch + 1}):"
+                f" {str(error).splitlines()[0][:200]}; try {self.smaller}, or go on from"
+                f" {self.folder.checkpoint_path} where there is more memory"
+            ) from None
         self._count_step()
         for name in self._sums:
             if name in values:
@@ -195,12 +218,12 @@ class Run(ABC):
                     [values[name], torch.ones_like(values[name])]
                 )
         observer.advance()
-        note, self._note = self._note, None
+        notes, self._notes = self._notes, {}
         # reading a value waits for the device, so it is done only for the rows that are kept
-        if note or self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+        if notes or self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
             row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": lr}
-            row |= {"nonfinite": note} if note else {}
-            row |= {name: value.item() for name, value in values.items()} | {"seconds": self.meter.seconds}
+            row |= notes | {name: value.item() for name, value in values.items()}
+            row["seconds"] = self.meter.seconds
             self._require_finite(row)
             recorder.write(row)
             observer.row(row, self.genotype)

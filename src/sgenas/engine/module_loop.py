@@ -17,6 +17,7 @@ from sgenas.bilevel.inner import InnerState
 from sgenas.engine import parts, watch
 from sgenas.engine.batches import Batches, Endless
 from sgenas.engine.config import AlphaSettings, WeightSettings
+from sgenas.engine.deterministic import algorithms, check
 from sgenas.engine.loop import same_shapes
 from sgenas.engine.meter import Meter
 from sgenas.engine.module_costs import ModuleCosts
@@ -57,6 +58,8 @@ class ModuleLoop:
         loss: ModelLoss,
         settings: ModuleSettings,
         costs: ModuleCosts | None = None,
+        *,
+        deterministic: bool = False,
     ) -> None:
         self.space, self.settings, self._costs = space, settings, costs
         self._train, self._val, self._loss_of = train, val, loss
@@ -64,12 +67,16 @@ class ModuleLoop:
         start = space.initial_weights()
         self.state = parts.weight_optimizer(settings.weights, 0, settings.epochs).init(start)
         self.alphas = space.initial_alphas(parts.generator(settings.seed, "alphas"))
+        self._estimator = settings.estimator
         self.cost = Cost()
         self.history: list[dict[str, Any]] = []
         self._directions = parts.generator(settings.seed, "directions")
         self._optimizer = parts.alpha_optimizer(settings.alphas, self.alphas)
         self._memory: Tree | None = None
         self.device = next(iter(start.values())).device
+        self._deterministic = deterministic
+        if deterministic:
+            check(self.device)
         self._meter = Meter(self.device)
 
     def run(self, on_epoch: Callable[[dict[str, Any]], None] | None, progress: bool | None) -> None:
@@ -77,7 +84,8 @@ class ModuleLoop:
         epochs, done = self.settings.epochs, len(self.history)
         if done == 0:
             self._check()
-        with _bar(progress) as bar, self._meter, parts.exact_convolutions(self.device):
+        numerics = algorithms(self._deterministic, "deterministic"), parts.exact_convolutions(self.device)
+        with numerics[0], numerics[1], _bar(progress) as bar, self._meter:
             task = bar.add_task("", total=epochs, completed=done)
             for epoch in range(done, epochs):
 
@@ -212,7 +220,7 @@ class ModuleLoop:
     def _move_both(
         self, problem: BilevelProblem, inner: list[Any], sums: dict[str, list[Tensor]]
     ) -> tuple[Tensor, ...]:
-        result = self.settings.estimator(
+        result = self._estimator(
             problem,
             self.state,
             self.alphas,
@@ -221,6 +229,7 @@ class ModuleLoop:
             generator=self._directions,
             memory=self._memory,
         )
+        self._estimator = parts.within_memory(self._estimator, result)
         self.state, self._memory = result.state, result.indirect
         self.cost += result.cost
         for name, alpha in self.alphas.items():

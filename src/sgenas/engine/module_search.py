@@ -103,6 +103,7 @@ def search(
     cost_weight: float = 1.0,
     example: Any = None,
     seed: int = 0,
+    deterministic: bool = False,
     out: str | Path | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     progress: bool | None = None,
@@ -124,13 +125,16 @@ def search(
     cost_weight is added to the outer loss. example: an argument of the model, for which multiply-adds are
     counted; only with those. See `ModuleCosts`.
 
-    seed: of alphas, directions, order of data sets; a DataLoader's order is its own. out: a folder that gets
+    seed: of alphas, directions, order of data sets; a DataLoader's order is its own. deterministic: only
+    operations that give the same result every time; needed on a GPU alone, where one without such a form
+    raises a ConfigError that names it. out: a folder that gets
     a checkpoint after every epoch; called again with the same arguments, the search goes on from there, and
     one that has finished is returned as it is. That equals an uninterrupted search bit for bit if the data
     give the same batches: a DataLoader that shuffles needs a `generator` of its own for that. on_epoch: is
     given the row of `history` at the end of each. progress: whether there is a bar; None for: on a terminal.
 
-    The model's device is used. Deterministic in `seed` on one machine, but for what the data draw. Raises
+    The model's device is used. Deterministic in `seed` on one machine, but for what the data draw and, on a
+    GPU, what `deterministic` says. Raises
     InvalidValueError for an argument out of its range, limits that no choices meet, a loss that draws random
     numbers or changes a buffer, and a choice that has no part in the loss; DataError for empty data;
     DivergenceError when a loss stops being finite; RunFolderError when `out` cannot be written, another
@@ -182,7 +186,7 @@ def search(
     costs = None
     if given or cost is not None or example is not None or cost_weight != 1.0:
         costs = ModuleCosts(space, given, cost, cost_weight, example)
-    loop = ModuleLoop(space, train, val, loss, settings, costs)
+    loop = ModuleLoop(space, train, val, loss, settings, costs, deterministic=deterministic)
     if out is None:
         loop.run(on_epoch, progress)
     else:

@@ -19,6 +19,7 @@ from sgenas.bilevel import (
     EvolutionStrategies,
     FiniteDifference,
     FirstOrder,
+    HypergradientResult,
     Neumann,
     Share,
     Unrolled,
@@ -71,6 +72,14 @@ def make_estimator(config: SearchConfig, share: Share | None = None) -> Estimato
         ),
     }
     return estimators[settings.estimator]()
+
+
+def within_memory(estimator: Estimator, result: HypergradientResult) -> Estimator:
+    """The same estimator, with the chunk that `result` came down to where memory ran out."""
+    chunk = result.diagnostics.get("chunk")
+    if chunk is None or not isinstance(estimator, SGE):
+        return estimator
+    return dataclasses.replace(estimator, chunk=int(chunk.item()))
 
 
 def check_blocks(config: SearchConfig, alphas: Tree) -> None:
@@ -243,15 +252,27 @@ def weight_optimizer(settings: WeightSettings, epoch: int, epochs: int) -> SGD:
     return SGD(lr, settings.momentum, settings.weight_decay, settings.grad_clip)
 
 
-def forward_passes(config: SearchConfig, made: Space) -> tuple[Forward, Forward]:
-    """The space's `logits` and `stacked_logits`, compiled where `--compile` says so."""
-    if not config.compile:
-        return made.logits, made.stacked_logits
-    # whole graphs of fixed shapes: the number of members that go side by side changes seldom
-    return (
-        torch.compile(made.logits, fullgraph=True, dynamic=False),
-        torch.compile(made.stacked_logits, fullgraph=True, dynamic=False),
-    )
+def forward_passes(config: SearchConfig, made: Space, device: torch.device) -> tuple[Forward, Forward]:
+    """The space's `logits` and `stacked_logits`, compiled where `--compile` says so.
+
+    In the precision of `--precision`; given back in float32 from bfloat16.
+    """
+    passes: tuple[Forward, Forward] = made.logits, made.stacked_logits
+    if config.compile:
+        # whole graphs of fixed shapes: the number of members that go side by side changes seldom
+        logits, stacked = (torch.compile(one, fullgraph=True, dynamic=False) for one in passes)
+        passes = logits, stacked
+    if config.precision == "float32":
+        return passes
+    return _in_bfloat16(passes[0], device), _in_bfloat16(passes[1], device)
+
+
+def _in_bfloat16(forward: Forward, device: torch.device) -> Forward:
+    def rounded(weights: Tree, alphas: Tree, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return forward(weights, alphas, images).float()
+
+    return rounded
 
 
 def make_augmentation(

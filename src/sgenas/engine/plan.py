@@ -125,6 +125,7 @@ def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Pla
     nothing is written. Raises what `run_search` raises before its first step.
     """
     search = Search(parts.with_absolute_paths(config, images), RunFolder("unused"), images=images)
+    search.check_precision()
     constants = measure(search)
     schedules = [search.schedule, *compared(search.schedule)]
     return Plan(
@@ -152,6 +153,8 @@ def compared(schedule: Schedule) -> Iterator[Schedule]:
         if (estimator, every) in seen:
             continue
         seen.add((estimator, every))
+        if config.precision != "float32" and estimator.estimator not in ("first-order", asked.estimator):
+            continue  # nobody has measured what rounding does to it
         alphas = dataclasses.replace(config.alphas, alpha_every=every)
         try:
             changed = dataclasses.replace(config, estimator=estimator, alphas=alphas)
@@ -248,7 +251,7 @@ def measure(search: Search) -> Constants:
     device, weights, alphas = search.device, search.state.weights, search.alphas
     next_inner = partial(search.next_batch, search.inner_stream)
     next_outer = partial(search.next_batch, search.outer_stream)
-    with search.convolutions():
+    with search.numerics():
         problem = search._problem(search._weight_optimizer())
         own, start = search._trajectory(problem)
         inner, outer = next_inner(), next_outer()
@@ -263,12 +266,12 @@ def measure(search: Search) -> Constants:
         weights_pass = _median(lambda: problem.run(search.state, alphas, [next_inner()]), device)
         alphas_pass = _median(lambda: problem.outer_alpha_gradient(weights, alphas, next_outer()), device)
         with torch.no_grad():
-            evaluation_pass = _median(lambda: search._forward(weights, alphas, inner[0]), device)
+            evaluation_pass = _median(lambda: search._logits(weights, alphas, inner[0]), device)
         _, v, _ = own.outer_gradients(weights, alphas, outer)
         working = peak_memory(device)
 
         perturbed = _Perturbed(None, 1, 1, 0)
-        if search.config.precision == "float32":
+        if search.config.precision == "float32" or isinstance(search.estimator, SGE):
             perturbed = _perturbed(search, own, start, inner, v)
     return Constants(
         weights_pass=weights_pass,

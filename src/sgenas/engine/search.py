@@ -1,6 +1,8 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +12,16 @@ import torch
 from torch import Tensor
 
 from sgenas import data, trees
-from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, EvolutionStrategies
+from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, Estimator, EvolutionStrategies, FirstOrder
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import class_weights, nonfinite, parts, watch
+from sgenas.engine import class_weights, nonfinite, parts, precision, watch
 from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
+from sgenas.engine.ranges import Ranges
 from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, existing, read_config
 from sgenas.engine.schedule import Schedule
 from sgenas.engine.validation import Validation
@@ -73,10 +76,12 @@ def run_search(
     config = parts.with_absolute_paths(config, images)
     layout = _layout(config, processes)
     search = processes.build(lambda: Search(config, folder, processes, layout, images))
+    search.check_environment()
+    facts = search.describe() | search.check_precision()
     with contextlib.ExitStack() as held:
         with processes.agreeing():
             held.enter_context(folder.held())
-            folder.create(config, environment(search.device) | search.describe(), overwrite=overwrite)
+            folder.create(config, environment(search.device) | facts, overwrite=overwrite)
             folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
         return search.run(observer or Silent(), stop)
 
@@ -138,7 +143,8 @@ class Search(Run):
 
     noun = "search"
     remedy = "a lower --lr or --alpha-lr"
-    summed = ("inner_loss", "outer_loss")
+    smaller = "a lower --batch-size or --channels, or with sge --computation streamed"
+    summed = ("inner_loss", "outer_loss", "weight_grad_norm", "direct_norm", "indirect_norm")
     config: SearchConfig
 
     def __init__(
@@ -158,7 +164,7 @@ class Search(Run):
         self.space = parts.make_space(config, self.images)
         self.costs = CellCosts(config, self.space, self.images)
         self._class_weights = parts.class_weights(config, self.images, self.device)
-        self._logits, self._stacked_logits = parts.forward_passes(config, self.space)
+        self._logits, self._stacked_logits = parts.forward_passes(config, self.space, self.device)
         # data sets are often stored class by class, and batches of one class have misleading statistics
         shuffled = torch.randperm(len(validation), generator=parts.generator(config.seed, "evaluate"))
         training, validation = training.to(self.device), validation.subset(shuffled).to(self.device)
@@ -194,6 +200,7 @@ class Search(Run):
         self._memory: Tree | None = None
         self._losses = nonfinite.Losses()
         self._kept = self._moment()
+        self._ranges = Ranges(quiet=not processes.first)
 
     def describe(self) -> dict[str, Any]:
         """What the search was given: classes, images in each part, sizes; plain data."""
@@ -209,6 +216,27 @@ class Search(Run):
             "processes": self.processes.size,
             **self.costs.describe(),
         } | found
+
+    def check_precision(self) -> dict[str, Any]:
+        """What bfloat16 does to the hypergradient on the first batches; {} where nothing is rounded.
+
+        Takes no batch from the streams. Raises ConfigError where that is more than `precision.LIMIT`.
+        """
+        if self.config.precision == "float32" or isinstance(self.estimator, FirstOrder):
+            return {}
+        before = self.inner_stream.state_dict(), self.outer_stream.state_dict()
+        inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
+        outer = self.next_batch(self.outer_stream)
+        self.inner_stream.load_state_dict(before[0])
+        self.outer_stream.load_state_dict(before[1])
+        exact = copy.copy(self)
+        exact.config = dataclasses.replace(self.config, precision="float32")
+        exact._logits, exact._stacked_logits = parts.forward_passes(exact.config, self.space, self.device)
+        optimizer = self._weight_optimizer()
+        low, start = self._trajectory(self._problem(optimizer))
+        high, _ = exact._trajectory(exact._problem(optimizer))
+        with self.numerics():
+            return precision.check(self.config, self.estimator, low, high, start, self.alphas, inner, outer)
 
     # -- making the parts ---------------------------------------------------------------------------------
 
@@ -248,19 +276,12 @@ class Search(Run):
     def _loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """Cross-entropy of the supernet on a batch: L_train on training images, L_val on validation ones."""
         images, labels, *factors = batch
-        return class_weights.cross_entropy(self._forward(weights, alphas, images), labels, *factors)
+        return class_weights.cross_entropy(self._logits(weights, alphas, images), labels, *factors)
 
     def _outer_loss(self) -> Loss:
         """`_loss` with what the method adds to it in this epoch, and the expected cost."""
         extra = parts.regulariser(self.config.method, self.config.alphas, self.epoch, self.config.epochs)
         return parts.with_terms(self._loss, extra, self.costs.penalty)
-
-    def _forward(self, weights: Tree, alphas: Tree, images: Tensor) -> Tensor:
-        """Logits in the precision of `--precision`, given back in float32 from bfloat16."""
-        if self.config.precision == "float32":
-            return self._logits(weights, alphas, images)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return self._logits(weights, alphas, images).float()
 
     def _stacked_loss(self, weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
         """`_loss` of M members at once, (M,)."""
@@ -287,7 +308,7 @@ class Search(Run):
         except DivergenceError as error:
             self._losses.count(str(error))
             self._go_back_to(before)
-            self._note = f"{policy}: {error}"
+            self._notes["nonfinite"] = f"{policy}: {error}"
             return {}
         return values
 
@@ -302,7 +323,7 @@ class Search(Run):
         problem = self._problem(self._weight_optimizer())
         inner = [self.next_batch(self.inner_stream) for _ in range(self.config.estimator.inner_steps)]
         if not self.schedule.moves_alphas(self.step):
-            return {"inner_loss": self._train_weights(problem, inner)}
+            return {"inner_loss": self._train_weights(problem, inner)} | self._gradient_norm()
 
         outer = self.next_batch(self.outer_stream)
         separate = self.config.weights.weights == "separate"
@@ -310,6 +331,7 @@ class Search(Run):
         result = self.estimator(
             own, start, self.alphas, inner, outer, generator=self.directions, memory=self._memory
         )
+        self._narrow(parts.within_memory(self.estimator, result))
         nonfinite.require_finite({"the hypergradient of the alphas": result.grad})
         indirect = self._memory = result.indirect
         for name, alpha in self.alphas.items():
@@ -326,9 +348,24 @@ class Search(Run):
             "outer_loss": result.outer_loss,
             "direct_norm": trees.norm(result.direct),
             "indirect_norm": trees.norm(indirect),
-            "alpha_max": torch.stack([alpha.abs().max() for alpha in self.alphas.values()]).max(),
+            "alpha_min": torch.stack([alpha.min() for alpha in self.alphas.values()]).min(),
+            "alpha_max": torch.stack([alpha.max() for alpha in self.alphas.values()]).max(),
         }
+        found |= self._gradient_norm()
         return found | {name: result.diagnostics[name] for name in LOGGED if name in result.diagnostics}
+
+    def _gradient_norm(self) -> dict[str, Tensor]:
+        norm = self.state.grad_norm
+        return {} if norm is None else {"weight_grad_norm": norm}
+
+    def _narrow(self, estimator: Estimator) -> None:
+        if estimator is not self.estimator:
+            self.estimator = estimator
+            self._notes["chunk"] = self._chunk
+
+    @property
+    def _chunk(self) -> int | None:
+        return self.estimator.chunk if isinstance(self.estimator, SGE) else None
 
     def _trajectory(self, training: BilevelProblem) -> tuple[BilevelProblem, InnerState]:
         """The problem whose inner steps the estimator takes, `training` or its own, and where they start."""
@@ -350,7 +387,7 @@ class Search(Run):
         """
         if genotype is None:
             return self._validation.test(
-                lambda images: self._forward(self.state.weights, self.alphas, images), self.processes
+                lambda images: self._logits(self.state.weights, self.alphas, images), self.processes
             )
         chosen = self._to_device(self.space.one_hot(genotype))
         return self._validation.test(
@@ -411,6 +448,7 @@ class Search(Run):
             "step": self.step,
             "inner_loss": self._mean("inner_loss"),
             "outer_loss": self._mean("outer_loss"),
+            "weight_grad_norm": self._mean("weight_grad_norm"),
             "val_loss": val_loss,
             "val_accuracy": val_accuracy,
             **self._signs(genotype, val_accuracy),
@@ -421,6 +459,15 @@ class Search(Run):
             "images": round(self.cost.forward * self.config.data.batch_size),
             "cell": {name: str(cell) for name, cell in genotype.cells},
         }
+        outside = self._ranges.look(
+            max(alpha.abs().max().item() for alpha in self.alphas.values()),
+            self._mean("weight_grad_norm"),
+            self.config.weights.grad_clip,
+            self._mean("direct_norm"),
+            self._mean("indirect_norm"),
+        )
+        if outside:
+            row["out_of_range"] = outside
         if self.config.on_nonfinite != "stop":
             row["nonfinite_steps"] = self._losses.in_epoch
         self._require_finite(row)
@@ -471,6 +518,10 @@ class Search(Run):
         if self.config.on_nonfinite == "rollback":
             self._kept = self._moment()
 
+    def state_dict(self) -> dict[str, Any]:
+        # not among what all processes have alike: each may be short of memory by itself
+        return super().state_dict() | {"chunk": self._chunk}
+
     def _own_state(self) -> dict[str, Any]:
         return {
             "nonfinite_steps": self._losses.in_epoch,
@@ -490,6 +541,8 @@ class Search(Run):
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
+        if isinstance(self.estimator, SGE):
+            self.estimator = dataclasses.replace(self.estimator, chunk=state.get("chunk"))
         self.cost = Cost(*state["cost"])
         weights = same_shapes(self.state.weights, self._to_device(state["weights"]))
         buffers = same_shapes(self.state.buffers, self._to_device(state["buffers"]))

@@ -60,6 +60,7 @@ def run_training(
     folder.check(overwrite=overwrite)
     config = parts.with_absolute_paths(config, images)
     training = Training(config, folder, images=images)
+    training.check_environment()
     with folder.held():
         folder.create(config, environment(training.device) | training.describe(), overwrite=overwrite)
         folder.write_genotype(config.genotype)
@@ -114,6 +115,7 @@ class Training(Run):
 
     noun: ClassVar[str] = "training"
     remedy: ClassVar[str] = "a lower --lr"
+    smaller: ClassVar[str] = "a lower --batch-size or --channels"
     summed: ClassVar[tuple[str, ...]] = ("loss", "accuracy")
     config: TrainConfig
 
@@ -311,6 +313,8 @@ class Training(Run):
         return TrainResult(self.folder.path, self.genotype, self.finished, rows)
 
     def convolutions(self) -> AbstractContextManager[None]:
+        if self.config.deterministic:
+            return parts.exact_convolutions(self.device)
         return parts.fast_convolutions(self.device)
 
     def _end_epoch(self, recorder: Recorder, observer: Observer) -> dict[str, Any]:

@@ -107,13 +107,16 @@ class TrainSettings(Checked):
     epochs: int = 600
     """passes through the training images; what is over after the last full batch of one is left out of it"""
     seed: int = 0
-    """the same seed gives the same run on the same machine and number of threads (on a CPU; on a GPU sums
-    may be added in another order)"""
+    """the same seed gives the same run on the same machine and number of threads (on a GPU with
+    --deterministic; else sums may be added in another order there)"""
     device: str = "auto"
     """auto (a GPU where there is one), cpu, cuda or cuda:1"""
     precision: str = "float32"
     """float32 (on a GPU TF32 in convolutions), bfloat16 for the layers that bear it, or auto: bfloat16 on a
     GPU and float32 on a CPU"""
+    deterministic: bool = False
+    """only operations that give the same result every time: on a GPU slower; one that has no such form ends
+    the run and is named. On a CPU all have it, and results are the same without"""
     compile: bool = False
     """compile the network with torch.compile: minutes at the start, for fewer and larger kernels"""
     log_every: int = 10

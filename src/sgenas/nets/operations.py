@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.errors import GenotypeError
+from sgenas.spaces.nonlinearity import maximum
 
 
 class FactorizedReduce(nn.Module):
@@ -66,8 +67,19 @@ def _dilated(kernel: int) -> Callable[[int, int], nn.Module]:
     return lambda channels, stride: nn.Sequential(*_depthwise_separable(channels, kernel, stride, dilation=2))
 
 
+class MaxPool(nn.Module):
+    """3x3 max pooling; (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return maximum(x, 3, self.stride, 1)
+
+
 BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "max_pool_3x3": lambda _, stride: nn.MaxPool2d(3, stride, padding=1),
+    "max_pool_3x3": lambda _, stride: MaxPool(stride),
     "avg_pool_3x3": lambda _, stride: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
     "skip_connect": lambda channels, stride: (
         nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)

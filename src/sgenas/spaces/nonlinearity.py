@@ -50,8 +50,27 @@ class Nonlinearity:
         """
         padding = kernel // 2 if kernel % 2 else 0
         if self.pooling == "hard":
-            return F.max_pool2d(x, kernel, stride, padding, ceil_mode=kernel % 2 == 0)
+            return maximum(x, kernel, stride, padding)
         return smooth_maximum(x, kernel, stride, padding)
+
+
+def maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """Maxima of kernel x kernel windows; sides become ceil(side / stride).
+
+    On a GPU the derivative of PyTorch's own pooling adds in any order, and torch.use_deterministic_algorithms
+    refuses it: there they are taken window by window, `stacked_maximum`.
+    """
+    if x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled():
+        return stacked_maximum(x, kernel, stride, padding)
+    return F.max_pool2d(x, kernel, stride, padding, ceil_mode=kernel % 2 == 0)
+
+
+def stacked_maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """`maximum`, of rows first, then of columns; equal ones go to the first, as in PyTorch's own pooling."""
+    for axis in (3, 2):
+        windows = _windows(x, axis, kernel, stride, padding, float("-inf"))
+        x = torch.stack(windows).max(dim=0).values
+    return x
 
 
 def smooth_maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
