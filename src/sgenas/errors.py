@@ -35,3 +35,9 @@ class DivergenceError(SgenasError):
 
 class ProcessError(SgenasError):
     """The processes of one search lost each other: one has ended or does not answer, or they differ."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 200 characters."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((said or type(error).__name__).split())[:200]

@@ -7,19 +7,21 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from sgenas import limits, reading
 from sgenas.engine.run_folder import read_environment, read_train_config
-from sgenas.errors import RunFolderError
+from sgenas.errors import RunFolderError, one_line
 from sgenas.experiments.grid import Place
-from sgenas.files import locked, naming, replacing
+from sgenas.files import locked, naming, replacing, require_inside
 from sgenas.nets import network_size
 from sgenas.report import RunRecord, read_run
 
 LONGEST = 300
 """Characters of a reason."""
 TAIL = 65536
-"""Bytes at the end of metrics.jsonl that surely hold a whole row."""
+"""Bytes at the end of metrics.jsonl, or of a log, that surely hold a whole line."""
 OF_A_CONFIG = ("mean", "std", "input", "classes", "images")
 """What a run's environment says about its images."""
 
@@ -71,15 +73,30 @@ def is_done(place: Place) -> bool:
 def read_outcome(place: Place) -> Outcome | None:
     """What became of `place`; None where it is not through, also when its training is no longer there."""
     try:
-        data = json.loads((place.folder / "outcome.json").read_text(encoding="utf-8"))
+        data = json.loads(reading.text(place.folder / "outcome.json", limits.SETTINGS))
         outcome = Outcome(**data)
+        _check(outcome)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
-        raise RunFolderError(f"{place.folder / 'outcome.json'} cannot be read: {error}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise RunFolderError(f"{place.folder / 'outcome.json'} cannot be read: {one_line(error)}") from None
     if outcome.state == "done" and not (place.training_folder / "metrics.jsonl").exists():
         return None
     return outcome
+
+
+def _check(outcome: Outcome) -> None:
+    """Raises ValueError for fields that no outcome has; what stands in the figures is not looked at."""
+    for name, kinds in (
+        ("when", (str,)),
+        ("stage", (str, NoneType)),
+        ("reason", (str, NoneType)),
+        ("figures", (dict,) if outcome.state == "done" else (dict, NoneType)),
+    ):
+        if not isinstance(getattr(outcome, name), kinds):
+            raise ValueError(f"{name} must be {' or '.join(kind.__name__ for kind in kinds)}")
+    if outcome.state not in ("done", "failed"):
+        raise ValueError(f"state must be done or failed, got {str(outcome.state)[:40]!r}")
 
 
 def write_outcome(place: Place, outcome: Outcome) -> None:
@@ -107,16 +124,18 @@ def progress(place: Place) -> Progress:
 
 def _finished_epochs(metrics: Path) -> int:
     try:
-        with metrics.open("rb") as file:
+        with reading.opened(metrics, limits.METRICS) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines()
+            lines = file.read(TAIL).splitlines()
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise RunFolderError(f"{metrics} cannot be read: {error.strerror or error}") from None
     for line in reversed(lines):
         try:
             row = json.loads(line)
             return int(row["epoch"]) + (row["kind"] == "epoch")
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             continue  # cut by a kill, or by the reading above
     return 0
 
@@ -169,6 +188,8 @@ def held(place: Place, *, patience: float = 0.0) -> AbstractContextManager[None]
 
     Raises RunFolderError when one still does after `patience` seconds, or the folder cannot be written.
     """
+    for folder in (place.folder, place.search_folder, place.training_folder):
+        require_inside(place.grid, folder, place.name)
     return locked(place.folder / "lock", place.name, patience=patience)
 
 

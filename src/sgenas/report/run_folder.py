@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgenas import limits, reading
+from sgenas.archives import read_arrays
 from sgenas.errors import RunFolderError
-from sgenas.files import RUN, read_arrays
+from sgenas.files import RUN
 from sgenas.spaces.genotype import Genotype
 
 KINDS = ("search", "training")
+MOST_TABLES = 20
+"""Of alphas: each is drawn by itself. The spaces of this library have one or two."""
+MOST_EDGES = 500
+"""Of a table of alphas: each is a line of its drawing. A DARTS cell of 4 nodes has 14."""
+MOST_OPERATIONS = 100
+"""Of a table of alphas: each is a line and an entry of the legend."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,9 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
     if not path.exists():
         return (), ()
     try:
-        lines = path.read_bytes().splitlines()
+        lines = reading.content(path, limits.METRICS).splitlines()
     except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from None
+        raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
     rows: dict[str, dict[tuple[int, int], dict[str, Any]]] = {"step": {}, "epoch": {}}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -129,6 +137,9 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
     shape = (len(arrays["epoch"]), len(arrays["edges"]), len(arrays["operations"]))
     if 0 in shape:
         raise RunFolderError(f"{path} must hold at least one epoch, edge and operation, got {shape}")
+    for field, size, most in (("edges", shape[1], MOST_EDGES), ("operations", shape[2], MOST_OPERATIONS)):
+        if size > most:
+            raise RunFolderError(f"{path} must hold at most {most} {field}, got {size}")
     tables = {}
     for name in arrays:
         if f"{name}_mixing" not in arrays:
@@ -138,6 +149,8 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
                 raise RunFolderError(f"{path}: {part} must have shape {shape}, got {arrays[part].shape}")
             if arrays[part].dtype.kind not in "fiu":
                 raise RunFolderError(f"{path}: {part} must hold real numbers, got {arrays[part].dtype}")
+        if len(tables) == MOST_TABLES:
+            raise RunFolderError(f"{path} must hold at most {MOST_TABLES} tables of alphas, got more")
         tables[name] = AlphaTable(arrays[name].astype(float), arrays[f"{name}_mixing"].astype(float))
     operations = tuple(str(operation) for operation in arrays["operations"])
     return AlphaHistory(
