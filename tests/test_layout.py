@@ -10,6 +10,7 @@ RANKS = {
     "errors": 0,
     "trees": 0,
     "limits": 0,
+    "terminal": 0,
     "reading": 0,
     "archives": 0,
     "files": 0,
