@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import pytest
+from stopping import stop_after
+
+from sgenas.engine import DataSettings, EstimatorSettings, SearchConfig, SpaceSettings, run_search
+
+
+@pytest.fixture(scope="session")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny search that was stopped after its first epoch: to copy, and to go on with."""
+    config = SearchConfig(
+        epochs=2,
+        data=DataSettings(data="digits", train_images=80, batch_size=16),
+        space=SpaceSettings(channels=2, layers=3, nodes=1),
+        estimator=EstimatorSettings(estimator="first-order"),
+    )
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert not run_search(config, path, stop=stop_after(3)).finished
+    return path
