@@ -42,7 +42,7 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def own_file(path: Path, flags: int, mode: str) -> IO[Any]:
+def own_file(path: Path, flags: int, mode: str) -> Any:
     """The file `path` itself, made where there is none; flags: of `os.open`, mode: of `open`.
 
     Raises OSError where a link or a pipe stands there: whoever hands on a folder could have put it into the

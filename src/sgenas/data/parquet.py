@@ -154,8 +154,9 @@ def _largest_page(path: Path, metadata: "pq.FileMetaData", column: str) -> int:
                 if chunk.path_in_schema.split(".")[0] != column:
                     continue
                 start = chunk.data_page_offset
-                if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
-                    start = chunk.dictionary_page_offset
+                if chunk.has_dictionary_page:
+                    # 0 where a writer has left it out
+                    start = min(start, chunk.dictionary_page_offset or start)
                 for page in pages(file, start, chunk.total_compressed_size):
                     most = max(limits.PAGE, limits.UNPACKED * page.stored)
                     if page.unpacked > most:
@@ -242,16 +243,17 @@ def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
                 inside = rows[(rows >= first) & (rows < first + len(batch))]
                 values = batch.column(0).take(pa.array((inside - first).numpy())).to_pylist()
                 for row, value in zip(inside.tolist(), values, strict=True):
-                    images.append(_image(f"{path} row {row}", value))
-                    kept += len(images[-1].content)
+                    content = _content(f"{path} row {row}", value)
+                    images.append(Encoded(f"{path} row {row}", content))
+                    kept += len(content)
                 if kept > most:
                     raise ValueError(f"its images must have at most {most:,} bytes, got {kept:,}")
                 first += len(batch)
     return images
 
 
-def _image(name: str, value: Any) -> Encoded:
-    content = value["bytes"] if isinstance(value, dict) else value
+def _content(name: str, value: Any) -> bytes:
+    content: bytes | None = value["bytes"] if isinstance(value, dict) else value
     if content is None:
         raise DataError(f"{name} holds no image bytes")
-    return Encoded(name, content)
+    return content

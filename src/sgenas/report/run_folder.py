@@ -15,6 +15,8 @@ from sgenas.files import RUN
 from sgenas.spaces.genotype import Genotype
 
 KINDS = ("search", "training")
+MOST = 1e18
+"""Of a whole number of a row: whoever draws makes a float of it, which there may be none for."""
 MOST_TABLES = 20
 """Of alphas: each is drawn by itself. The spaces of this library have one or two."""
 MOST_EDGES = 500
@@ -117,7 +119,13 @@ def _read_metrics(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[st
         for field in ("epoch", "step"):
             if type(row.get(field)) is not int:
                 raise RunFolderError(
-                    f"{path} line {number}: {field} must be an integer, got {row.get(field)!r}"
+                    f"{path} line {number}: {field} must be an integer, got {str(row.get(field))[:40]!r}"
+                )
+        for field, value in row.items():
+            if type(value) is int and abs(value) > MOST:
+                raise RunFolderError(
+                    f"{path} line {number}: {field[:40]} must be a number up to {MOST:g},"
+                    f" got one of {len(str(value))} digits"
                 )
         rows[row["kind"]][row["epoch"], row["step"]] = row
     return tuple(rows["step"].values()), tuple(rows["epoch"].values())
@@ -140,7 +148,7 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
     for field, size, most in (("edges", shape[1], MOST_EDGES), ("operations", shape[2], MOST_OPERATIONS)):
         if size > most:
             raise RunFolderError(f"{path} must hold at most {most} {field}, got {size}")
-    tables = {}
+    tables: dict[str, AlphaTable] = {}
     for name in arrays:
         if f"{name}_mixing" not in arrays:
             continue
