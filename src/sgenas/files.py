@@ -77,7 +77,7 @@ def understood(path: Path) -> Iterator[None]:
         if isinstance(error, SgenasError):
             raise
         said = f"{type(error).__name__}: {one_line(error)}"
-        raise RunFolderError(f"{path} must be as this version of sgenas writes it, got {said}") from None
+        raise RunFolderError(f"{path} must be as this version of sgenas writes it, got {said}") from error
 
 
 @contextmanager

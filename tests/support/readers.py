@@ -138,7 +138,7 @@ def _picture(kind: str) -> Callable[[Path, Path], Reader]:
 def _laboratory(folder: Path, _: Path) -> Reader:
     settings = LabSettings(
         problem="weight-decay-toy",
-        estimators=("first-order", "finite-difference"),
+        estimators=("first-order", "second-order"),
         inner_steps=(1,),
         moments=(0,),
         batches=1,

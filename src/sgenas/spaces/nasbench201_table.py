@@ -13,6 +13,7 @@ import io
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class AccuracyTable:
                 raise InvalidValueError(f"datasets must be among {', '.join(COLUMNS)}, got {name!r}")
         if not datasets or len(set(datasets)) < len(datasets):
             raise InvalidValueError(f"datasets must hold different names, at least one, got {list(datasets)}")
-        known = set(all_strings())
+        known = _known()
         for arch, values in rows.items():
             if arch not in known:
                 raise DataError(f"accuracy table: arch must be a cell of NAS-Bench-201, got {arch!r}")
@@ -214,6 +215,11 @@ def import_table(api: BenchmarkApi, path: str | Path, *, complete: bool = True) 
     table = AccuracyTable(tuple(COLUMNS), rows, complete=complete)
     table.save(path)
     return table
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(all_strings())
 
 
 def _lines(path: Path) -> Iterator[list[str]]:
