@@ -248,13 +248,9 @@ class Lab:
             return store.find("truths", {name: record[name] for name in (*CONDITION, "batch")})
 
         with understood(store.path / FILE):
-            rows = {
-                "truth_rows": truth_rows(
-                    store.records("truths"), lambda record: store.vectors(_name(record))
-                ),
-                "rows": estimator_rows(store.records("measurements"), truth_of),
-            }
-        store.write(self._facts, rows)
+            truths = truth_rows(store.records("truths"), lambda record: store.vectors(_name(record)))
+            rows = estimator_rows(store.records("measurements"), truth_of)
+        store.write(self._facts, {"truth_rows": truths, "rows": rows})
 
 
 def _name(key: Record) -> str:
