@@ -1,6 +1,8 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from stopping import stop_after
 
 from sgenas.engine import DataSettings, EstimatorSettings, SearchConfig, SpaceSettings, run_search
@@ -18,3 +20,18 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     assert not run_search(config, path, stop=stop_after(3)).finished
     return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Callable[[str], Path]:
+    """place(name): where a file of that name is read; images lie in a class folder beside another class."""
+
+    def make(name: str) -> Path:
+        if not name.endswith(".png"):
+            return tmp_path / name
+        for label in ("a", "b"):
+            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(tmp_path / "photos" / label / "1.png")
+        return tmp_path / "photos" / "a" / name
+
+    return make

@@ -19,13 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from measured import at_most
-from PIL import Image
+from measured import at_most, refused
 
 from sgenas import archives, data, limits
 from sgenas.engine import checkpoint
 from sgenas.engine.run_folder import read_settings
-from sgenas.errors import SgenasError
 from sgenas.experiments.grid import load_grid
 from sgenas.experiments.lab.store import read_tree
 from sgenas.nets.latency import LatencyTable
@@ -34,15 +32,6 @@ from sgenas.report.lab_record import read_lab
 from sgenas.spaces import AccuracyTable, Genotype
 
 MIB = 2**20
-
-
-def refused(read: Callable[[], object], text: str, growth: int) -> None:
-    """`read` raises one line that holds `text`, and takes at most `growth` bytes of memory on the way."""
-    with at_most(growth), pytest.raises(SgenasError) as caught:
-        read()
-    assert text in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 1000
 
 
 def folder_with(path: Path, run: Path) -> Path:
@@ -70,21 +59,6 @@ READERS: dict[str, Callable[[Path, Path], object]] = {
     "train.parquet": lambda path, _: data.load(f"parquet:{path}"),
 }
 """File name -> what reads it, given a run folder to put it into."""
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Callable[[str], Path]:
-    """place(name): where a file of that name is read; images lie in a class folder beside another class."""
-
-    def make(name: str) -> Path:
-        if not name.endswith(".png"):
-            return tmp_path / name
-        for label in ("a", "b"):
-            (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8)).save(tmp_path / "photos" / label / "1.png")
-        return tmp_path / "photos" / "a" / name
-
-    return make
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -2,11 +2,13 @@
 
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from sgenas.errors import SgenasError
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 CEILING = 4 * 2**30
@@ -37,3 +39,12 @@ def at_most(growth: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
     taken = _kilobytes("VmHWM") - start
     assert taken <= growth, f"{taken:,} bytes of memory were taken, where {growth:,} are allowed"
+
+
+def refused(read: Callable[[], object], text: str, growth: int) -> None:
+    """`read` raises one line that holds `text`, and takes at most `growth` bytes of memory on the way."""
+    with at_most(growth), pytest.raises(SgenasError) as caught:
+        read()
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
