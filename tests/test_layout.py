@@ -9,6 +9,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "sgenas"
 RANKS = {
     "errors": 0,
     "trees": 0,
+    "limits": 0,
+    "terminal": 0,
+    "reading": 0,
+    "archives": 0,
     "files": 0,
     "memory": 0,
     "bilevel": 1,

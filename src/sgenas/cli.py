@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import sgenas
 from sgenas.command_line.answers import ACTIONS
 from sgenas.command_line.codes import BAD_INPUT, DONE, FAILED, LOST, STOPPED
-from sgenas.command_line.console import plain_warnings
+from sgenas.command_line.console import complain, plain_warnings
 from sgenas.command_line.help import overview
 from sgenas.command_line.parsing import parse
 from sgenas.command_line.running import run
@@ -36,7 +36,7 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
 
     def said(text: str, code: int, always: bool = False) -> int:
         if always or speaks():
-            sys.stderr.write(f"sgenas: {text}\n")
+            complain(text)
         return code
 
     try:

@@ -12,6 +12,7 @@ from sgenas.engine.plan import Plan
 from sgenas.engine.progress import time_left_bar
 from sgenas.report import duration, memory
 from sgenas.spaces import Genotype
+from sgenas.terminal import printable_line
 
 
 class Plain:
@@ -155,7 +156,7 @@ def cell_text(genotype: Genotype) -> Text:
     """A genotype as text, one line a node, for a terminal."""
     text = Text()
     for name, cell in genotype.cells:
-        text.append(f"{name} cell\n", style="bold")
+        text.append(f"{printable_line(name)} cell\n", style="bold")
         for line in str(cell).split("; "):
             text.append(f"  {line}\n")
     text.rstrip()

@@ -55,3 +55,9 @@ class RangeWarning(SgenasWarning):
 
 class RunWarning(SgenasWarning):
     """One of many runs cannot be read, and is left out of what is made of the others."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 200 characters."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((said or type(error).__name__).split())[:200]

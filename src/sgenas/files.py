@@ -1,24 +1,22 @@
-"""Writing files so that no reader, and no kill, ever leaves half of one; reading the library's own JSON."""
+"""Writing files so that no reader, and no kill, ever leaves half of one, nor through a link that someone else
+has put there; reading the library's own JSON."""
 
 import contextlib
+import errno
 import fcntl
-import io
 import json
-import math
 import os
 import socket
+import stat
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
-
-from sgenas.errors import RunFolderError
+from sgenas import limits, reading
+from sgenas.errors import RunFolderError, SgenasError, one_line
 
 
 @contextmanager
@@ -26,12 +24,14 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file to write in place of `path`: it takes that name once it is whole and on the disk.
 
     Until then it is called `path` with .tmp added, and an old `path` stays as it is. keep: the name that the
-    old one gets then, if there is one. Raises RunFolderError when the file cannot be written.
+    old one gets then, if there is one. Links of these names are replaced, what they lead to stays as it is.
+    Raises RunFolderError when the file cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with naming(path):
         try:
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)
+            with own_file(temporary, os.O_WRONLY | os.O_EXCL, "wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -40,6 +40,44 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def own_file(path: Path, flags: int, mode: str) -> Any:
+    """The file `path` itself, made where there is none; flags: of `os.open`, mode: of `open`.
+
+    Raises OSError where a link or a pipe stands there: whoever hands on a folder could have put it into the
+    place of a file that this library goes on writing, and it would lead anywhere.
+    """
+    safely = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        number = os.open(path, flags | safely, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, f"it must be a file, got a link to {os.readlink(path)!r}") from None
+        raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "it must be a file, got a pipe, socket or device")
+    return os.fdopen(number, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def require_inside(folder: Path, path: Path, what: str) -> None:
+    """Raises RunFolderError, about `what`, where links lead `path` out of `folder`; `folder` may be one."""
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunFolderError(f"{what} must lie in {folder}, got a link to {path.resolve()}")
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turns what goes wrong with the content of `path`, which parsed but may hold anything, into a
+    RunFolderError that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        if isinstance(error, SgenasError):
+            raise
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise RunFolderError(f"{path} must be as this version of sgenas writes it, got {said}") from error
 
 
 @contextmanager
@@ -63,7 +101,7 @@ def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
     until = time.monotonic() + patience
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = own_file(path, os.O_RDWR | os.O_APPEND, "a+")
     with file:
         while not _lock(file):
             if time.monotonic() >= until:
@@ -87,54 +125,16 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-MOST_BYTES = 2**30
-"""Of all arrays of a file together."""
-
-
-def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of an npz file, none of them pickled.
-
-    Sizes are looked at before anything is allocated: a header may claim any shape, and a few packed bytes
-    may grow without end. Raises RunFolderError when the file cannot be read, is damaged or holds more than
-    MOST_BYTES.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            size = sum(record.file_size for record in records)
-            if size > MOST_BYTES:
-                raise ValueError(f"its arrays must have at most {MOST_BYTES} bytes, got {size}")
-            return {
-                record.filename.removesuffix(".npy"): _array(archive.read(record.filename))
-                for record in records
-            }
-    except Exception as error:
-        # from the zip reader, the decompressors and numpy, in a dozen types
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        raise RunFolderError(f"{path} cannot be read: {said}") from None
-
-
-def _array(content: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        raise ValueError(f"npy format {version} is not known")
-    shape, _, dtype = readers[version](stream)
-    declared, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
-    if declared != there:
-        raise ValueError(f"an array must have the {declared} bytes of its shape {shape}, got {there}")
-    stream.seek(0)
-    found: NDArray[Any] = np.load(stream, allow_pickle=False)
-    return found
-
-
 @dataclass(frozen=True)
 class Document:
-    """A kind of JSON file of this library, told by the entries `format` and `version`."""
+    """A kind of JSON file of this library, told by the entries `format` and `version`.
+
+    most: bytes that one may have.
+    """
 
     format: str
     version: int
+    most: int = limits.SETTINGS
 
     @property
     def head(self) -> dict[str, Any]:
@@ -142,9 +142,12 @@ class Document:
         return {"format": self.format, "version": self.version}
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The content of `path`. Raises RunFolderError for a file that is missing, not JSON, or another."""
+        """The content of `path`.
+
+        Raises RunFolderError for a file that is missing, too large, not JSON, or another.
+        """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = json.loads(reading.text(path, self.most))
         except OSError as error:
             raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
         except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgenas.command_line.codes import DONE, FAILED, STOPPED
-from sgenas.command_line.console import make_console, print_json, stop_signals
+from sgenas.command_line.console import complain, make_console, print_json, say, stop_signals
 from sgenas.command_line.parsing import completion
 from sgenas.commands import (
     CompletionCommand,
@@ -73,7 +73,7 @@ def _plan(command: PlanCommand) -> int:
     if command.json:
         print_json(plan.to_dict())
     else:
-        sys.stdout.write(f"{plan_text(plan)}\n")
+        say(f"{plan_text(plan)}\n")
     return DONE
 
 
@@ -101,7 +101,7 @@ def _export(command: ExportCommand) -> int:
     from sgenas.engine.export import export_run
 
     written = export_run(command.run, command.format, command.out, overwrite=command.overwrite)
-    sys.stdout.write(f"{written}\n")
+    say(f"{written}\n")
     return DONE
 
 
@@ -156,7 +156,7 @@ def _latency(command: LatencyCommand) -> int:
         facts=environment(device),
     )
     table.save(command.out)
-    sys.stdout.write(f"{command.out}: {len(table.milliseconds)} operations where they stand\n")
+    say(f"{command.out}: {len(table.milliseconds)} operations where they stand\n")
     return DONE
 
 
@@ -194,7 +194,7 @@ def _doctor(command: DoctorCommand) -> int:
     found = show_doctor(command.json, make_console())
     if found.ok:
         return DONE
-    sys.stderr.write(f"sgenas: no search can run here: {'; '.join(found.reasons)}\n")
+    complain(f"no search can run here: {'; '.join(found.reasons)}")
     return FAILED
 
 
@@ -247,7 +247,7 @@ def _table1_status(command: Table1Command) -> int:
     if command.json:
         print_json(found)
     else:
-        sys.stdout.write(status_text(found))
+        say(status_text(found))
     return DONE
 
 
@@ -263,7 +263,7 @@ def _table1_place(out: Path, name: str) -> int:
         console.print(f"Stopped. Go on with the same command, or  sgenas table1 --out {out}", soft_wrap=True)
         return STOPPED
     if outcome.reason is not None:
-        sys.stderr.write(f"sgenas: {name} failed in the {outcome.stage}: {outcome.reason}\n")
+        complain(f"{name} failed in the {outcome.stage}: {outcome.reason}")
         return FAILED
     return DONE
 

@@ -10,9 +10,11 @@ from types import FrameType
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.text import Text
 
 from sgenas.engine.parallel import ALONE, Processes
 from sgenas.errors import SgenasWarning
+from sgenas.terminal import printable, printable_line
 
 
 def print_json(values: Any) -> None:
@@ -20,10 +22,27 @@ def print_json(values: Any) -> None:
     sys.stdout.write(json.dumps(values) + "\n")
 
 
+def say(text: str) -> None:
+    """Prints text that may hold names from files on stdout."""
+    sys.stdout.write(printable(text))
+
+
+def complain(text: str) -> None:
+    """Prints one line of this program on stderr."""
+    sys.stderr.write(f"sgenas: {printable_line(text)}\n")
+
+
+class _Console(Console):
+    """Prints strings as they are: no markup, and no orders to the terminal."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def make_console() -> Console:
     """A console on stdout."""
     # paths and class names are text: square brackets in them are no markup
-    return Console(markup=False, highlight=False)
+    return _Console(markup=False, highlight=False)
 
 
 @contextlib.contextmanager
@@ -40,7 +59,7 @@ def plain_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if issubclass(category, SgenasWarning):
-            sys.stderr.write(f"sgenas: warning: {message}\n")
+            complain(f"warning: {message}")
         else:
             usual(message, category, filename, lineno, file, line)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sgenas import limits
 from sgenas.data.images import ImageData, ImageSet, Pick
 from sgenas.errors import DataError
 
@@ -84,10 +85,20 @@ def _arrays(name: str, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[s
     return images, torch.as_tensor(data.targets, dtype=torch.int64), tuple(data.classes)
 
 
+def _check_idx(folder: Path) -> None:
+    """Raises DataError for a file that is too large: torchvision reads these whole and compares no sum."""
+    for path in sorted(folder.glob("*-ubyte")):
+        size = path.stat().st_size
+        if size > limits.IDX:
+            raise DataError(f"{path} must have at most {limits.IDX:,} bytes, got {size:,}")
+
+
 def _dataset(name: str, root: Path, train: bool) -> Any:
     """torchvision's data set; downloads only what is not already in `root`."""
     import torchvision
 
+    if name == "fashion_mnist":
+        _check_idx(root / "FashionMNIST" / "raw")
     make: Callable[..., Any] = getattr(torchvision.datasets, _SOURCES[name].torchvision)
     part: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
     try:

@@ -1,21 +1,29 @@
 """Parquet files of encoded images with integer labels, in the layout of Hugging Face data sets or plainer."""
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sgenas import limits
 from sgenas.data.columns import find_column
 from sgenas.data.decode import Encoded, image_data
 from sgenas.data.images import ImageData, Pick
+from sgenas.data.parquet_pages import pages
 from sgenas.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
+MOST_ROWS = 256
+"""Read at a time."""
 TEST_WORDS = {"test", "val", "valid", "validation"}
 
 
@@ -91,18 +99,73 @@ def _open(path: Path) -> _File:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _reading(path):
+        _check_footer(path)
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             image = _column(path, "image", schema, _holds_bytes)
             label = _column(path, "label", schema, pa.types.is_integer)
+            _check_rows(file.metadata)
+            _largest_page(path, file.metadata, label)
             column = file.read(columns=[label]).column(label)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
     if column.null_count:
         raise DataError(f"column {label!r} of {path} must have no null label, got {column.null_count}")
     labels = torch.tensor(column.to_numpy().astype("int64"))
     return _File(path, image, labels, _feature_names(schema, label))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what is wrong with the file `path` into a DataError that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _check_footer(path: Path) -> None:
+    """Raises ValueError for a description of the file that is too large to be read."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
+        size = int.from_bytes(file.read(8)[:4], "little")
+    if size > limits.FOOTER:
+        raise ValueError(f"its footer must have at most {limits.FOOTER:,} bytes, got {size:,}")
+
+
+def _check_rows(metadata: "pq.FileMetaData") -> None:
+    """Raises ValueError for more rows than can be counted: few bytes may stand for any number of labels."""
+    parts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if not 0 <= sum(parts) <= limits.IMAGES or min(parts, default=0) < 0:
+        raise ValueError(f"it must have at most {limits.IMAGES:,} rows, got {sum(parts):,}")
+
+
+def _largest_page(path: Path, metadata: "pq.FileMetaData", column: str) -> int:
+    """Bytes of the largest page of `column` once it is unpacked.
+
+    Raises ValueError for one that is packed as no honest page is.
+    """
+    largest = 0
+    with path.open("rb") as file:
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(index)
+                if chunk.path_in_schema.split(".")[0] != column:
+                    continue
+                start = chunk.data_page_offset
+                if chunk.has_dictionary_page:
+                    # 0 where a writer has left it out
+                    start = min(start, chunk.dictionary_page_offset or start)
+                for page in pages(file, start, chunk.total_compressed_size):
+                    most = max(limits.PAGE, limits.UNPACKED * page.stored)
+                    if page.unpacked > most:
+                        raise ValueError(
+                            f"a page of column {column!r} must become at most {most:,} bytes,"
+                            f" got {page.unpacked:,} out of {page.stored:,}"
+                        )
+                    largest = max(largest, page.unpacked)
+    return largest
 
 
 def _holds_bytes(kind: "pa.DataType") -> bool:
@@ -145,33 +208,52 @@ def _class_names(files: list[_File]) -> tuple[str, ...]:
 
 def _encoded(files: list[_File], chosen: Tensor) -> list[Encoded]:
     """The encoded images at the ascending indices `chosen`, counted through all `files`."""
+    images: list[Encoded] = []
+    start = 0
+    for file in files:
+        end = start + len(file.labels)
+        rows = chosen[(chosen >= start) & (chosen < end)] - start
+        with _reading(file.path):
+            images += _rows(file.path, file.image, rows)
+        start = end
+    return images
+
+
+def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
+    """The encoded images of a file in the ascending `rows`.
+
+    A value may be written once and stand in every row, so that a file says little about what its rows come
+    to: a few rows are read at a time, and what has been kept is added up.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     images: list[Encoded] = []
-    start = 0
-    for path, column, labels, _ in files:
-        try:
-            with pq.ParquetFile(path) as file:
-                first = 0
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    offset = start + first
-                    rows = chosen[(chosen >= offset) & (chosen < offset + count)] - offset
-                    if len(rows):
-                        table = file.read_row_group(group, columns=[column])
-                        values = table.column(column).take(pa.array(rows.numpy())).to_pylist()
-                        for row, value in zip(rows.tolist(), values, strict=True):
-                            images.append(_image(f"{path} row {first + row}", value))
-                    first += count
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
-        start += len(labels)
+    most = max(limits.PARQUET, limits.UNPACKED * path.stat().st_size)
+    kept = first = 0
+    with pq.ParquetFile(path) as file:
+        # no value is larger than its page
+        size = max(1, min(MOST_ROWS, limits.PAGE // max(1, _largest_page(path, file.metadata, column))))
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if not ((rows >= first) & (rows < first + count)).any():
+                first += count
+                continue
+            for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
+                inside = rows[(rows >= first) & (rows < first + len(batch))]
+                values = batch.column(0).take(pa.array((inside - first).numpy())).to_pylist()
+                for row, value in zip(inside.tolist(), values, strict=True):
+                    content = _content(f"{path} row {row}", value)
+                    images.append(Encoded(f"{path} row {row}", content))
+                    kept += len(content)
+                if kept > most:
+                    raise ValueError(f"its images must have at most {most:,} bytes, got {kept:,}")
+                first += len(batch)
     return images
 
 
-def _image(name: str, value: Any) -> Encoded:
-    content = value["bytes"] if isinstance(value, dict) else value
+def _content(name: str, value: Any) -> bytes:
+    content: bytes | None = value["bytes"] if isinstance(value, dict) else value
     if content is None:
         raise DataError(f"{name} holds no image bytes")
-    return Encoded(name, content)
+    return content

@@ -10,12 +10,15 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from sgenas.errors import CheckpointError, RunFolderError, SgenasWarning
+from sgenas import limits
+from sgenas.archives import read_tensors
+from sgenas.errors import CheckpointError, RunFolderError, SgenasWarning, one_line
 from sgenas.files import replacing
+from sgenas.reading import opened
 
 FORMAT = "sgenas-checkpoint"
 VERSION = 1
@@ -38,7 +41,7 @@ def save(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> 
             for part in _sealed(content.getbuffer()):
                 file.write(part)
     except RunFolderError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be written: {_first_line(error)}") from None
+        raise CheckpointError(f"checkpoint {path} cannot be written: {one_line(error)}") from None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -50,13 +53,13 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist")
     try:
-        content = path.read_bytes()
-        _check_seal(memoryview(content))
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with opened(path, limits.TENSORS) as file:
+            _check_seal(file)
+            state = read_tensors(file)
     except Exception as error:
         # a damaged file ends in any of a dozen types, from the zip reader to the restricted unpickler
         raise CheckpointError(
-            f"checkpoint {path} is damaged ({path.stat().st_size} bytes): {_first_line(error)}"
+            f"checkpoint {path} is damaged ({path.stat().st_size} bytes): {one_line(error)}"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of sgenas")
@@ -90,25 +93,35 @@ def load_newest(path: Path, previous: Path) -> tuple[dict[str, Any], Path]:
 
 SEAL = b"sgenas blake2b "
 DIGEST_BYTES = 32
+PART = 2**20
+"""Bytes of a file that are looked at together."""
 
 
 def _sealed(content: memoryview) -> tuple[bytes | memoryview, ...]:
     """The archive `content`, which has no comment, with one that holds its checksum, in parts."""
     # the last two bytes of an archive without a comment are the comment's length, 0
     head = content[:-2]
-    comment = SEAL + hashlib.blake2b(head, digest_size=DIGEST_BYTES).hexdigest().encode()
-    return head, len(comment).to_bytes(2, "little"), comment
+    return head, *_end(hashlib.blake2b(head, digest_size=DIGEST_BYTES).hexdigest())
 
 
-def _check_seal(whole: memoryview) -> None:
-    """Raises ValueError unless `whole` is what `_sealed` made."""
+def _end(digest: str) -> tuple[bytes, bytes]:
+    comment = SEAL + digest.encode()
+    return len(comment).to_bytes(2, "little"), comment
+
+
+def _check_seal(file: BinaryIO) -> None:
+    """Raises ValueError unless `file` has what `_sealed` made. Holds no more than a part of it at a time."""
     length = 2 + len(SEAL) + 2 * DIGEST_BYTES
-    # as long as any archive's end
-    if len(whole) < length + 22 or bytes(whole[2 - length :][: len(SEAL)]) != SEAL:
+    left = file.seek(0, io.SEEK_END) - length
+    file.seek(max(0, left))
+    end = file.read(length)
+    # no archive ends with less before its comment
+    if left < 20 or not end[2:].startswith(SEAL):
         raise ValueError("it does not end with its checksum")
-    if b"".join(_sealed(whole[: 2 - length])[1:]) != whole[-length:]:
+    file.seek(0)
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    while part := file.read(min(left, PART)):
+        digest.update(part)
+        left -= len(part)
+    if b"".join(_end(digest.hexdigest())) != end:
         raise ValueError("its checksum is another")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]

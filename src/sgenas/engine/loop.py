@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from sgenas import limits, reading
 from sgenas.data import ImageData
 from sgenas.engine import deterministic, parts
 from sgenas.engine.meter import Meter
@@ -272,9 +273,11 @@ class Run(ABC):
         """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they are not all there."""
         path = self.folder.metrics_path
         try:
-            lines = path.read_bytes()[: self._metrics_bytes].splitlines()
+            lines = reading.content(path, limits.METRICS)[: self._metrics_bytes].splitlines()
             return [json.loads(line) for line in lines]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
             raise RunFolderError(f"{path} must hold the rows up to the checkpoint: {error}") from None
 
     def state_dict(self) -> dict[str, Any]:

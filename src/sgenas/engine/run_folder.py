@@ -21,7 +21,7 @@ from sgenas.engine import checkpoint
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.train_config import TrainConfig
 from sgenas.errors import ConfigError, RunFolderError
-from sgenas.files import RUN, locked, naming, replacing
+from sgenas.files import RUN, locked, naming, own_file, replacing, require_inside
 from sgenas.spaces.genotype import Genotype
 
 Config = SearchConfig | TrainConfig
@@ -269,17 +269,19 @@ class Recorder:
         # slow to import, and needed only by whoever really runs a search
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder.metrics_path
-        size = path.stat().st_size if path.exists() else 0
+        self._path = path = folder.metrics_path
+        require_inside(folder.path, folder.tensorboard_path, f"{folder.tensorboard_path}")
+        with naming(path):
+            self._file = own_file(path, os.O_WRONLY | os.O_APPEND, "ab")
+            size = os.fstat(self._file.fileno()).st_size
+            if size >= keep_bytes:
+                self._file.truncate(keep_bytes)
+                self._file.seek(keep_bytes)
         if size < keep_bytes:
+            self._file.close()
             raise RunFolderError(
                 f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
             )
-        self._path = path
-        with naming(path):
-            self._file = path.open("ab")
-            self._file.truncate(keep_bytes)
-            self._file.seek(keep_bytes)
         with naming(folder.tensorboard_path):
             self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import sgenas
 from sgenas.experiments.table import Line, Spread, Table, facts, notes, per_run
-from sgenas.files import locked, replacing
+from sgenas.files import locked, replacing, understood
 from sgenas.report.html import render_page
 
 NOTHING = "\u2013"
@@ -45,15 +45,17 @@ ESCAPES = {
 def write_tables(table: Table) -> list[Path]:
     """Writes the table in every format into its grid's folder; the paths.
 
-    Raises RunFolderError where they cannot be written.
+    Raises RunFolderError where they cannot be written, or an outcome.json holds figures that are none.
     """
     out = table.grid.out
     written = []
+    with understood(out / "runs"):
+        texts = {name: render(table) for name, render in FORMATS.items()}
     # the runs of a cluster may end at the same moment
     with locked(out / "lock", f"folder {out}", patience=60):
-        for name, render in FORMATS.items():
+        for name, text in texts.items():
             with replacing(out / name) as file:
-                file.write(render(table).encode())
+                file.write(text.encode("utf-8", errors="replace"))
             written.append(out / name)
     return written
 

@@ -173,9 +173,9 @@ def load_grid(out: Path) -> Grid:
         grid = Grid(
             out,
             str(data["preset"]),
-            tuple(Dataset(name, spec) for name, spec in data["data"].items()),
-            tuple(data["seeds"]),
-            tuple((date, command) for date, command in data["commands"]),
+            tuple(_dataset(name, spec) for name, spec in data["data"].items()),
+            tuple(_seed(seed) for seed in data["seeds"]),
+            tuple((str(date), str(command)) for date, command in data["commands"]),
         )
         settings = data["settings"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -184,6 +184,19 @@ def load_grid(out: Path) -> Grid:
     if difference:
         raise ConfigError(f"--out {out} holds a grid of other settings: {difference}; choose another folder")
     return grid
+
+
+def _dataset(name: str, spec: Any) -> Dataset:
+    """Both become parts of paths: a name such as ../.. would lead out of the grid's folder."""
+    if NAME.fullmatch(name) is None or not isinstance(spec, str):
+        raise ValueError(f"data set {name[:40]!r}: {str(spec)[:40]!r}")
+    return Dataset(name, spec)
+
+
+def _seed(seed: Any) -> int:
+    if type(seed) is not int:
+        raise ValueError(f"seed {str(seed)[:40]!r}")
+    return seed
 
 
 def plan(

@@ -9,17 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sgenas import limits, reading
 from sgenas.engine.run_folder import read_environment, read_train_config
-from sgenas.errors import RunFolderError
+from sgenas.errors import RunFolderError, one_line
 from sgenas.experiments.grid import Place
-from sgenas.files import locked, naming, replacing
+from sgenas.files import locked, naming, replacing, require_inside
 from sgenas.nets import network_size
 from sgenas.report import RunRecord, read_run
 
 LONGEST = 300
 """Characters of a reason."""
 TAIL = 65536
-"""Bytes at the end of metrics.jsonl that surely hold a whole row."""
+"""Bytes at the end of metrics.jsonl, or of a log, that surely hold a whole line."""
 OF_A_CONFIG = ("mean", "std", "input", "classes", "images")
 """What a run's environment says about its images."""
 
@@ -98,7 +99,7 @@ def read_outcome(place: Place) -> Outcome | None:
     """
     path = place.folder / "outcome.json"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(reading.text(path, limits.SETTINGS))
         outcome = Outcome(**data)
         if outcome.state not in SHOWN:
             raise ValueError(f"state must be one of {', '.join(SHOWN)}, got {outcome.state!r}")
@@ -106,7 +107,7 @@ def read_outcome(place: Place) -> Outcome | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        return Outcome.failed(progress(place).stage or "search", f"{path} cannot be read: {error}")
+        return Outcome.failed(progress(place).stage or "search", f"{path} cannot be read: {one_line(error)}")
     if outcome.state == "done" and not (place.training_folder / "metrics.jsonl").exists():
         return None
     return outcome
@@ -149,16 +150,18 @@ def progress(place: Place) -> Progress:
 
 def _finished_epochs(metrics: Path) -> int:
     try:
-        with metrics.open("rb") as file:
+        with reading.opened(metrics, limits.METRICS) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines()
+            lines = file.read(TAIL).splitlines()
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise RunFolderError(f"{metrics} cannot be read: {error.strerror or error}") from None
     for line in reversed(lines):
         try:
             row = json.loads(line)
             return int(row["epoch"]) + (row["kind"] == "epoch")
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             continue  # cut by a kill, or by the reading above
     return 0
 
@@ -211,6 +214,8 @@ def held(place: Place, *, patience: float = 0.0) -> AbstractContextManager[None]
 
     Raises RunFolderError when one still does after `patience` seconds, or the folder cannot be written.
     """
+    for folder in (place.folder, place.search_folder, place.training_folder):
+        require_inside(place.grid, folder, place.name)
     return locked(place.folder / "lock", place.name, patience=patience)
 
 

@@ -18,7 +18,7 @@ from sgenas.errors import ConfigError
 from sgenas.experiments.grid import Place, load_grid
 from sgenas.experiments.outcome import Outcome, give_outcome, progress
 from sgenas.experiments.run_place import run_place
-from sgenas.experiments.workers import PAUSE, Shares, Watcher, log_path
+from sgenas.experiments.workers import PAUSE, Shares, Watcher, open_log
 from sgenas.memory import keep_freed_memory
 
 RETRIES = 3
@@ -75,9 +75,8 @@ def _work(out: str, name: str, threads: int) -> dict[str, Any] | None:
     torch.set_num_threads(threads)
     keep_freed_memory()
     place = load_grid(Path(out)).place(name)
-    place.folder.mkdir(parents=True, exist_ok=True)
     with (
-        log_path(place).open("a", encoding="utf-8") as log,
+        open_log(place, "a") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

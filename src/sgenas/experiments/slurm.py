@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sgenas.errors import ConfigError
 from sgenas.experiments.grid import Grid, Place
-from sgenas.files import naming, replacing
+from sgenas.files import naming, replacing, require_inside
 
 WARNING = 120
 """Seconds before the time limit at which a run is told to write its checkpoint: a step must take less."""
@@ -73,6 +73,7 @@ def write_script(grid: Grid, places: Sequence[Place], *, jobs: int | None, threa
         places="\n".join(f"    {shlex.quote(place.name)}" for place in places),
         python=shlex.quote(sys.executable),
     )
+    require_inside(folder, logs, str(logs))
     with naming(logs):
         logs.mkdir(parents=True, exist_ok=True)
     path = logs / "table1.sh"

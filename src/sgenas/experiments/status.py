@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from sgenas.errors import RunFolderError
 from sgenas.experiments.grid import Grid
 from sgenas.experiments.outcome import progress, read_outcome
+from sgenas.report.page import is_number
 
 
 def grid_status(grid: Grid) -> dict[str, Any]:
@@ -16,6 +18,11 @@ def grid_status(grid: Grid) -> dict[str, Any]:
     for place in grid.places:
         outcome, found = read_outcome(place), progress(place)
         figures = (outcome.figures if outcome is not None else None) or {}
+        accuracy = figures.get("test_accuracy")
+        if outcome is not None and outcome.state == "done" and not is_number(accuracy):
+            raise RunFolderError(
+                f"{place.folder / 'outcome.json'}: test_accuracy must be a number, got {str(accuracy)[:40]!r}"
+            )
         state = outcome.state if outcome is not None else "begun" if found.stage else "missing"
         rows.append(
             {
@@ -25,7 +32,7 @@ def grid_status(grid: Grid) -> dict[str, Any]:
                 "epoch": found.epoch,
                 "epochs": found.epochs,
                 "reason": None if outcome is None else outcome.reason,
-                "test_accuracy": figures.get("test_accuracy"),
+                "test_accuracy": accuracy,
             }
         )
     counts = {

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import torch
 
 from sgenas.experiments.grid import Place
-from sgenas.experiments.outcome import Outcome, give_outcome, progress, read_outcome
+from sgenas.experiments.outcome import TAIL, Outcome, give_outcome, progress, read_outcome
+from sgenas.files import naming, own_file, require_inside
 
 PAUSE = 0.2
 """Seconds between two looks at the processes."""
@@ -99,8 +100,7 @@ class _Process:
 
     def __init__(self, place: Place, environment: Mapping[str, str]) -> None:
         self.place = place
-        place.folder.mkdir(parents=True, exist_ok=True)
-        self._log: IO[bytes] = log_path(place).open("ab")
+        self._log: IO[bytes] = open_log(place, "ab")
         self._process = subprocess.Popen(
             command_of(place),
             env={**os.environ, **environment},
@@ -132,6 +132,21 @@ def log_path(place: Place) -> Path:
     return place.folder / "log.txt"
 
 
+def open_log(place: Place, mode: str) -> IO[Any]:
+    """`log_path` to add to, its folder made; RunFolderError where that is not in the grid's folder."""
+    require_inside(place.grid, place.folder, place.name)
+    with naming(log_path(place)):
+        place.folder.mkdir(parents=True, exist_ok=True)
+        return own_file(log_path(place), os.O_WRONLY | os.O_APPEND, mode)
+
+
+def _tail(log: Path) -> str:
+    """The end of a log, in which its last line is."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+        return file.read(TAIL).decode("utf-8", errors="replace")
+
+
 def what_became_of(place: Place, code: int) -> Outcome | None:
     """The outcome of a process that ended with `code`; one that could not write it itself is given it here.
 
@@ -146,8 +161,7 @@ def what_became_of(place: Place, code: int) -> Outcome | None:
         hint = ", as the system does where memory runs out" if name == "SIGKILL" else ""
         outcome = Outcome.failed(stage, f"the process was killed ({name}{hint})")
     else:
-        lines = log_path(place).read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()]
+        said = [line.strip() for line in _tail(log_path(place)).split("\n") if line.strip()]
         outcome = Outcome.failed(stage, said[-1] if said else f"the process ended with exit code {code}")
     give_outcome(place, outcome)
     return outcome

@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sgenas.errors import InvalidValueError
 from sgenas.files import replacing
+from sgenas.terminal import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,8 +54,11 @@ def dashes(operation: str) -> tuple[float, tuple[float, ...]]:
 
 
 def plain(text: str) -> str:
-    """`text` such that matplotlib shows it as it is and reads nothing between `$` as mathematics."""
-    return text.replace("$", r"\$")
+    """`text` such that matplotlib shows it as it is and reads nothing between `$` as mathematics.
+
+    Control characters, which no SVG may hold, are written out.
+    """
+    return printable(text).replace("$", r"\$")
 
 
 @contextmanager
@@ -62,7 +67,9 @@ def house_style() -> Iterator[None]:
     import matplotlib.style
 
     svg = {"svg.fonttype": "none", "svg.hashsalt": "sgenas"}
-    with matplotlib.style.context(["default", svg]):
+    with matplotlib.style.context(["default", svg]), warnings.catch_warnings():
+        # names in a script that the font lacks: boxes in the drawing, and no line on stderr for each of them
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         yield
 
 

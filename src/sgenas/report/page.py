@@ -1,7 +1,7 @@
 """Writes report.html: one self-contained page about a run, which needs no network and, but for the slider of
 the cells, no scripts."""
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +167,9 @@ def _name(config: Mapping[str, Any], key: str) -> str | None:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value out of a file is a number that can be shown."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # a whole number may be too large for a float, of which isfinite makes an error
+    whole_or_float = isinstance(value, int | float) and not isinstance(value, bool)
+    return whole_or_float and abs(value) <= sys.float_info.max
 
 
 def duration(seconds: float) -> str:

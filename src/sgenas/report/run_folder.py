@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgenas import limits, reading
+from sgenas.archives import read_arrays
 from sgenas.errors import RunFolderError
-from sgenas.files import RUN, read_arrays
+from sgenas.files import RUN
 from sgenas.spaces.genotype import Genotype
 
 KINDS = ("search", "training")
+MOST = 1e18
+"""Of a whole number of a row: whoever draws makes a float of it, which there may be none for."""
+MOST_TABLES = 20
+"""Of alphas: each is drawn by itself. The spaces of this library have one or two."""
+MOST_EDGES = 500
+"""Of a table of alphas: each is a line of its drawing. A DARTS cell of 4 nodes has 14."""
+MOST_OPERATIONS = 100
+"""Of a table of alphas: each is a line and an entry of the legend."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,9 @@ def _read_metrics(
     if not path.exists():
         return (), ()
     try:
-        lines = path.read_bytes().splitlines()
+        lines = reading.content(path, limits.METRICS).splitlines()
     except OSError as error:
-        raise RunFolderError(f"{path} cannot be read: {error}") from None
+        raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
     rows: dict[str, dict[tuple[int, int], dict[str, Any]]] = {"step": {}, "epoch": {}}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or (brief and line.startswith(STEP)):
@@ -115,7 +125,13 @@ def _read_metrics(
         for field in ("epoch", "step"):
             if type(row.get(field)) is not int:
                 raise RunFolderError(
-                    f"{path} line {number}: {field} must be an integer, got {row.get(field)!r}"
+                    f"{path} line {number}: {field} must be an integer, got {str(row.get(field))[:40]!r}"
+                )
+        for field, value in row.items():
+            if type(value) is int and abs(value) > MOST:
+                raise RunFolderError(
+                    f"{path} line {number}: {field[:40]} must be a number up to {MOST:g},"
+                    f" got one of {len(str(value))} digits"
                 )
         rows[row["kind"]][row["epoch"], row["step"]] = row
     steps = () if brief else tuple(rows["step"].values())
@@ -136,7 +152,10 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
     shape = (len(arrays["epoch"]), len(arrays["edges"]), len(arrays["operations"]))
     if 0 in shape:
         raise RunFolderError(f"{path} must hold at least one epoch, edge and operation, got {shape}")
-    tables = {}
+    for field, size, most in (("edges", shape[1], MOST_EDGES), ("operations", shape[2], MOST_OPERATIONS)):
+        if size > most:
+            raise RunFolderError(f"{path} must hold at most {most} {field}, got {size}")
+    tables: dict[str, AlphaTable] = {}
     for name in arrays:
         if f"{name}_mixing" not in arrays:
             continue
@@ -145,6 +164,8 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
                 raise RunFolderError(f"{path}: {part} must have shape {shape}, got {arrays[part].shape}")
             if arrays[part].dtype.kind not in "fiu":
                 raise RunFolderError(f"{path}: {part} must hold real numbers, got {arrays[part].dtype}")
+        if len(tables) == MOST_TABLES:
+            raise RunFolderError(f"{path} must hold at most {MOST_TABLES} tables of alphas, got more")
         tables[name] = AlphaTable(arrays[name].astype(float), arrays[f"{name}_mixing"].astype(float))
     operations = tuple(str(operation) for operation in arrays["operations"])
     return AlphaHistory(

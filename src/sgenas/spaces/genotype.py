@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sgenas import limits, reading
 from sgenas.errors import GenotypeError
 
 FORMAT = "sgenas-genotype"
@@ -32,6 +33,8 @@ OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3")
 
 MOST_NODES = 100
 """Of a cell: whoever draws or builds one makes something for each of them."""
+MOST_CELLS = 20
+"""Of a genotype, for the same reason; the spaces of this library have one or two."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Genotype:
         names = [name for name, _ in self.cells]
         if not names:
             raise GenotypeError("genotype.cells must hold at least one cell, got none")
+        if len(names) > MOST_CELLS:
+            raise GenotypeError(f"genotype.cells must hold at most {MOST_CELLS} cells, got {len(names)}")
         if len(set(names)) < len(names):
             raise GenotypeError(f"genotype.cells must have different names, got {names}")
 
@@ -178,7 +183,8 @@ class Genotype:
         """Reads what `to_json` writes; raises GenotypeError when it is not that."""
         try:
             data = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
+            # a number of a million digits is a ValueError that is no JSONDecodeError
             raise GenotypeError(f"genotype must be JSON, got text that is not: {error}") from None
         return cls.from_dict(data)
 
@@ -187,8 +193,10 @@ class Genotype:
         """Reads a JSON file; errors name it."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = reading.text(path, limits.GENOTYPE)
+        except OSError as error:
+            raise GenotypeError(f"genotype file {path} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
             raise GenotypeError(f"genotype file {path} cannot be read: {error}") from None
         try:
             return cls.from_json(text)

@@ -9,12 +9,15 @@ accuracies of its own.
 """
 
 import csv
+import io
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from sgenas import limits, reading
 from sgenas.errors import DataError, InvalidValueError
 from sgenas.files import replacing
 from sgenas.spaces.genotype import Genotype
@@ -62,7 +65,7 @@ class AccuracyTable:
                 raise InvalidValueError(f"datasets must be among {', '.join(COLUMNS)}, got {name!r}")
         if not datasets or len(set(datasets)) < len(datasets):
             raise InvalidValueError(f"datasets must hold different names, at least one, got {list(datasets)}")
-        known = set(all_strings())
+        known = _known()
         for arch, values in rows.items():
             if arch not in known:
                 raise DataError(f"accuracy table: arch must be a cell of NAS-Bench-201, got {arch!r}")
@@ -97,12 +100,8 @@ class AccuracyTable:
         Raises DataError with the file and the column, line or cell of the first fault.
         """
         path = Path(path)
-        try:
-            with path.open(newline="", encoding="utf-8") as file:
-                lines = list(csv.reader(file, strict=True))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
-        header = lines[0] if lines else []
+        lines = _lines(path)
+        header = next(lines, [])
         by_column = {column: name for name, column in COLUMNS.items()}
         for column in header:
             if column != "arch" and column not in by_column:
@@ -118,7 +117,7 @@ class AccuracyTable:
             raise DataError(f"{path}: must have an accuracy column ({', '.join(by_column)}), got none")
         places = [header.index(COLUMNS[name]) for name in datasets]
         rows: dict[str, list[float]] = {}
-        for number, line in enumerate(lines[1:], start=2):
+        for number, line in enumerate(lines, start=2):
             if len(line) != len(header):
                 raise DataError(f"{path}, line {number}: must have {len(header)} values, got {len(line)}")
             arch = line[header.index("arch")]
@@ -216,6 +215,21 @@ def import_table(api: BenchmarkApi, path: str | Path, *, complete: bool = True) 
     table = AccuracyTable(tuple(COLUMNS), rows, complete=complete)
     table.save(path)
     return table
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(all_strings())
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The lines one by one: the first bad one ends the reading, and a line of nothing takes sixty bytes."""
+    try:
+        yield from csv.reader(io.StringIO(reading.text(path, limits.TABLE), newline=""), strict=True)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
 
 
 def _number(text: str, place: str) -> float:

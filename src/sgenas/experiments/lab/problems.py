@@ -17,8 +17,9 @@ from sgenas import trees
 from sgenas.bilevel import SGD, BilevelProblem, Estimator, FiniteDifference, InnerState
 from sgenas.bilevel.problem import Loss
 from sgenas.engine.parts import generator
-from sgenas.errors import DivergenceError
-from sgenas.files import replacing
+from sgenas.errors import DivergenceError, RunFolderError, one_line
+from sgenas.experiments.lab.store import read_tree
+from sgenas.files import naming, replacing, require_inside
 from sgenas.trees import Tree
 
 Stream = Callable[[torch.Generator, int], Iterator[Any]]
@@ -137,7 +138,9 @@ def moments(
         search.run(target, advance, stop)
         file = place / f"{search.steps}.pt"
         if not file.exists():
-            place.mkdir(parents=True, exist_ok=True)
+            require_inside(folder, place, str(place))
+            with naming(place):
+                place.mkdir(parents=True, exist_ok=True)
             search.save(file)
         if search.steps < target:
             return
@@ -200,13 +203,16 @@ class _Search:
             torch.save(content, stream)
 
     def load(self, file: Path) -> None:
-        kept = torch.load(file, weights_only=True, map_location=_device(self.alphas))
-        self.steps = kept["steps"]
-        self.state = InnerState(kept["weights"], kept["buffers"], self.steps)
-        with torch.no_grad():
-            for name, alpha in self.alphas.items():
-                alpha.copy_(kept["alphas"][name])
-        self._adam.load_state_dict(kept["adam"])
+        kept = _batch_to(read_tree(file), _device(self.alphas))
+        try:
+            self.steps = kept["steps"]
+            self.state = InnerState(kept["weights"], kept["buffers"], self.steps)
+            with torch.no_grad():
+                for name, alpha in self.alphas.items():
+                    alpha.copy_(kept["alphas"][name])
+            self._adam.load_state_dict(kept["adam"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise RunFolderError(f"{file} does not fit this problem: {one_line(error)}") from None
 
 
 def _device(tree: Tree) -> torch.device:

@@ -27,7 +27,8 @@ from sgenas.experiments.lab.problems import LabProblem, Moment, Walk, batch_to, 
 from sgenas.experiments.lab.rows import CONDITION, estimator_rows, truth_rows
 from sgenas.experiments.lab.store import LabStore
 from sgenas.experiments.lab.truth import EXACT, real_passes
-from sgenas.report.lab_record import Record
+from sgenas.files import understood
+from sgenas.report.lab_record import FILE, Record
 
 WRITE_SECONDS = 1.0
 """Between two writings of what has been measured: the most that a kill can lose, besides the piece itself."""
@@ -216,7 +217,8 @@ class Lab:
             self._observer.say(f"{_words(key)}: truth, |indirect| / |direct| = {_short(found['share'])}")
             yield
         else:
-            exact, seen = known_truth(record, self._store.vectors(_name(key)))
+            with understood(self._store.path / FILE):
+                exact, seen = known_truth(record, self._store.vectors(_name(key)))
         task = self._task(condition, moment, draw, self._dtype)
         for spec in missing:
             found = measure(spec, task, self._settings.draws, exact, seen)
@@ -245,11 +247,10 @@ class Lab:
         def truth_of(record: Record) -> Record | None:
             return store.find("truths", {name: record[name] for name in (*CONDITION, "batch")})
 
-        rows = {
-            "truth_rows": truth_rows(store.records("truths"), lambda record: store.vectors(_name(record))),
-            "rows": estimator_rows(store.records("measurements"), truth_of),
-        }
-        store.write(self._facts, rows)
+        with understood(store.path / FILE):
+            truths = truth_rows(store.records("truths"), lambda record: store.vectors(_name(record)))
+            rows = estimator_rows(store.records("measurements"), truth_of)
+        store.write(self._facts, {"truth_rows": truths, "rows": rows})
 
 
 def _name(key: Record) -> str:

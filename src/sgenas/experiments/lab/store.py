@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgenas import limits
+from sgenas.archives import read_tensors
 from sgenas.engine.run_folder import environment
-from sgenas.errors import ConfigError, RunFolderError
+from sgenas.errors import ConfigError, RunFolderError, one_line
 from sgenas.files import naming, replacing
+from sgenas.reading import opened
 from sgenas.report.lab_record import FILE, LAB, Record, read_lab
 
 VECTORS = "truths.pt"
@@ -44,7 +47,7 @@ class LabStore:
                         " choose another folder for other settings"
                     )
             self._content = found
-            self._vectors = torch.load(self.path / VECTORS, weights_only=True)
+            self._vectors = read_tree(self.path / VECTORS)
         elif self.path.exists() and (not self.path.is_dir() or self._holds_others()):
             raise RunFolderError(f"--out {self.path} must be new, empty, or a folder of `sgenas lab`")
         self._content["environments"].append(environment(device))
@@ -67,8 +70,11 @@ class LabStore:
         return found
 
     def vectors(self, name: str) -> Tensor:
-        """What was kept under `name`."""
-        return self._vectors[name]
+        """What was kept under `name`; RunFolderError where the file has lost it."""
+        found = self._vectors.get(name)
+        if not isinstance(found, Tensor):
+            raise RunFolderError(f"{self.path / VECTORS} must hold the tensor {name}, got none")
+        return found
 
     def add(self, kind: str, record: Record) -> None:
         """Keeps a record, with the number of this call's environment; writes nothing yet."""
@@ -88,6 +94,19 @@ class LabStore:
             torch.save(self._vectors, file)
         with replacing(self.path / FILE) as file:
             file.write(_text(self._content).encode())
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """What a file of the laboratory holds by name; RunFolderError where it cannot be read."""
+    try:
+        with opened(path, limits.TENSORS) as file:
+            found = read_tensors(file)
+    except Exception as error:
+        # a damaged file ends in any of a dozen types
+        raise RunFolderError(f"{path} cannot be read: {one_line(error)}") from None
+    if not isinstance(found, dict):
+        raise RunFolderError(f"{path} must hold tensors by name, got {type(found).__name__}")
+    return found
 
 
 def _text(content: Record) -> str:
