@@ -22,11 +22,12 @@ from sgenas.engine import (
 )
 from sgenas.engine import checkpoint as checkpoints
 from sgenas.engine.run_folder import read_settings
+from sgenas.errors import RunFolderError
 from sgenas.experiments.formats import write_tables
 from sgenas.experiments.grid import load_grid, plan
 from sgenas.experiments.lab import LabSettings, run_lab
 from sgenas.experiments.lab.store import read_tree
-from sgenas.experiments.outcome import Outcome, write_outcome
+from sgenas.experiments.outcome import Outcome, read_outcome, write_outcome
 from sgenas.experiments.status import grid_status, status_text
 from sgenas.experiments.table import collect
 from sgenas.nets import published
@@ -189,6 +190,10 @@ def _outcome(folder: Path, _: Path) -> Reader:
     def read() -> None:
         status_text(grid_status(load_grid(grid.out)))
         write_tables(collect(load_grid(grid.out)))
+        outcome = read_outcome(place)
+        if outcome is not None and outcome.state == "failed":
+            # it must not hide the other places: what is wrong with it stands where the table says why
+            raise RunFolderError(str(outcome.reason))
 
     read()
     assert json.loads((grid.out / "table.json").read_text())["rows"][0]["done"] + 1

@@ -209,7 +209,7 @@ class Run(ABC):
                 raise
             raise OutOfMemoryError(
                 f"memory ran out at step {self.step + 1} (epoch {self.epoch + 1}):"
-                f" {str(error).splitlines()[0][:200]}; try {self.smaller}, or go on from"
+                f" {str(error).splitlines()[0][:200].rstrip(': .')}; try {self.smaller}, or go on from"
                 f" {self.folder.checkpoint_path} where there is more memory"
             ) from None
         self._count_step()

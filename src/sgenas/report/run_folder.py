@@ -125,7 +125,7 @@ def _read_metrics(
         for field in ("epoch", "step"):
             if type(row.get(field)) is not int:
                 raise RunFolderError(
-                    f"{path} line {number}: {field} must be an integer, got {str(row.get(field))[:40]!r}"
+                    f"{path} line {number}: {field} must be an integer, got {repr(row.get(field))[:40]}"
                 )
         for field, value in row.items():
             if type(value) is int and abs(value) > MOST:
