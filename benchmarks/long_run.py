@@ -1,6 +1,6 @@
-"""Does a long run take more and more of the machine? Memory, open files, threads, processes over 2,000 steps.
+"""Does a long run take more and more? Memory, open files, threads and child processes over 2,000 steps.
 
-    python benchmarks/long_run.py [--steps 2000] [--runs first-order streamed ...] [--every 20] [--settled 500]
+    python benchmarks/long_run.py [--steps 2000] [--runs first-order ...] [--every 20] [--settled 500]
 
 Each run is a search or a training of a tiny network on the built-in digits, by the public API, in a process
 of its own with one thread; epochs are short, so that hundreds of epochs end and as many checkpoints are

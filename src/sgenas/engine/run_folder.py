@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,9 +140,18 @@ class RunFolder:
         self._checkpoint_is_whole = path == self.checkpoint_path
         return state
 
-    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":
+    def rows(self, size: int) -> list[Any]:
+        """Those in the first `size` bytes of metrics.jsonl; RunFolderError where it cannot be read."""
+        path = self.metrics_path
+        try:
+            content = path.read_bytes()[:size] if size else b""
+            return [json.loads(line) for line in content.splitlines()]
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path} must hold the rows up to the checkpoint: {error}") from None
+
+    def recorder(self, *, keep_bytes: int) -> "Recorder":
         """What appends rows to metrics.jsonl and TensorBoard, see `Recorder`."""
-        return Recorder(self, keep_bytes=keep_bytes, step=step)
+        return Recorder(self, keep_bytes=keep_bytes)
 
 
 def existing(path: str | Path) -> RunFolder:
@@ -168,7 +178,7 @@ class UnwrittenFolder(RunFolder):
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None: ...
 
-    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":  # noqa: ARG002
+    def recorder(self, *, keep_bytes: int) -> "Recorder":  # noqa: ARG002
         return NoRecorder()
 
 
@@ -262,34 +272,57 @@ class Recorder:
     """Appends rows to metrics.jsonl and TensorBoard.
 
     On resume, `keep_bytes` is the length that metrics.jsonl had at the checkpoint: what came after is cut
-    off, since those steps are taken again. Raises RunFolderError when the file is shorter than that.
+    off, since those steps are taken again. TensorBoard gets a new file that begins with the rows that were kept,
+    and those from before are removed (the last one emptied): however often a run goes on, its log has the
+    size of one that was never stopped. Raises RunFolderError when metrics.jsonl has not the rows to keep.
     """
 
-    def __init__(self, folder: RunFolder, *, keep_bytes: int = 0, step: int = 0) -> None:
+    def __init__(self, folder: RunFolder, *, keep_bytes: int = 0) -> None:
         # slow to import, and needed only by whoever really runs a search
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder.metrics_path
+        path = self._path = folder.metrics_path
+        self._board_path = folder.tensorboard_path
         size = path.stat().st_size if path.exists() else 0
         if size < keep_bytes:
             raise RunFolderError(
                 f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
             )
-        self._path = path
+        rows = folder.rows(keep_bytes)
         with naming(path):
             self._file = path.open("ab")
             self._file.truncate(keep_bytes)
             self._file.seek(keep_bytes)
-        with naming(folder.tensorboard_path):
-            self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
+        with naming(self._board_path):
+            old = sorted(self._board_path.glob("events.out.tfevents.*"))
+            for file in old[:-1]:
+                file.unlink()
+            for file in old[-1:]:
+                # a board that is open goes on from the file that it has read to the next, not from none
+                os.truncate(file, 0)
+            # where it drops what it knows of steps from 1 on
+            self._board = SummaryWriter(str(self._board_path), purge_step=1)
+        try:
+            # events are dated by the run's own seconds: the machine's clock may be set back
+            self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)
+            for row in rows:
+                self._show(row)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self._close()
+            raise RunFolderError(f"{path} must hold the rows of a run: {error!r}") from None
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; its numbers also go to TensorBoard under `kind/name`."""
         with naming(self._path):
             self._file.write(json.dumps(row).encode() + b"\n")
-        for name, value in row.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        when = self._began + row["seconds"]
+        with naming(self._board_path):
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"], walltime=when)
 
     def flush(self) -> int:
         """Brings all rows to the disk; the length of metrics.jsonl in bytes."""
@@ -305,6 +338,9 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
         self._board.close()
 
