@@ -272,9 +272,9 @@ class Recorder:
     """Appends rows to metrics.jsonl and TensorBoard.
 
     On resume, `keep_bytes` is the length that metrics.jsonl had at the checkpoint: what came after is cut
-    off, since those steps are taken again. TensorBoard gets a new file that begins with the rows that were kept,
-    and those from before are removed (the last one emptied): however often a run goes on, its log has the
-    size of one that was never stopped. Raises RunFolderError when metrics.jsonl has not the rows to keep.
+    off, since those steps are taken again. TensorBoard gets a new file that begins with the rows that were
+    kept, and those from before are removed (the last one emptied): however often a run goes on, its log has
+    the size of one that was never stopped. Raises RunFolderError when metrics.jsonl has not the rows to keep.
     """
 
     def __init__(self, folder: RunFolder, *, keep_bytes: int = 0) -> None:
