@@ -5,8 +5,9 @@
 Each run is a search or a training of a tiny network on the built-in digits, by the public API, in a process
 of its own with one thread; epochs are short, so that hundreds of epochs end and as many checkpoints are
 written. Every `--every` steps it notes its resident memory (RSS), open file descriptors, threads and child
-processes. Prints the slope of the memory after the first `--settled` steps, by least squares, adds a JSON
-line to benchmarks/results/long_run.jsonl and draws docs/images/memory-long-run.png.
+processes. What it noted is kept in `--out`: a run that is there is not taken again.
+Prints the slope of the memory after the first `--settled` steps, by least squares, adds a JSON line to
+benchmarks/results/long_run.jsonl and draws docs/images/memory-long-run.png.
 """
 
 import argparse
@@ -74,7 +75,7 @@ def training(out: Path, stop: Callable[[], bool]) -> None:
         genotype=published("darts-v2"),
         epochs=EPOCHS,
         device="cpu",
-        data=TrainingImageSettings(data="digits", train_images=160, test_images=60, batch_size=16),
+        data=TrainingImageSettings(data="digits", train_images=160, test_images=60, batch_size=16, cutout=0),
         network=NetworkSettings(channels=2, layers=3, auxiliary_weight=0.0),
     )
     run_training(config, out, stop=stop)
@@ -125,16 +126,20 @@ def draw(samples: dict[str, dict[str, list[float]]], settled: int) -> None:
 
 
 def measured(name: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """`sample` in a process of its own."""
+    """`sample` in a process of its own, or what it gave before."""
     size = ["--steps", str(arguments.steps), "--every", str(arguments.every)]
-    done = subprocess.run(
-        [sys.executable, __file__, "--here", name, *size],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    found: dict[str, list[float]] = json.loads(done.stdout)
+    path = arguments.out / f"{name}-{arguments.steps}-{arguments.every}.json"
+    if not path.exists():
+        done = subprocess.run(
+            [sys.executable, __file__, "--here", name, *size],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(done.stdout)
+    found: dict[str, list[float]] = json.loads(path.read_text())
     return found
 
 
@@ -145,6 +150,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between two samples")
     parser.add_argument("--settled", type=int, default=500, help="steps that the slope leaves out")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
+    parser.add_argument("--out", type=Path, default=Path("runs/long-run"), help="folder of the samples")
     parser.add_argument("--here", choices=RUNS, help="run this one in this process and print its samples")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
