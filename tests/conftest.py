@@ -2,6 +2,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,24 @@ def _outcome(path: Path) -> dict[str, Any]:
         del state[name]
     alphas = np.load(path / "alphas.npz") if (path / "alphas.npz").exists() else {}
     return {
-        "metrics": [{name: value for name, value in row.items() if name not in MEASURED} for row in rows],
+        "metrics": _without_measures(rows),
         "alphas": {name: array.tolist() for name, array in alphas.items()},
         "genotype": (path / "genotype.json").read_text(),
         "state": state,
     }
+
+
+def _module_outcome(path: Path) -> dict[str, Any]:
+    """The same of a search in a module, whose rows stand in its checkpoint, and what it left in result.pt."""
+    state = torch.load(path / "checkpoint.pt", weights_only=True)
+    del state["measured"]
+    rows = _without_measures(state.pop("history"))
+    result = torch.load(path / "result.pt", weights_only=True)
+    return {"history": rows, "state": state, "result": result}
+
+
+def _without_measures(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
 
 
 def _same(first: Any, second: Any) -> bool:
@@ -70,13 +84,19 @@ def _same(first: Any, second: Any) -> bool:
     return bool(first == second)
 
 
+def _assert_same(outcome: Callable[[Path], dict[str, Any]], first: Path, second: Path) -> None:
+    ours, theirs = outcome(first), outcome(second)
+    for part in ours:
+        assert _same(ours[part], theirs[part]), f"{part} differs between {first} and {second}"
+
+
 @pytest.fixture
 def assert_same_runs() -> Callable[[Path, Path], None]:
     """Fails unless two run folders hold the same run, bit for bit."""
+    return partial(_assert_same, _outcome)
 
-    def check(first: Path, second: Path) -> None:
-        ours, theirs = _outcome(first), _outcome(second)
-        for part in ours:
-            assert _same(ours[part], theirs[part]), f"{part} differs between {first} and {second}"
 
-    return check
+@pytest.fixture
+def assert_same_module_searches() -> Callable[[Path, Path], None]:
+    """Fails unless two folders hold the same search in a module, bit for bit, and its result.pt."""
+    return partial(_assert_same, _module_outcome)

@@ -8,45 +8,54 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 KILLS = int(os.environ.get("SGENAS_KILLS", "50"))
-TINY = ["--channels", "2", "--layers", "3", "--nodes", "1"]
+SGENAS = ["-m", "sgenas"]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *SGENAS]
+CHOICES = [str(Path(__file__).parents[1] / "support" / "choices_search.py")]
 SEARCH = [
-    *("search", "--data", "digits", "--train-images", "240", "--batch-size", "16", *TINY),
+    *("search", "--data", "digits", "--train-images", "240", "--batch-size", "16"),
+    *("--channels", "2", "--layers", "3", "--nodes", "1"),
     *("--epochs", "200", "--log-every", "3", "--checkpoint-every", "1"),
 ]
-PROGRAMS = {
-    "search": [*SEARCH, "--estimator", "first-order"],
-    "sge with a control variate": [
-        *(*SEARCH, "--directions", "3", "--control-variate", "memory", "--warmup-epochs", "2"),
-    ],
-    "training": [
-        *(
-            "train",
-            "--genotype",
-            "darts-v2",
-            "--data",
-            "digits",
-            "--train-images",
-            "160",
-            "--test-images",
-            "60",
-        ),
-        *("--batch-size", "16", "--channels", "2", "--layers", "3", "--epochs", "60", "--log-every", "3"),
-        *("--checkpoint-every", "1", "--auxiliary-weight", "0"),
-    ],
-    "two processes": [*SEARCH, "--directions", "2", "--computation", "streamed", "--epochs", "60"],
+TRAINING = [
+    *("train", "--genotype", "darts-v2", "--data", "digits", "--train-images", "160", "--test-images", "60"),
+    *("--batch-size", "16", "--channels", "2", "--layers", "3", "--auxiliary-weight", "0"),
+    *("--epochs", "60", "--log-every", "3", "--checkpoint-every", "1"),
+]
+VARIATE = ["--directions", "3", "--control-variate", "memory", "--warmup-epochs", "2"]
+STREAMED = ["--directions", "2", "--computation", "streamed", "--epochs", "60"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """start, resume: what Python is given to begin and to go on with a run, the folder being put behind it.
+
+    same: the fixture that compares two folders.
+    """
+
+    start: list[str]
+    resume: list[str]
+    same: str = "assert_same_runs"
+
+
+KINDS = {
+    "search": Kind([*SGENAS, *SEARCH, "--estimator", "first-order", "--out"], [*SGENAS, "resume"]),
+    "sge with a control variate": Kind([*SGENAS, *SEARCH, *VARIATE, "--out"], [*SGENAS, "resume"]),
+    "training": Kind([*SGENAS, *TRAINING, "--out"], [*SGENAS, "resume"]),
+    "two processes": Kind([*TWO, *SEARCH, *STREAMED, "--out"], [*TWO, "resume"]),
+    "choices": Kind(CHOICES, CHOICES, same="assert_same_module_searches"),
 }
 """name -> a run of about a thousand steps, each with its checkpoint."""
 
 
-def start(name: str, *command: str) -> subprocess.Popen[bytes]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def python(command: list[str], path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, *(launcher if name == "two processes" else []), "-m", "sgenas", *command],
+        [sys.executable, *command, str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -96,28 +105,28 @@ def kill_somewhere(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_run_that_is_killed_again_and_again_is_the_same_run(
-    name: str, tmp_path: Path, assert_same_runs: Callable[[Path, Path], None]
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    whole, path, draw = tmp_path / "whole", tmp_path / "killed", random.Random(0)
+    kind, whole, path, draw = KINDS[name], tmp_path / "whole", tmp_path / "killed", random.Random(0)
     began = time.monotonic()
-    process = start(name, *PROGRAMS[name], "--out", str(whole))
+    process = python(kind.start, whole)
     assert wait_until((whole / "checkpoint.pt").exists, process, 0.01), process.communicate()
     startup = time.monotonic() - began
     _, err = process.communicate()
     assert process.returncode == 0, err
 
     moments: Counter[str] = Counter()
-    process = start(name, *PROGRAMS[name], "--out", str(path))
+    process = python(kind.start, path)
     while moments.total() < KILLS:
         moment = kill_somewhere(process, path, draw, startup, begun=bool(moments))
         assert moment is not None, f"ended after {moments}: {process.communicate()}"
         moments[moment] += 1
-        process = start(name, "resume", str(path))
+        process = python(kind.resume, path)
     _, err = process.communicate()
     assert process.returncode == 0, err
-    assert_same_runs(whole, path)
+    request.getfixturevalue(kind.same)(whole, path)
     sys.stdout.write(f"\n{name}: {moments.total()} kills, {dict(moments)}, start-up {startup:.1f} s\n")
     if KILLS >= 50:
         assert moments["half a checkpoint left"] >= 3

@@ -393,8 +393,8 @@ class SearchConfig(Checked):
     """where a loss or derivative is not finite: stop; skip (that step is left out); or rollback (weights and
     alphas go back to the last checkpoint, the batches go on). More than 10 such steps between two checkpoints
     stop the search in any case"""
-    log_every: int = 10
-    """steps between two rows of metrics.jsonl"""
+    log_every: int | None = None
+    """steps between two rows of metrics.jsonl; if not set 10, or as many more as leave 10,000 rows"""
     checkpoint_every: int = 100
     """steps between two checkpoints; there is one at the end of each epoch too"""
     data: DataSettings = field(default_factory=DataSettings)

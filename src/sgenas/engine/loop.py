@@ -1,6 +1,5 @@
 """What every run has in common: counting steps, the clock, the log, checkpoints, and going on from them."""
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,17 +9,21 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from sgenas import limits, reading
 from sgenas.data import ImageData
 from sgenas.engine import deterministic, parts
 from sgenas.engine.meter import Meter
 from sgenas.engine.parallel import ALONE, Processes
 from sgenas.engine.run_folder import Config, Recorder, RunFolder
 from sgenas.engine.settings import first_difference, flag
-from sgenas.errors import CheckpointError, DataError, DivergenceError, OutOfMemoryError, RunFolderError
+from sgenas.errors import CheckpointError, DataError, DivergenceError, OutOfMemoryError
 from sgenas.memory import ran_out
 from sgenas.spaces import Genotype
 from sgenas.trees import Tree
+
+LOG_EVERY = 10
+MOST_ROWS = 10_000
+"""Steps between two logged ones where `--log-every` does not say; more of them, so that a run logs at most
+MOST_ROWS steps besides the last of each epoch."""
 
 
 class Observer(Protocol):
@@ -159,6 +162,12 @@ class Run(ABC):
         """The whole run's work; in steps, unless some cost more than others."""
         return self.config.epochs * self.steps_per_epoch
 
+    @property
+    def log_every(self) -> int:
+        """Steps between two rows of metrics.jsonl."""
+        steps = self.config.epochs * self.steps_per_epoch
+        return self.config.log_every or max(LOG_EVERY, math.ceil(steps / MOST_ROWS))
+
     # -- the loop ------------------------------------------------------------------------------------------
 
     def _loop(self, observer: Observer, stop: Callable[[], bool]) -> tuple[dict[str, Any], ...]:
@@ -168,7 +177,7 @@ class Run(ABC):
             return ()
         with (
             self.meter,
-            self.folder.recorder(keep_bytes=self._metrics_bytes, step=self.step) as recorder,
+            self.folder.recorder(keep_bytes=self._metrics_bytes) as recorder,
             self.numerics(),
         ):
             self._compare_processes("at the start")
@@ -221,7 +230,7 @@ class Run(ABC):
         observer.advance()
         notes, self._notes = self._notes, {}
         # reading a value waits for the device, so it is done only for the rows that are kept
-        if notes or self.step % self.config.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
+        if notes or self.step % self.log_every == 0 or self.step_in_epoch == self.steps_per_epoch:
             row = {"kind": "step", "epoch": self.epoch, "step": self.step, "lr": lr}
             row |= notes | {name: value.item() for name, value in values.items()}
             row["seconds"] = self.meter.seconds
@@ -270,15 +279,8 @@ class Run(ABC):
         """Called after every checkpoint; nothing needs to be done."""
 
     def logged(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they are not all there."""
-        path = self.folder.metrics_path
-        try:
-            lines = reading.content(path, limits.METRICS)[: self._metrics_bytes].splitlines()
-            return [json.loads(line) for line in lines]
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError) as error:
-            raise RunFolderError(f"{path} must hold the rows up to the checkpoint: {error}") from None
+        """The rows of metrics.jsonl up to the checkpoint; RunFolderError where they cannot be read."""
+        return self.folder.rows(self._metrics_bytes)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on, as plain data and tensors."""

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 import sgenas
+from sgenas import limits, reading
 from sgenas.engine import checkpoint
 from sgenas.engine.config import SearchConfig
 from sgenas.engine.train_config import TrainConfig
@@ -139,9 +141,20 @@ class RunFolder:
         self._checkpoint_is_whole = path == self.checkpoint_path
         return state
 
-    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":
+    def rows(self, size: int) -> list[Any]:
+        """Those in the first `size` bytes of metrics.jsonl; RunFolderError where it cannot be read."""
+        path = self.metrics_path
+        try:
+            content = reading.content(path, limits.METRICS)[:size] if size else b""
+            return [json.loads(line) for line in content.splitlines()]
+        except OSError as error:
+            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (ValueError, RecursionError) as error:
+            raise RunFolderError(f"{path} must hold the rows up to the checkpoint: {error}") from None
+
+    def recorder(self, *, keep_bytes: int) -> "Recorder":
         """What appends rows to metrics.jsonl and TensorBoard, see `Recorder`."""
-        return Recorder(self, keep_bytes=keep_bytes, step=step)
+        return Recorder(self, keep_bytes=keep_bytes)
 
 
 def existing(path: str | Path) -> RunFolder:
@@ -168,7 +181,7 @@ class UnwrittenFolder(RunFolder):
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None: ...
 
-    def recorder(self, *, keep_bytes: int, step: int) -> "Recorder":  # noqa: ARG002
+    def recorder(self, *, keep_bytes: int) -> "Recorder":  # noqa: ARG002
         return NoRecorder()
 
 
@@ -262,36 +275,71 @@ class Recorder:
     """Appends rows to metrics.jsonl and TensorBoard.
 
     On resume, `keep_bytes` is the length that metrics.jsonl had at the checkpoint: what came after is cut
-    off, since those steps are taken again. Raises RunFolderError when the file is shorter than that.
+    off, since those steps are taken again. TensorBoard gets a new file that begins with the rows that were
+    kept, and those from before are removed (the last one emptied): however often a run goes on, its log has
+    the size of one that was never stopped. Raises RunFolderError when metrics.jsonl has not the rows to keep.
     """
 
-    def __init__(self, folder: RunFolder, *, keep_bytes: int = 0, step: int = 0) -> None:
+    def __init__(self, folder: RunFolder, *, keep_bytes: int = 0) -> None:
+        self._path = path = folder.metrics_path
+        self._board_path = folder.tensorboard_path
+        require_inside(folder.path, self._board_path, f"{self._board_path}")
+        with naming(path):
+            self._file = own_file(path, os.O_WRONLY | os.O_APPEND, "ab")
+        try:
+            rows = self._cut(folder, keep_bytes)
+            with naming(self._board_path):
+                self._board = self._new_board()
+        except BaseException:
+            self._file.close()
+            raise
+        try:
+            # events are dated by the run's own seconds: the machine's clock may be set back
+            self._began = time.time() - (rows[-1]["seconds"] if rows else 0.0)
+            for row in rows:
+                self._show(row)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self._close()
+            raise RunFolderError(f"{path} must hold the rows of a run: {error!r}") from None
+
+    def _cut(self, folder: RunFolder, keep_bytes: int) -> list[Any]:
+        """Leaves metrics.jsonl with `keep_bytes`; the rows in them."""
+        size = os.fstat(self._file.fileno()).st_size
+        if size < keep_bytes:
+            raise RunFolderError(
+                f"{self._path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
+            )
+        rows = folder.rows(keep_bytes)
+        with naming(self._path):
+            self._file.truncate(keep_bytes)
+            self._file.seek(keep_bytes)
+        return rows
+
+    def _new_board(self) -> Any:
         # slow to import, and needed only by whoever really runs a search
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = path = folder.metrics_path
-        require_inside(folder.path, folder.tensorboard_path, f"{folder.tensorboard_path}")
-        with naming(path):
-            self._file = own_file(path, os.O_WRONLY | os.O_APPEND, "ab")
-            size = os.fstat(self._file.fileno()).st_size
-            if size >= keep_bytes:
-                self._file.truncate(keep_bytes)
-                self._file.seek(keep_bytes)
-        if size < keep_bytes:
-            self._file.close()
-            raise RunFolderError(
-                f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
-            )
-        with naming(folder.tensorboard_path):
-            self._board = SummaryWriter(str(folder.tensorboard_path), purge_step=step + 1)
+        old = sorted(self._board_path.glob("events.out.tfevents.*"))
+        for file in old[:-1]:
+            file.unlink()
+        for file in old[-1:]:
+            # a board that is open goes on from the file that it has read to the next, not from none
+            own_file(file, os.O_WRONLY | os.O_TRUNC, "wb").close()
+        # where it drops what it knows of steps from 1 on
+        return SummaryWriter(str(self._board_path), purge_step=1)
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends one row; its numbers also go to TensorBoard under `kind/name`."""
         with naming(self._path):
             self._file.write(json.dumps(row).encode() + b"\n")
-        for name, value in row.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"])
+        self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        when = self._began + row["seconds"]
+        with naming(self._board_path):
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{row['kind']}/{name}", value, row["step"], walltime=when)
 
     def flush(self) -> int:
         """Brings all rows to the disk; the length of metrics.jsonl in bytes."""
@@ -307,6 +355,9 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._file.close()
         self._board.close()
 

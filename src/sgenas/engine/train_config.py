@@ -119,8 +119,8 @@ class TrainSettings(Checked):
     the run and is named. On a CPU all have it, and results are the same without"""
     compile: bool = False
     """compile the network with torch.compile: minutes at the start, for fewer and larger kernels"""
-    log_every: int = 10
-    """steps between two rows of metrics.jsonl"""
+    log_every: int | None = None
+    """steps between two rows of metrics.jsonl; if not set 10, or as many more as leave 10,000 rows"""
     checkpoint_every: int = 500
     """steps between two checkpoints; there is one at the end of each epoch too"""
     data: TrainingImageSettings = field(default_factory=TrainingImageSettings)
