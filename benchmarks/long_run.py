@@ -44,7 +44,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PICTURE = ROOT / "docs" / "images" / "memory-long-run.png"
-SGE = {"directions": 3, "control_variate": "memory"}
+SGE: dict[str, Any] = {"directions": 3, "control_variate": "memory"}
 ESTIMATORS = {
     "first-order": EstimatorSettings(estimator="first-order"),
     "sge, streamed": EstimatorSettings(computation="streamed", **SGE),
