@@ -1,5 +1,6 @@
 """Running searches and trainings: the only place where bilevel optimisation, networks and data meet."""
 
+from sgenas.engine.begin import resume_search, run_search
 from sgenas.engine.budget_settings import BudgetSettings
 from sgenas.engine.config import (
     AlphaSettings,
@@ -12,7 +13,7 @@ from sgenas.engine.config import (
 )
 from sgenas.engine.loop import Observer, Run
 from sgenas.engine.parallel import Processes, joined
-from sgenas.engine.search import Search, SearchResult, resume_search, run_search
+from sgenas.engine.search import Search, SearchResult
 from sgenas.engine.train import Training, TrainResult, resume_training, run_training
 from sgenas.engine.train_config import (
     RECIPES,

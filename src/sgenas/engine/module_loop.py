@@ -13,12 +13,10 @@ from torch import Tensor
 
 from sgenas import trees
 from sgenas.bilevel import BilevelProblem, Cost, Estimator
-from sgenas.bilevel.inner import InnerState
-from sgenas.engine import parts, watch
+from sgenas.engine import parts, point, watch
 from sgenas.engine.batches import Batches, Endless
 from sgenas.engine.config import AlphaSettings, WeightSettings
 from sgenas.engine.deterministic import algorithms, check
-from sgenas.engine.loop import same_shapes
 from sgenas.engine.meter import Meter
 from sgenas.engine.module_costs import ModuleCosts
 from sgenas.engine.progress import time_left_bar
@@ -102,38 +100,21 @@ class ModuleLoop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, as plain data and tensors."""
+        own = self.cost, self.state, self.alphas, self._optimizer, self._directions, self._memory
         return {
+            **point.to_dict(*own),
             "history": self.history,
             "measured": self._meter.read(),
-            "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
-            "weights": self.state.weights,
-            "buffers": self.state.buffers,
-            "inner_step": self.state.step,
-            "alphas": self.alphas,
-            "alpha_optimizer": self._optimizer.state_dict(),
-            "memory": self._memory,
-            "directions": self._directions.get_state(),
             "outer": self._outer.state_dict(),
             "random": [self._train.random_state(), self._val.random_state()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to where `state_dict` was taken; raises any of the usual errors when it does not fit."""
-
-        def fitted(expected: Tree, name: str) -> Tree:
-            return same_shapes(expected, parts.to_device(state[name], self.device))
-
         self.history = list(state["history"])
         self._meter.go_on_from(state["measured"])
-        self.cost = Cost(*state["cost"])
-        self.state = InnerState(
-            fitted(self.state.weights, "weights"), fitted(self.state.buffers, "buffers"), state["inner_step"]
-        )
-        for name, alpha in fitted(self.alphas, "alphas").items():
-            self.alphas[name].copy_(alpha)
-        self._optimizer.load_state_dict(state["alpha_optimizer"])
-        self._memory = None if state["memory"] is None else fitted(self.alphas, "memory")
-        self._directions.set_state(state["directions"])
+        own = self.state, self.alphas, self._optimizer, self._directions, self.device
+        self.cost, self.state, self._memory = point.go_to(state, *own)
         self._outer.load_state_dict(state["outer"])
         # after the batches that were drawn again: one generator may stand behind both
         for batches, states in zip((self._train, self._val), state["random"], strict=True):

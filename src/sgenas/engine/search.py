@@ -1,6 +1,5 @@
 """The search loop: weights and alphas in turn, from the first batch to the derived cell."""
 
-import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable
@@ -16,13 +15,13 @@ from sgenas.bilevel import SGD, SGE, BilevelProblem, Cost, Estimator, EvolutionS
 from sgenas.bilevel.curvature import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.inner import InnerState
 from sgenas.bilevel.problem import Loss
-from sgenas.engine import class_weights, nonfinite, parts, precision, watch
+from sgenas.engine import class_weights, nonfinite, parts, point, precision, watch
 from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
-from sgenas.engine.loop import Observer, Run, Silent, load_checkpoint, same_shapes
+from sgenas.engine.loop import Observer, Run, Silent, same_shapes
 from sgenas.engine.parallel import ALONE, Layout, Processes
 from sgenas.engine.ranges import Ranges
-from sgenas.engine.run_folder import Recorder, RunFolder, UnwrittenFolder, environment, existing, read_config
+from sgenas.engine.run_folder import Recorder, RunFolder
 from sgenas.engine.schedule import Schedule
 from sgenas.engine.validation import Validation
 from sgenas.errors import ConfigError, DataError, DivergenceError, ProcessError
@@ -46,92 +45,6 @@ class SearchResult:
     genotype: Genotype
     finished: bool
     epochs: tuple[dict[str, Any], ...]
-
-
-def run_search(
-    config: SearchConfig,
-    out: str | Path,
-    *,
-    overwrite: bool = False,
-    observer: Observer | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
-    images: data.ImageData | None = None,
-) -> SearchResult:
-    """Runs a search into the new run folder `out`.
-
-    `images` (of `sgenas.data.from_dataset`, for example) take the place of those that `config.data.data`
-    names; the run folder then has their name, and whoever resumes hands them over again.
-
-    `stop` is asked after every step; once it answers True, a checkpoint is written and the search returns
-    unfinished. On several `processes` (`parallel.joined`) each calls this with the same settings: the first
-    writes and is observed, a stop of any one stops all, and what goes wrong on one is raised on all.
-
-    Raises ConfigError, DataError or RunFolderError before anything is written, DivergenceError when a loss
-    stops being finite, ProcessError when another process is lost or comes to other numbers.
-    """
-    folder = _folder(out, processes)
-    with processes.agreeing():
-        folder.check(overwrite=overwrite)
-    config = parts.with_absolute_paths(config, images)
-    layout = _layout(config, processes)
-    search = processes.build(lambda: Search(config, folder, processes, layout, images))
-    search.check_environment()
-    facts = search.describe() | search.check_precision()
-    with contextlib.ExitStack() as held:
-        with processes.agreeing():
-            held.enter_context(folder.held())
-            folder.create(config, environment(search.device) | facts, overwrite=overwrite)
-            folder.write_arrays("split.npz", {name: part.numpy() for name, part in search.split.items()})
-        return search.run(observer or Silent(), stop)
-
-
-def resume_search(
-    path: str | Path,
-    *,
-    observer: Observer | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
-    images: data.ImageData | None = None,
-) -> SearchResult:
-    """Goes on with the search in the run folder `path`, exactly where its checkpoint stands.
-
-    A search that has finished is returned as it is. Raises RunFolderError when there is none, CheckpointError
-    when its checkpoint is missing, damaged, or belongs to other settings or other images. `processes` as in
-    `run_search`: all read the run folder, and there may be another number of them than before. images: those
-    that `run_search` was given.
-    """
-    folder = _folder(path, processes)
-    with contextlib.ExitStack() as held:
-        with processes.agreeing():
-            config = read_config(existing(path).path)
-            held.enter_context(folder.held())
-            state = load_checkpoint(folder, config)
-        layout = _layout(config, processes)
-
-        def make() -> Search:
-            search = Search(config, folder, processes, layout, images)
-            search.load_state_dict(state)
-            return search
-
-        return processes.build(make).run(observer or Silent(), stop)
-
-
-def _folder(path: str | Path, processes: Processes) -> RunFolder:
-    return RunFolder(path) if processes.first else UnwrittenFolder(path)
-
-
-def _layout(config: SearchConfig, processes: Processes) -> Layout:
-    """How the processes divide the work; ConfigError where some would have nothing to do."""
-    processes.require_same({"settings": config.to_dict()}, "at the start")
-    layout = processes.layout(config.data.data_parallel)
-    name = config.estimator.estimator
-    if layout.groups > 1 and name != "sge":
-        raise ConfigError(
-            f"--data-parallel must be a multiple of the {processes.size} processes with --estimator {name},"
-            f" whose passes are not shared out, got {config.data.data_parallel}"
-        )
-    return layout
 
 
 class Search(Run):
@@ -523,41 +436,26 @@ class Search(Run):
         return super().state_dict() | {"chunk": self._chunk}
 
     def _own_state(self) -> dict[str, Any]:
+        own = self.cost, self.state, self.alphas, self.alpha_optimizer, self.directions, self._memory
         return {
+            **point.to_dict(*own),
             "nonfinite_steps": self._losses.in_epoch,
-            "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
-            "weights": self.state.weights,
-            "buffers": self.state.buffers,
-            "inner_step": self.state.step,
-            "alphas": self.alphas,
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
             "inner_stream": self.inner_stream.state_dict(),
             "outer_stream": self.outer_stream.state_dict(),
-            "directions": self.directions.get_state(),
             "history": self._history,
             "eigenvalues": [list(pair) for pair in self._eigenvalues],
             "stopped_at": self._stopped_at,
-            "memory": self._memory,
         }
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         if isinstance(self.estimator, SGE):
             self.estimator = dataclasses.replace(self.estimator, chunk=state.get("chunk"))
-        self.cost = Cost(*state["cost"])
-        weights = same_shapes(self.state.weights, self._to_device(state["weights"]))
-        buffers = same_shapes(self.state.buffers, self._to_device(state["buffers"]))
-        self.state = InnerState(weights, buffers, state["inner_step"])
-        alphas = same_shapes(self.alphas, self._to_device(state["alphas"]))
-        for name, alpha in self.alphas.items():
-            alpha.copy_(alphas[name])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        own = self.state, self.alphas, self.alpha_optimizer, self.directions, self.device
+        self.cost, self.state, self._memory = point.go_to(state, *own)
         self.inner_stream.load_state_dict(state["inner_stream"])
         self.outer_stream.load_state_dict(state["outer_stream"])
-        self.directions.set_state(state["directions"])
         self._history = [same_shapes(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
         self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
         self._stopped_at = state["stopped_at"]
-        before = state["memory"]
-        self._memory = None if before is None else same_shapes(self.alphas, self._to_device(before))
         self._losses.in_epoch = state["nonfinite_steps"]
         self._kept = self._moment()
