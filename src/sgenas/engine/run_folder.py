@@ -288,9 +288,14 @@ class Recorder:
             raise RunFolderError(
                 f"{path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}"
             )
-        rows = folder.rows(keep_bytes)
         with naming(path):
             self._file = path.open("ab")
+        try:
+            rows = folder.rows(keep_bytes)
+        except RunFolderError:
+            self._file.close()
+            raise
+        with naming(path):
             self._file.truncate(keep_bytes)
             self._file.seek(keep_bytes)
         with naming(self._board_path):
