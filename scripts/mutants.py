@@ -68,7 +68,8 @@ def functions(files: set[str]) -> dict[tuple[str, str, int], list[types.Function
     """Every function there is that was made from the files, by file, qualified name and first line."""
     found: dict[tuple[str, str, int], list[types.FunctionType]] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, types.FunctionType) and thing.__code__.co_filename in files:
+        # not isinstance, which asks lazy objects, and they answer with warnings
+        if type(thing) is types.FunctionType and thing.__code__.co_filename in files:
             code = thing.__code__
             found.setdefault((code.co_filename, code.co_qualname, code.co_firstlineno), []).append(thing)
     return found
@@ -87,7 +88,8 @@ def replace(path: str, tree: ast.Module, known: dict[tuple[str, str, int], list[
     for code in codes(changed):
         for function in known.get((path, code.co_qualname, code.co_firstlineno), []):
             function.__code__ = code
-    name = "sgenas." + ".".join(Path(path).relative_to(ROOT / "src/sgenas").with_suffix("").parts)
+    parts = Path(path).relative_to(ROOT / "src").with_suffix("").parts
+    name = ".".join(parts).removesuffix(".__init__")
     old, new = vars(sys.modules[name]), {"__name__": name, "__file__": path}
     try:
         exec(changed, new)  # our own source with one change
@@ -165,10 +167,11 @@ class Driver:
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
 
         if forked(work) != 0:
-            raise SystemExit("the tests fail on files that were replaced by themselves")
+            pytest.exit("the tests fail on files that were replaced by themselves", 1)
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        files = [str(file) for part in PARTS for file in sorted((ROOT / "src/sgenas" / part).glob("*.py"))]
+        parts = self.options.parts
+        files = [str(file) for part in parts for file in sorted((ROOT / "src/sgenas" / part).glob("*.py"))]
         mutants = [mutant for file in files for mutant in mutants_of(file)]
         total = len(mutants)
         if self.options.again:
@@ -203,10 +206,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON lines, one a mutant; taken up again")
     parser.add_argument("--sample", type=int, help="so many mutants, drawn at random with seed 0")
     parser.add_argument("--again", type=Path, help="only those that survived in this file")
-    parser.add_argument("--tests", nargs="+", default=[f"tests/{part}" for part in PARTS])
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="of the library")
+    parser.add_argument("--tests", nargs="+", help="files of tests, by default those of the parts")
+    parser.add_argument(
+        "--skip", nargs="+", default=[], help="words in the names of tests that take too long"
+    )
     options = parser.parse_args()
+    tests = options.tests or [f"tests/{part}" for part in options.parts]
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [*options.tests, "-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]
+        arguments = [*tests, "-p", "no:xdist", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"]
+        if options.skip:
+            arguments += ["-k", " and ".join(f"not {word}" for word in options.skip)]
         sys.exit(pytest.main(arguments, plugins=[Driver(options)]))
 
 
