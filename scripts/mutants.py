@@ -30,7 +30,7 @@ from mutations import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("bilevel", "spaces")
-CPU_SECONDS = 20.0  # of tests for one mutant, more are not tried
+CPU_SECONDS = 6.0  # of tests for one mutant, more are not tried
 MEMORY_BYTES = 12 << 30
 BROKEN = 3  # exit status: the mutant could not be put in place
 
@@ -137,7 +137,7 @@ def judge(mutant: Mutant, tests: list[pytest.Item], seconds: float, known: Any) 
     """killed, timeout or survived; broken if it could not be tried."""
 
     def work() -> None:
-        limit = int(30 + 5 * seconds)
+        limit = int(10 + 3 * seconds)
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
         replace(mutant.file, mutant.tree(), known)

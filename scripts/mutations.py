@@ -29,6 +29,7 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+WHOLE_FILE = range(1, 100_000)
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def _below(parent: ast.AST, lines: range) -> Iterator[tuple[ast.AST, str, ast.ex
             here = _lines(node, parent, lines)
             if isinstance(node, ast.expr | ast.stmt):
                 yield parent, field, node, here
+            # zip's strict= is an assertion of our own
+            if isinstance(node, ast.keyword) and node.arg == "strict":
+                continue
             if not isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
                 yield from _below(node, here)
 
@@ -110,9 +114,9 @@ def _lines(node: ast.AST, parent: ast.AST, lines: range) -> range:
     if isinstance(node, ast.arguments) and isinstance(parent, ast.FunctionDef):
         return range(parent.body[0].lineno, (parent.end_lineno or 0) + 1)
     if isinstance(node, ast.stmt) and isinstance(parent, ast.ClassDef):
-        return range(parent.lineno + 1, (parent.end_lineno or 0) + 1)  # a field's default
+        return WHOLE_FILE  # a field's default
     if isinstance(node, ast.stmt) and isinstance(parent, ast.Module):
-        return range(1, 100_000)  # a constant of the module
+        return WHOLE_FILE  # a constant
     if isinstance(node, ast.If | ast.While | ast.For | ast.With | ast.Try):
         return range(
             node.lineno, node.body[0].lineno if node.lineno < node.body[0].lineno else node.lineno + 1
