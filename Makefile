@@ -30,7 +30,8 @@ docs: $(VENV)/.installed-docs
 
 # the tests with the lowest versions that pyproject.toml allows
 lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -n $(TESTERS) --dist worksteal
+	$(LOWEST)/bin/python -m pytest -n $(TESTERS) --dist worksteal \
+	    -W ignore::DeprecationWarning -W ignore::FutureWarning
 
 coverage: $(VENV)/.installed-coverage
 	$(BIN)/coverage erase
