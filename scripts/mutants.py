@@ -30,7 +30,6 @@ from mutations import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("bilevel", "spaces")
-CPU_SECONDS = 6.0  # of tests for one mutant, more are not tried
 MEMORY_BYTES = 12 << 30
 BROKEN = 3  # exit status: the mutant could not be put in place
 
@@ -51,14 +50,14 @@ def record_tests(items: list[pytest.Item], sources: list[str], kept: Path) -> No
     kept.write_text(json.dumps({"lines": lines, "seconds": seconds}))
 
 
-def reaching(mutant: Mutant, record: dict[str, Any]) -> list[str]:
-    """The tests that reach a mutant's lines, quickest first, as many as there is time for."""
+def reaching(mutant: Mutant, record: dict[str, Any], most: float) -> list[str]:
+    """The tests that reach a mutant's lines, quickest first, as many as `most` seconds are enough for."""
     lines = record["lines"].get(mutant.file, {})
     tests = {test for line in mutant.lines for test in lines.get(str(line), []) if test}
     chosen, total = [], 0.0
     for test in sorted(tests, key=record["seconds"].__getitem__):
         total += record["seconds"][test]
-        if chosen and total > CPU_SECONDS:
+        if chosen and total > most:
             break
         chosen.append(test)
     return chosen
@@ -193,7 +192,7 @@ class Driver:
         for mutant in mutants:
             if mutant.name in done:
                 continue
-            tests = reaching(mutant, record)
+            tests = reaching(mutant, record, self.options.seconds)
             seconds = sum(record["seconds"][test] for test in tests)
             result = judge(mutant, [items[test] for test in tests], seconds, known) if tests else "unreached"
             with out.open("a") as file:
@@ -209,9 +208,8 @@ def main() -> None:
     parser.add_argument("--again", type=Path, help="only those that survived in this file")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="of the library")
     parser.add_argument("--tests", nargs="+", help="files of tests, by default those of the parts")
-    parser.add_argument(
-        "--skip", nargs="+", default=[], help="words in the names of tests that take too long"
-    )
+    parser.add_argument("--skip", nargs="+", default=[], help="words in names of tests that take too long")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of tests for one mutant, in CPU time")
     options = parser.parse_args()
     tests = options.tests or [f"tests/{part}" for part in options.parts]
     with tempfile.TemporaryDirectory() as folder:
