@@ -97,9 +97,8 @@ def _below(parent: ast.AST, lines: range) -> Iterator[tuple[ast.AST, str, ast.ex
 def _replaceable(node: ast.AST) -> bool:
     """Whether the driver can put it in the old one's place: no tables of functions, no aliases of types."""
     if isinstance(node, ast.Assign | ast.AnnAssign):
-        return all(
-            isinstance(part, ast.Constant | ast.Tuple | ast.expr_context) for part in ast.walk(node.value)
-        )
+        parts = ast.walk(node.value) if node.value else ()
+        return all(isinstance(part, ast.Constant | ast.Tuple | ast.expr_context) for part in parts)
     return isinstance(node, ast.FunctionDef | ast.ClassDef)
 
 

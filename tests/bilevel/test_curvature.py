@@ -44,7 +44,9 @@ def test_what_does_not_bend_beside_what_does_has_zeros() -> None:
     assert product(vector).tolist() == [*(2 * vector[:2]).tolist(), 0, 0, 0]
 
 
-@pytest.mark.parametrize("values", [[3.0, 1.0, -2.0], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0]])
+@pytest.mark.parametrize(
+    "values", [[3.0, 1.0, -2.0], [0.3, 0.1, -0.2], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0]]
+)
 def test_largest_eigenvalue(values: list[float]) -> None:
     """Also where the one of largest size is negative."""
     basis = torch.linalg.qr(draw(3, 3))[0]
