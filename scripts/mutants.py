@@ -54,7 +54,8 @@ def reaching(mutant: Mutant, record: dict[str, Any], most: float) -> list[str]:
     """The tests that reach a mutant's lines, quickest first, as many as `most` seconds are enough for."""
     lines = record["lines"].get(mutant.file, {})
     tests = {test for line in mutant.lines for test in lines.get(str(line), []) if test}
-    chosen, total = [], 0.0
+    chosen: list[str] = []
+    total = 0.0
     for test in sorted(tests, key=record["seconds"].__getitem__):
         total += record["seconds"][test]
         if chosen and total > most:
@@ -89,7 +90,8 @@ def replace(path: str, tree: ast.Module, known: dict[tuple[str, str, int], list[
             function.__code__ = code
     parts = Path(path).relative_to(ROOT / "src").with_suffix("").parts
     name = ".".join(parts).removesuffix(".__init__")
-    old, new = vars(sys.modules[name]), {"__name__": name, "__file__": path}
+    old = vars(sys.modules[name])
+    new: dict[str, Any] = {"__name__": name, "__file__": path}
     try:
         exec(changed, new)  # our own source with one change
     except Exception:
