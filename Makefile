@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 # processes that share the tests; each takes one thread
 TESTERS ?= 2
 
-.PHONY: demo test slow docs clean
+LOWEST := .venv-lowest
+AUDIT := .venv-audit
+
+.PHONY: demo test slow docs lowest coverage mutants audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sgenas search --data digits --method darts --estimator sge --directions 10 --inner-steps 1 \
@@ -25,8 +28,28 @@ slow: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/mkdocs build --strict
 
+# the tests with the lowest versions that pyproject.toml allows
+lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n $(TESTERS) --dist worksteal \
+	    -W ignore::DeprecationWarning -W ignore::FutureWarning
+
+coverage: $(VENV)/.installed-coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n $(TESTERS) --dist worksteal
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+mutants: $(VENV)/.installed-coverage
+	$(BIN)/python scripts/mutants.py --out runs/mutants.jsonl
+
+# asks a service for known vulnerabilities; what it cannot look up counts as a failure
+audit: $(VENV)/.installed-test
+	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet 'pip-audit>=2.7')
+	$(BIN)/python -m pip freeze --exclude-editable | \
+	    $(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r /dev/stdin
+
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) $(LOWEST) $(AUDIT) build dist site
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
@@ -39,7 +62,19 @@ $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/.installed-coverage: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[coverage]'
+	@touch $@
+
+# uv, since pip has no way to ask for the lowest; what these packages need in turn is the newest that fits
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
+	    --editable '.[test,hf,ray]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -36,7 +36,17 @@ def test_what_does_not_bend_has_no_curvature(function: object) -> None:
     assert largest_eigenvalue(product, draw(3, seed=1)) == 0
 
 
-@pytest.mark.parametrize("values", [[3.0, 1.0, -2.0], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0]])
+def test_what_does_not_bend_beside_what_does_has_zeros() -> None:
+    """Automatic differentiation finds no way back to them."""
+    point = {"bent": draw(2), "straight": draw(2, seed=1), "absent": draw(1, seed=2)}
+    product = hessian_operator(lambda tree: tree["bent"].square().sum() + 3 * tree["straight"].sum(), point)
+    vector = draw(5, seed=3)
+    assert product(vector).tolist() == [*(2 * vector[:2]).tolist(), 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "values", [[3.0, 1.0, -2.0], [0.3, 0.1, -0.2], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0]]
+)
 def test_largest_eigenvalue(values: list[float]) -> None:
     """Also where the one of largest size is negative."""
     basis = torch.linalg.qr(draw(3, 3))[0]

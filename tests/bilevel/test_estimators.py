@@ -407,6 +407,8 @@ def test_bad_estimator_settings() -> None:
         SGE(smoothing=-0.1)
     with pytest.raises(InvalidValueError, match="FiniteDifference.radius must be > 0 and finite, got 0"):
         FiniteDifference(radius=0)
+    with pytest.raises(InvalidValueError, match="FiniteDifference.radius must be > 0 and finite, got inf"):
+        FiniteDifference(radius=float("inf"))
     case = Case(OPTIMIZERS[0], 1)
     with pytest.raises(InvalidValueError, match="alphas must hold at least one tensor, got none"):
         gaussian(3, {}, generator())

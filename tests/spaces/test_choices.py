@@ -88,6 +88,7 @@ def test_the_mixing_weights_are_no_parameter_and_are_not_saved() -> None:
     assert [name for name, _ in choice.named_parameters()] == ["candidates.0.weight", "candidates.0.bias"]
     assert list(choice.state_dict()) == ["candidates.0.weight", "candidates.0.bias"]
     assert "name='c', options=('a', 'b')" in repr(choice)
+    assert list(WidthChoice([1, 2], name="w").state_dict()) == []
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_a_threshold_leaves_out_even_the_best_edges() -> None:
     [
         ({"derivation": "best"}, "derivation must be one of top2, threshold, threshold-edges, got 'best'"),
         ({"threshold": 1.0}, r"threshold must be in \(0, 1\), got 1.0"),
+        ({"partial": 2}, "partial must be 1 with sigmoids, got 2"),
     ],
 )
 def test_bad_fair_settings(settings: dict[str, object], message: str) -> None:

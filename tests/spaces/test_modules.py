@@ -203,6 +203,24 @@ def test_deriving_leaves_space_and_model_alone(model: Net) -> None:
     assert sum(isinstance(module, BaseChoice) for module in model.modules()) == 6
 
 
+def test_attention_drops_nothing_out() -> None:
+    """Its dropout is a number of its own, beside those of the modules Dropout."""
+    torch.manual_seed(0)
+    activation = sgenas.Choice({"gelu": nn.GELU(), "tanh": nn.Tanh()}, name="activation")
+    layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, activation=activation, batch_first=True)  # type: ignore[arg-type]
+    space = sgenas.ModuleSpace(nn.Sequential(layer).double())
+    weights, choices, x = space.initial_weights(), {"activation": "tanh"}, draw(3, 5, 4)
+    found = space.mixed_output(weights, space.one_hot(choices), x)
+    torch.testing.assert_close(found, space.derive(choices, weights).eval()(x))
+
+
+def test_initial_alphas_are_small_and_drawn_in_order(model: Net) -> None:
+    space, source = sgenas.ModuleSpace(model), generator(4)
+    for name, alphas in space.initial_alphas(generator(4)).items():
+        torch.testing.assert_close(alphas, 1e-3 * torch.randn(2, generator=source).to(alphas))
+        assert alphas.shape == (len(space.options[name]),)
+
+
 def test_the_strongest_options() -> None:
     net = nn.Sequential(nn.Linear(2, 4), sgenas.WidthChoice([1, 2, 4], name="w", dim=-1))
     space = sgenas.ModuleSpace(net)

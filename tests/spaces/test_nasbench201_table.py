@@ -62,6 +62,12 @@ def test_columns_may_come_in_any_order_and_be_chosen(tmp_path: Path) -> None:
         only.best("cifar100")
 
 
+def test_nothing_and_everything_right_are_accuracies_too() -> None:
+    table = AccuracyTable(["cifar10"], {FIRST: [0.0], SECOND: [100.0]}, complete=False)
+    assert table.best("cifar10") == SECOND
+    assert table.regret(FIRST, "cifar10") == 100
+
+
 def test_saving_and_loading(written: Path, tmp_path: Path) -> None:
     table = AccuracyTable.load(written, complete=False)
     table.save(tmp_path / "again.csv")
