@@ -219,8 +219,12 @@ def test_passes_side_by_side_stay_within_the_limit() -> None:
         largest = max(net.members)
         assert saved_by(net, largest) <= limit
     assert largest == 5
-    with pytest.raises(InvalidValueError, match="SGE.memory_limit must be at least .* GiB, what one"):
+    with pytest.raises(InvalidValueError, match="SGE.memory_limit must be at least .* GiB, what one") as told:
         net.run(SGD(0.1), 1, computation="vectorised", memory_limit=0.5 * single / 2**30)
+    net.members.clear()
+    advised = float(str(told.value).split("at least ")[1].split()[0])
+    net.run(SGD(0.1), 1, computation="vectorised", memory_limit=advised)
+    assert net.members
 
 
 def test_automatic_takes_small_passes_together_and_large_ones_one_by_one(

@@ -55,7 +55,8 @@ def vectorised(task: Perturbation) -> Tensor:
     if task.chunk is not None:
         size = min(size, task.chunk)
     if task.memory_limit is not None and size < 1:
-        needed = math.ceil(trajectory_bytes(task) / 2**20) / 2**10
+        # rounded up, so that what is advised is enough
+        needed = math.ceil(trajectory_bytes(task) / 2**30 * 1e4) / 1e4
         raise InvalidValueError(
             f"SGE.memory_limit must be at least {needed:.4f} GiB, what one perturbed trajectory takes, got"
             f" {task.memory_limit}"
