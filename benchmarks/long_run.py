@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PICTURE = ROOT / "docs" / "images" / "memory-long-run.png"
-SGE = {"directions": 3, "control_variate": "memory"}
+SGE = EstimatorSettings(directions=3, control_variate="memory")
 ESTIMATORS = {
     "first-order": EstimatorSettings(estimator="first-order"),
-    "sge, streamed": EstimatorSettings(computation="streamed", **SGE),
-    "sge, vectorised": EstimatorSettings(computation="vectorised", **SGE),
+    "sge, streamed": replace(SGE, computation="streamed"),
+    "sge, vectorised": replace(SGE, computation="vectorised"),
 }
 RUNS = (*ESTIMATORS, "training")
 EPOCHS = 10_000
