@@ -24,7 +24,7 @@ SEARCH = [
 ]
 TRAINING = [
     *("train", "--genotype", "darts-v2", "--data", "digits", "--train-images", "160", "--test-images", "60"),
-    *("--batch-size", "16", "--channels", "2", "--layers", "3", "--auxiliary-weight", "0"),
+    *("--batch-size", "16", "--channels", "2", "--layers", "3", "--auxiliary-weight", "0", "--cutout", "0"),
     *("--epochs", "60", "--log-every", "3", "--checkpoint-every", "1"),
 ]
 VARIATE = ["--directions", "3", "--control-variate", "memory", "--warmup-epochs", "2"]
