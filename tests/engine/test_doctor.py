@@ -23,7 +23,7 @@ def test_what_is_looked_for_is_what_the_project_says() -> None:
     optional = PROJECT["optional-dependencies"]
     for extra, modules in doctor.EXTRAS.items():
         assert {re.match(r"[A-Za-z0-9-]+", line)[0] for line in optional[extra]} == set(modules)
-    assert set(doctor.EXTRAS) == set(optional) - {"test", "docs"}
+    assert set(doctor.EXTRAS) == set(optional) - {"coverage", "docs", "lint", "test"}
     least = re.search(r">=(\d+)\.(\d+)", PROJECT["dependencies"][0])
     assert tuple(map(int, least.groups())) == doctor.LEAST_TORCH
 
