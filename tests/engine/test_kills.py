@@ -1,8 +1,8 @@
 """Runs that are killed again and again end as if nothing had happened: `pytest -m slow -s` this file."""
 
+import contextlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 KILLS = int(os.environ.get("SGENAS_KILLS", "50"))
@@ -64,8 +65,11 @@ def python(command: list[str], path: Path) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """All of it at once, as a machine that is taken away."""
-    os.killpg(process.pid, signal.SIGKILL)
+    """All of it at once, as a machine that is taken away; torchrun's workers have sessions of their own."""
+    launcher = psutil.Process(process.pid)
+    for part in [launcher, *launcher.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            part.kill()
     process.communicate()
 
 
