@@ -62,14 +62,24 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().err.splitlines() == [f"sgenas: warning: {SAID}"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nstack"),
+            "DefaultCPUAllocator: can't allocate memory: you tried",
+        ),
+        (MemoryError(), "MemoryError"),
+    ],
+)
 def test_what_cannot_be_made_smaller_ends_the_run_in_one_line(
-    small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, said: str, small: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = Search._loss
 
     def loss(self: Search, *given: Any) -> Tensor:
         if self.step == 4:
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nstack")
+            raise error
         return plain(self, *given)
 
     monkeypatch.setattr(Search, "_loss", loss)
@@ -77,8 +87,7 @@ def test_what_cannot_be_made_smaller_ends_the_run_in_one_line(
     with pytest.raises(OutOfMemoryError) as caught:
         run_search(config, tmp_path / "run")
     assert str(caught.value).startswith(
-        "memory ran out at step 5 (epoch 2): DefaultCPUAllocator: can't allocate memory: you tried; try a"
-        " lower --batch-size"
+        f"memory ran out at step 5 (epoch 2): {said}; try a lower --batch-size"
     )
     assert "\n" not in str(caught.value)
     monkeypatch.undo()

@@ -64,7 +64,7 @@ class SGD:
                 f"SGD.momentum is {self.momentum} but state.buffers is empty: make it with this SGD.init"
             )
         length = trees.norm(grad)
-        update = grad if self.grad_clip is None else trees.scale(grad, self._clip_coefficient(length))
+        update = self.clipped(grad, length)
         if self.weight_decay:
             update = trees.add(update, state.weights, self.weight_decay)
         buffers = state.buffers
@@ -72,11 +72,11 @@ class SGD:
             buffers = update = trees.add(update, buffers, self.momentum)
         return InnerState(trees.add(state.weights, update, -self.lr), buffers, state.step + 1, length)
 
-    def clipped(self, grad: Tree) -> Tree:
-        """`grad`, scaled down to the norm `grad_clip` where it is longer."""
+    def clipped(self, grad: Tree, length: Tensor | None = None) -> Tree:
+        """`grad`, scaled down to the norm `grad_clip` where it is longer; length: its norm, if that is known."""
         if self.grad_clip is None:
             return grad
-        return trees.scale(grad, self._clip_coefficient(trees.norm(grad)))
+        return trees.scale(grad, self._clip_coefficient(trees.norm(grad) if length is None else length))
 
     def pull_back(self, grad: Tree, cotangent: Tree) -> Tree:
         r"""v -> -(1/lr) (d w' / d g)^T v: how the step's result answers to its gradient g, scaled.

@@ -216,9 +216,11 @@ class Run(ABC):
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
+            # (Python's own MemoryError says nothing)
+            said = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(": .")
             raise OutOfMemoryError(
                 f"memory ran out at step {self.step + 1} (epoch {self.epoch + 1}):"
-                f" {str(error).splitlines()[0][:200].rstrip(': .')}; try {self.smaller}, or go on from"
+                f" {said}; try {self.smaller}, or go on from"
                 f" {self.folder.checkpoint_path} where there is more memory"
             ) from None
         self._count_step()
