@@ -73,7 +73,7 @@ class SGD:
         return InnerState(trees.add(state.weights, update, -self.lr), buffers, state.step + 1, length)
 
     def clipped(self, grad: Tree, length: Tensor | None = None) -> Tree:
-        """`grad`, scaled down to the norm `grad_clip` where it is longer; length: its norm, if that is known."""
+        """`grad`, scaled down to the norm `grad_clip` where it is longer. length: its norm, if known."""
         if self.grad_clip is None:
             return grad
         return trees.scale(grad, self._clip_coefficient(trees.norm(grad) if length is None else length))
