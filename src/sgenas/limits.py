@@ -30,6 +30,8 @@ IDX = 64 * MIB
 """A file of Fashion-MNIST, which has 47 MB."""
 IMAGES = 20_000_000
 """Rows of a parquet file: more than any data set of labelled images has, and few enough to count."""
+CLASSES = 100_000
+"""Classes that have numbers for names, as many as the largest label says; ImageNet-21k has 21,841."""
 FOOTER = 16 * MIB
 """The description at the end of a parquet file, some 200 bytes for each column of each of its parts."""
 UNPACKED = 20

@@ -299,6 +299,27 @@ def test_a_page_that_grows(tmp_path: Path, compression: str, dictionary: bool) -
     refused(lambda: data.load(f"parquet:{path}"), "column 'image' must become at most", 32 * MIB)
 
 
+@pytest.mark.parametrize("name", ["image", "an.image"])
+def test_a_page_that_grows_in_a_column_under_another_name(tmp_path: Path, name: str) -> None:
+    """Columns count by their place: what their parts call themselves is nothing that readers go by."""
+    path, image = tmp_path / "train.parquet", bytes(128 * MIB)
+    write_parquet(
+        path, pa.table({name: pa.array([image, b""], pa.binary()), "label": [0, 1]}), compression="zstd"
+    )
+    content = path.read_bytes()
+    place = content.rindex(name.encode())
+    path.write_bytes(content[:place] + b"other"[: len(name)] + content[place + min(5, len(name)) :])
+    del image
+    refused(lambda: data.load(f"parquet:{path}"), f"column {name!r} must become at most", 32 * MIB)
+
+
+@pytest.mark.parametrize("labels", [[0, 2**40], [-(2**40), 2**22], [*range(100_000), 100_000]])
+def test_a_label_that_stands_for_millions_of_classes(tmp_path: Path, labels: list[int]) -> None:
+    path = tmp_path / "train.parquet"
+    pq.write_table(pa.table({"image": [b""] * len(labels), "label": labels}), path)
+    refused(lambda: data.load(f"parquet:{path}"), f"labels of parquet:{path} must be below", 32 * MIB)
+
+
 def test_one_image_in_a_million_rows(tmp_path: Path) -> None:
     path, image = tmp_path / "train.parquet", np.random.default_rng(0).bytes(8 * MIB)
     write_parquet(path, pa.table({"image": column([image], [0] * 1_000_000), "label": [0, 1] * 500_000}))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgenas.data.columns import find_column
 from sgenas.data.decode import Encoded, image_data
-from sgenas.data.images import ImageData, Pick
+from sgenas.data.images import ImageData, Pick, numbered_classes
 from sgenas.errors import DataError
 
 TEST_SPLITS = ("test", "validation", "valid", "val", "eval")
@@ -40,7 +40,7 @@ def read_hugging_face(
     if test is not None and not {image, label} <= set(test.column_names):
         raise DataError(f"split {test_split} of {name} must have the columns {image} and {label} too")
     test_labels = torch.empty(0) if test is None else _labels(name, test, label)
-    classes = _class_names(train, label, [labels, test_labels])
+    classes = _class_names(name, train, label, [labels, test_labels])
     chosen = pick(labels, classes)
 
     train_images = _encoded(f"{name} {train_split}", train, image, chosen)
@@ -140,12 +140,11 @@ def _labels(name: str, dataset: Any, label: str) -> Tensor:
     return torch.tensor(column.to_numpy().astype("int64"))
 
 
-def _class_names(dataset: Any, label: str, labels: list[Tensor]) -> tuple[str, ...]:
+def _class_names(name: str, dataset: Any, label: str, labels: list[Tensor]) -> tuple[str, ...]:
     names = getattr(dataset.features[label], "names", None)
     if names:
         return tuple(names)
-    largest = max((int(part.max()) for part in labels if len(part)), default=-1)
-    return tuple(str(index) for index in range(largest + 1))
+    return numbered_classes(name, labels)
 
 
 def _encoded(where: str, dataset: Any, image: str, chosen: Tensor) -> list[Encoded]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sgenas import limits
 from sgenas.errors import DataError
 
 Pick = Callable[[Tensor, tuple[str, ...]], Tensor]
@@ -107,6 +108,22 @@ class ImageData:
     def width(self) -> int:
         """Width of an image in pixels."""
         return self.train.images.shape[3]
+
+
+def numbered_classes(name: str, labels: list[Tensor]) -> tuple[str, ...]:
+    """ "0", "1", ... up to the largest of the labels, for classes without names.
+
+    labels: int64 (N,) each, of the training and test images; `name` stands for the data set in the message.
+    Raises DataError where that is more classes than there are images, since each must have one, or more than
+    `limits.CLASSES`: one wrong label would be millions of classes.
+    """
+    largest = max((int(part.max()) for part in labels if len(part)), default=-1)
+    count = sum(len(part) for part in labels)
+    if largest >= count:
+        raise DataError(f"labels of {name} must be below {count}, the number of its images, got {largest}")
+    if largest >= limits.CLASSES:
+        raise DataError(f"labels of {name} must be below {limits.CLASSES:,}, got {largest:,}")
+    return tuple(str(index) for index in range(largest + 1))
 
 
 def check_labels(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:

@@ -1,7 +1,6 @@
 """Parquet files of encoded images with integer labels, in the layout of Hugging Face data sets or plainer."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from torch import Tensor
 from sgenas import limits
 from sgenas.data.columns import find_column
 from sgenas.data.decode import Encoded, image_data
-from sgenas.data.images import ImageData, Pick
-from sgenas.data.parquet_pages import pages
+from sgenas.data.images import ImageData, Pick, numbered_classes
+from sgenas.data.parquet_pages import RowGroup, largest_page, row_groups
 from sgenas.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def read_parquet(
     test = [file for file in files if with_test and _is_test(file.path)]
     if not train:
         raise DataError(f"{name} has no training file: each file name says test or validation")
-    classes = _class_names(files)
+    classes = _class_names(name, files)
     labels = torch.cat([file.labels for file in train])
     chosen = pick(labels, classes)
 
@@ -100,13 +99,13 @@ def _open(path: Path) -> _File:
     import pyarrow.parquet as pq
 
     with _reading(path):
-        _check_footer(path)
+        groups = _row_groups(path)
+        _check_rows(groups)
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             image = _column(path, "image", schema, _holds_bytes)
             label = _column(path, "label", schema, pa.types.is_integer)
-            _check_rows(file.metadata)
-            _largest_page(path, file.metadata, label)
+            _largest_page(path, groups, file.schema, label)
             column = file.read(columns=[label]).column(label)
     if column.null_count:
         raise DataError(f"column {label!r} of {path} must have no null label, got {column.null_count}")
@@ -125,47 +124,24 @@ def _reading(path: Path) -> Iterator[None]:
         raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _check_footer(path: Path) -> None:
-    """Raises ValueError for a description of the file that is too large to be read."""
+def _row_groups(path: Path) -> list[RowGroup]:
     with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 8))
-        size = int.from_bytes(file.read(8)[:4], "little")
-    if size > limits.FOOTER:
-        raise ValueError(f"its footer must have at most {limits.FOOTER:,} bytes, got {size:,}")
+        return row_groups(file)
 
 
-def _check_rows(metadata: "pq.FileMetaData") -> None:
+def _check_rows(groups: list[RowGroup]) -> None:
     """Raises ValueError for more rows than can be counted: few bytes may stand for any number of labels."""
-    parts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    parts = [group.rows for group in groups]
     if not 0 <= sum(parts) <= limits.IMAGES or min(parts, default=0) < 0:
         raise ValueError(f"it must have at most {limits.IMAGES:,} rows, got {sum(parts):,}")
 
 
-def _largest_page(path: Path, metadata: "pq.FileMetaData", column: str) -> int:
-    """Bytes of the largest page of `column` once it is unpacked.
-
-    Raises ValueError for one that is packed as no honest page is.
-    """
-    largest = 0
+def _largest_page(path: Path, groups: list[RowGroup], schema: "pq.ParquetSchema", column: str) -> int:
+    """`largest_page` of the column of that name and of all that is inside of it."""
+    names = [schema.column(index).path for index in range(len(schema))]
+    inside = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{column}.")]
     with path.open("rb") as file:
-        for group in range(metadata.num_row_groups):
-            for index in range(metadata.num_columns):
-                chunk = metadata.row_group(group).column(index)
-                if chunk.path_in_schema.split(".")[0] != column:
-                    continue
-                start = chunk.data_page_offset
-                if chunk.has_dictionary_page:
-                    # 0 where a writer has left it out
-                    start = min(start, chunk.dictionary_page_offset or start)
-                for page in pages(file, start, chunk.total_compressed_size):
-                    most = max(limits.PAGE, limits.UNPACKED * page.stored)
-                    if page.unpacked > most:
-                        raise ValueError(
-                            f"a page of column {column!r} must become at most {most:,} bytes,"
-                            f" got {page.unpacked:,} out of {page.stored:,}"
-                        )
-                    largest = max(largest, page.unpacked)
-    return largest
+        return largest_page(file, groups, inside, column)
 
 
 def _holds_bytes(kind: "pa.DataType") -> bool:
@@ -195,15 +171,14 @@ def _feature_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
     return None
 
 
-def _class_names(files: list[_File]) -> tuple[str, ...]:
+def _class_names(name: str, files: list[_File]) -> tuple[str, ...]:
     named = [file for file in files if file.names is not None]
     for file in named:
         if file.names != named[0].names:
             raise DataError(f"class names in {file.path} must be those in {named[0].path}, got others")
     if named and named[0].names is not None:
         return named[0].names
-    largest = max((int(file.labels.max()) for file in files if len(file.labels)), default=-1)
-    return tuple(str(index) for index in range(largest + 1))
+    return numbered_classes(name, [file.labels for file in files])
 
 
 def _encoded(files: list[_File], chosen: Tensor) -> list[Encoded]:
@@ -231,15 +206,15 @@ def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
     images: list[Encoded] = []
     most = max(limits.PARQUET, limits.UNPACKED * path.stat().st_size)
     kept = first = 0
+    groups = _row_groups(path)
     with pq.ParquetFile(path) as file:
         # no value is larger than its page
-        size = max(1, min(MOST_ROWS, limits.PAGE // max(1, _largest_page(path, file.metadata, column))))
-        for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            if not ((rows >= first) & (rows < first + count)).any():
-                first += count
+        size = max(1, min(MOST_ROWS, limits.PAGE // max(1, _largest_page(path, groups, file.schema, column))))
+        for index, group in enumerate(groups):
+            if not ((rows >= first) & (rows < first + group.rows)).any():
+                first += group.rows
                 continue
-            for batch in file.iter_batches(size, row_groups=[group], columns=[column]):
+            for batch in file.iter_batches(size, row_groups=[index], columns=[column]):
                 inside = rows[(rows >= first) & (rows < first + len(batch))]
                 values = batch.column(0).take(pa.array((inside - first).numpy())).to_pylist()
                 for row, value in zip(inside.tolist(), values, strict=True):

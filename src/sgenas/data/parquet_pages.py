@@ -1,20 +1,47 @@
-"""How large the pages of a parquet file become, read from their headers before anything is unpacked.
+"""What a parquet file says of itself: how many rows its parts have, and how large its pages become.
 
-A page is what is compressed and unpacked as a whole. Its header says how large it becomes, and readers go by
-nothing else, so that a few bytes may make two gigabytes. Headers are structures of Thrift's compact protocol;
-of the structure PageHeader two numbers are wanted (parquet-format, README.md and parquet.thrift).
+Both are read here before pyarrow unpacks anything. It goes by what the file says, so that a few bytes may
+make two gigabytes, and its own objects for a description that contradicts itself end the whole process
+(26.0.1: a histogram of another length than its column's levels). Structures and the numbers of their fields:
+parquet-format, README.md and parquet.thrift.
 """
 
-from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+import os
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
+from sgenas import limits
+from sgenas.data.thrift import I32, I64, Thrift
+
+MAGIC = b"PAR1"
 HEADER = 2**16
-"""Bytes that a header may have; its statistics hold the smallest and the largest value of the page, which
-writers cut to 4 kB."""
-DEEPEST = 8
-"""Levels of structures in structures; a page header has 3."""
-UNCOMPRESSED, COMPRESSED = 2, 3
-"""Numbers of fields of PageHeader."""
+"""Bytes that a page's header may have; its statistics hold the smallest and the largest value of the page,
+which writers cut to 4 kB."""
+UNPACKED, STORED = 2, 3
+"""Of PageHeader."""
+ROW_GROUPS = 4
+"""Of FileMetaData."""
+COLUMNS, ROWS = 1, 3
+"""Of RowGroup."""
+META_DATA = 3
+"""Of ColumnChunk."""
+LENGTH, DATA_PAGE, DICTIONARY_PAGE = 7, 9, 11
+"""Of ColumnMetaData."""
+CHUNK = {META_DATA: {LENGTH: I64, DATA_PAGE: I64, DICTIONARY_PAGE: I64}}
+FOOTER = {ROW_GROUPS: [{COLUMNS: [CHUNK], ROWS: I64}]}
+
+
+class Chunk(NamedTuple):
+    """Where the pages of a column in a row group begin, and their bytes with their headers."""
+
+    start: int
+    length: int
+
+
+class RowGroup(NamedTuple):
+    rows: int
+    chunks: list[Chunk]
+    """One for each column, those inside of structures counted one by one."""
 
 
 class Page(NamedTuple):
@@ -24,87 +51,72 @@ class Page(NamedTuple):
     unpacked: int
 
 
-def pages(file: BinaryIO, start: int, length: int) -> Iterator[Page]:
-    """The pages of the column chunk that stands at `start` in `file`, `length` bytes of it.
+def row_groups(file: BinaryIO) -> list[RowGroup]:
+    """The parts of a parquet file, from its footer.
+
+    Raises ValueError for a footer of more than `limits.FOOTER` bytes, or one that is none.
+    """
+    end = file.seek(0, os.SEEK_END) - 8
+    file.seek(max(0, end))
+    last = file.read(8)
+    if last[4:] != MAGIC:
+        raise ValueError(f"it must end with {MAGIC.decode()}, as Parquet files do, got {last[4:]!r}")
+    size = int.from_bytes(last[:4], "little")
+    if size > limits.FOOTER:
+        raise ValueError(f"its footer must have at most {limits.FOOTER:,} bytes, got {size:,}")
+    if size > end:
+        raise ValueError(f"its footer must be inside of it, got {size:,} bytes of {max(0, end):,}")
+    file.seek(end - size)
+    fields = Thrift(file.read(size), "its footer").structure(FOOTER)
+    found = []
+    for group in fields.get(ROW_GROUPS, []):
+        chunks = [_chunk(column.get(META_DATA, {})) for column in group.get(COLUMNS, [])]
+        found.append(RowGroup(group.get(ROWS, -1), chunks))
+    return found
+
+
+def _chunk(fields: dict[int, int]) -> Chunk:
+    start, length = fields.get(DATA_PAGE, -1), fields.get(LENGTH, -1)
+    # 0 where a writer has left it out
+    start = min(start, fields.get(DICTIONARY_PAGE, 0) or start)
+    if min(start, length) < 0:
+        raise ValueError(f"pages of a column must have a place and a length >= 0, got {start} and {length}")
+    return Chunk(start, length)
+
+
+def pages(file: BinaryIO, chunk: Chunk) -> Iterator[Page]:
+    """The pages of a column in a row group.
 
     Raises ValueError where a header is none.
     """
-    end = start + length
+    start, end = chunk.start, chunk.start + chunk.length
     while start < end:
         file.seek(start)
-        header = _Thrift(file.read(min(HEADER, end - start)))
-        fields = header.structure()
-        page = Page(fields.get(COMPRESSED, -1), fields.get(UNCOMPRESSED, -1))
+        header = Thrift(file.read(min(HEADER, end - start)), "a page header")
+        fields = header.structure({UNPACKED: I32, STORED: I32})
+        page = Page(fields.get(STORED, -1), fields.get(UNPACKED, -1))
         if min(page) < 0:
             raise ValueError(f"a page must have sizes >= 0, got {page.stored} and {page.unpacked}")
         start += header.place + page.stored
         yield page
 
 
-class _Thrift:
-    """A reader of Thrift's compact protocol: numbers are kept, all else is passed over."""
+def largest_page(file: BinaryIO, groups: Sequence[RowGroup], columns: Sequence[int], name: str) -> int:
+    """Bytes of the largest page of the columns at these indices, once it is unpacked.
 
-    def __init__(self, content: bytes) -> None:
-        self._content, self.place = content, 0
-
-    def structure(self, depth: int = 0) -> dict[int, int]:
-        """The whole numbers of a structure, by the numbers of their fields."""
-        found: dict[int, int] = {}
-        number = 0
-        while kind := self._byte():
-            # the upper half is the distance to the field before, or 0 where the number itself follows
-            number = number + (kind >> 4) if kind >> 4 else self._integer()
-            value = self._value(kind & 15, depth, in_list=False)
-            if isinstance(value, int):
-                found[number] = value
-        return found
-
-    def _value(self, kind: int, depth: int, in_list: bool) -> Any:
-        if depth > DEEPEST:
-            raise ValueError("a page header must not be so deep")
-        if kind in (1, 2):
-            # a truth value is in its field's kind, in a list it is a byte
-            self.place += in_list
-        elif kind == 3:
-            self.place += 1
-        elif kind in (4, 5, 6):
-            return self._integer()
-        elif kind == 7:
-            self.place += 8
-        elif kind == 8:
-            length = self._varint()
-            self.place += length
-        elif kind in (9, 10):
-            head = self._byte()
-            count = head >> 4 if head >> 4 < 15 else self._varint()
-            for _ in range(min(count, HEADER + 1)):
-                self._value(head & 15, depth + 1, in_list=True)
-                self._check()
-        elif kind == 12:
-            self.structure(depth + 1)
-        else:
-            raise ValueError(f"a page header must not hold a value of kind {kind}")
-        self._check()
-        return None
-
-    def _check(self) -> None:
-        if self.place > len(self._content):
-            raise ValueError(f"a page header must end within {len(self._content)} bytes, got a longer")
-
-    def _byte(self) -> int:
-        self.place += 1
-        self._check()
-        return self._content[self.place - 1]
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    def _integer(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
+    Raises ValueError for one that is packed as no honest page is, with the `name` of the columns.
+    """
+    largest = 0
+    for group in groups:
+        for column in columns:
+            if column >= len(group.chunks):
+                raise ValueError(f"a part of it must have column {column}, got {len(group.chunks)} columns")
+            for page in pages(file, group.chunks[column]):
+                most = max(limits.PAGE, limits.UNPACKED * page.stored)
+                if page.unpacked > most:
+                    raise ValueError(
+                        f"a page of column {name!r} must become at most {most:,} bytes,"
+                        f" got {page.unpacked:,} out of {page.stored:,}"
+                    )
+                largest = max(largest, page.unpacked)
+    return largest

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgenas.data.images import ImageData, ImageSet
+from sgenas.data.images import ImageData, ImageSet, numbered_classes
 from sgenas.errors import DataError
 
 
@@ -52,7 +52,7 @@ def from_dataset(
     grey = sum(len(image) == 1 for image in every)
     names = _names(train) if classes is None else tuple(str(each) for each in classes)
     if names is None:
-        names = tuple(str(index) for index in range(max(train_labels + test_labels) + 1))
+        names = numbered_classes(f"python:{name}", [torch.tensor(train_labels + test_labels)])
 
     def made(images: list[Tensor], labels: list[int]) -> ImageSet:
         return ImageSet(
