@@ -12,9 +12,11 @@ what is wrong with it, and it is tried in every run from then on.
 import os
 import random
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from measured import RESET, at_most
 from mutate import damaged
 from readers import READERS, Reader, finished_run
 
@@ -24,6 +26,8 @@ COUNT = int(os.environ.get("SGENAS_FUZZ", "120"))
 SEED = int(os.environ.get("SGENAS_FUZZ_SEED", "0"))
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = sorted(path for path in CORPUS.rglob("*") if path.is_file())
+MOST = 256 * 2**20
+"""Bytes of memory for one file, all of which are small."""
 SLOW = {"resumed": 10}
 """Kinds of which only one in so many is tried: building a search takes a while."""
 WRITTEN_BY_READERS = {"report.html", "cell.png", "cell.svg", "curves.png"}
@@ -63,7 +67,8 @@ def test_damaged_files(kind: str, run: Path, tmp_path: Path) -> None:
     for number in range(count):
         bad = damaged(good, draw)
         try:
-            said = try_one(reader, bad, drawings > 0)
+            with at_most(MOST) if RESET.exists() else nullcontext():
+                said = try_one(reader, bad, drawings > 0)
         except Exception as error:
             kept = tmp_path / f"failed-{number}-{reader.path.name}"
             kept.write_bytes(bad)
