@@ -10,6 +10,8 @@ GENOTYPE = MIB
 """Cells of a hundred nodes with every edge that is allowed have a few hundred kB, published ones 2 kB."""
 SETTINGS = 4 * MIB
 """config.json, grid.json, outcome.json and latency tables: 20,000 class names are 1 MB."""
+PLACES = 20_000
+"""Runs of a grid: the settings of a thousand take a second to make."""
 METRICS = 128 * MIB
 """metrics.jsonl: half a million rows, such as 600 epochs of CIFAR-10 with every step logged."""
 MEASUREMENTS = 32 * MIB

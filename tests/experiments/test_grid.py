@@ -87,6 +87,20 @@ def test_a_damaged_plan_is_one_line(tmp_path: Path, rest: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("seeds", [[], [1, 1], list(range(2501))])
+def test_a_plan_has_seeds_each_once_and_not_too_many(tmp_path: Path, seeds: list[int]) -> None:
+    plan(tmp_path, "smoke", (), (1,), COMMAND)[0].save()
+    kept = json.loads((tmp_path / "grid.json").read_text())
+    (tmp_path / "grid.json").write_text(json.dumps({**kept, "seeds": seeds}))
+    with pytest.raises(RunFolderError, match=r"must be a grid of this version"):
+        load_grid(tmp_path)
+
+
+def test_a_plan_that_could_not_be_read_again_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must have at most 20,000 runs, got 20,008$"):
+        plan(tmp_path, "smoke", (), tuple(range(2501)), COMMAND)
+
+
 def test_other_folders_are_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--preset must be given"):
         plan(tmp_path, None, (), (), COMMAND)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sgenas import limits
 from sgenas.engine import SearchConfig, TrainConfig, TrainSettings
 from sgenas.engine.parts import with_absolute_paths
 from sgenas.engine.settings import first_difference
@@ -103,6 +104,11 @@ class Grid:
     seeds: tuple[int, ...]
     commands: tuple[tuple[str, str], ...] = field(default=())
 
+    @property
+    def size(self) -> int:
+        """How many places there are."""
+        return len(ROWS) * len(self.data) * len(self.seeds)
+
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Every place, seed by seed, so that a grid that is cut short has whole tables of fewer seeds."""
@@ -128,7 +134,7 @@ class Grid:
             if place_name(*key) == name:
                 return self._make(*key)
         raise ConfigError(
-            f"--place must be one of the {len(self.places)} of {self.out / 'grid.json'}, such as"
+            f"--place must be one of the {self.size} of {self.out / 'grid.json'}, such as"
             f" {self.places[0].name}, got {name!r}"
         )
 
@@ -178,12 +184,20 @@ def load_grid(out: Path) -> Grid:
             tuple((str(date), str(command)) for date, command in data["commands"]),
         )
         settings = data["settings"]
+        _check_places(grid)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunFolderError(f"{path} must be a grid of this version of sgenas, got {error!r}") from None
     difference = first_difference(grid.settings(), settings, "now")
     if difference:
         raise ConfigError(f"--out {out} holds a grid of other settings: {difference}; choose another folder")
     return grid
+
+
+def _check_places(grid: Grid) -> None:
+    if not grid.data or not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
+        raise ValueError("a data set or more, and a seed or more, each once")
+    if grid.size > limits.PLACES:
+        raise ValueError(f"at most {limits.PLACES:,} runs, got {grid.size:,}")
 
 
 def _dataset(name: str, spec: Any) -> Dataset:
@@ -236,6 +250,8 @@ def plan(
         tuple(sorted({*kept.seeds, *seeds})),
         (*kept.commands, command),
     )
+    if grid.size > limits.PLACES:
+        raise ConfigError(f"--out {out} must have at most {limits.PLACES:,} runs, got {grid.size:,}")
     names, numbers = {dataset.name for dataset in asked or grid.data}, set(seeds or grid.seeds)
     chosen = [place for place in grid.places if place.dataset.name in names and place.seed in numbers]
     return grid, tuple(chosen)
