@@ -12,6 +12,7 @@ RANKS = {
     "limits": 0,
     "terminal": 0,
     "reading": 0,
+    "pickles": 0,
     "archives": 0,
     "files": 0,
     "memory": 0,

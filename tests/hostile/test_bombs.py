@@ -189,7 +189,35 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     "claims": (
         # 1,000 numbers: BININT2, little endian
         lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03t", b"J\x00\x00\x00\x40t", 1)),
+        "must have the bytes of archive/data/0, 4,000, got 4,294,967,296",
+    ),
+    "claims a little": (
+        lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03t", b"M\xe9\x03t", 1)),
+        "must have the bytes of archive/data/0, 4,000, got 4,004",
+    ),
+    "shape": (
+        # its size is a tuple of one
+        lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85", 1)),
         "is damaged",
+    ),
+    "numbers of another width": (
+        lambda: repacked(lambda name, content: content.replace(b"FloatStorage", b"DoubleStorage", 1)),
+        "must have the bytes of archive/data/0, 4,000, got 8,000",
+    ),
+    "numbers of an unknown kind": (
+        lambda: repacked(lambda name, content: content.replace(b"FloatStorage", b"QInt32Storage", 1)),
+        "must hold tensors of a known kind, got ('storage', 'torch QInt32Storage', '0', 'cpu', 1000)",
+    ),
+    "a part in another folder": (
+        # its name, a text of one letter
+        lambda: repacked(
+            lambda name, content: content.replace(b"X\x01\x00\x00\x000", b"X\x05\x00\x00\x00../up", 1)
+        ),
+        "must hold tensors of a known kind, got ('storage', 'torch FloatStorage', '../up', 'cpu', 1000)",
+    ),
+    "names alike": (
+        lambda: repacked(lambda name, content: content).replace(b"archive/version", b"archive/DATA/0\x00"),
+        "its parts must have a name each",
     ),
     "bytearray": (
         lambda: repacked(
@@ -217,7 +245,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: repacked(
             lambda name, content: pickle.dumps(_Makes(bytearray, 10**10), 4) if "pkl" in name else content
         ),
-        "got the instruction STACK_GLOBAL",
+        "got the instruction MEMOIZE",
     ),
     "empty lists": (
         lambda: repacked(

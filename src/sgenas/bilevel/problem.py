@@ -229,4 +229,6 @@ def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     # A loss that uses none of the leaves has no graph at all, which autograd.grad refuses.
     if not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
-    return list(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True))
+    found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+    # torch 2.9 gives zeros for an unused leaf that require a gradient themselves
+    return [gradient.detach() for gradient in found]
