@@ -49,6 +49,8 @@ def test_state_dict(run: Path, training: Make, tmp_path: Path) -> None:
     assert torch.equal(network.eval()(some_images(3)), expected(some_images(3)))
 
 
+# torch 2.9 says so of its own reading
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_torch_export(run: Path, tmp_path: Path, count: int) -> None:
     path = export_run(run, "torch-export", tmp_path / "cell.pt2")
