@@ -21,7 +21,7 @@ ESTIMATORS = {
     "streamed": {"computation": "streamed", "control_variate": "memory"},
     "vectorised": {"computation": "vectorised", "control_variate": "memory"},
 }
-EPOCHS = 10
+EPOCHS = 8
 """Thirty steps."""
 
 
