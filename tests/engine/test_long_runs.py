@@ -22,7 +22,7 @@ ESTIMATORS = {
     "vectorised": {"computation": "vectorised", "control_variate": "memory"},
 }
 EPOCHS = 8
-"""Thirty steps."""
+"""Some twenty steps."""
 
 
 def live_tensors() -> int:

@@ -219,5 +219,5 @@ READERS: dict[str, Callable[[Path, Path], Reader]] = {
     "outcome": _outcome,
 }
 """Kind -> what makes its reader, given an empty folder and a finished run (which is not to be changed)."""
-PURE = ("genotype", "settings", "accuracies", "latencies", "run-metrics", "run-config", "grid")
-"""Those whose readers are Python alone, and quick: for a fuzzer that follows branches."""
+PURE = ("genotype", "settings", "accuracies", "latencies", "run-metrics", "run-config", "grid", "parquet")
+"""Those whose readers are Python, or begin with it, and quick: for a fuzzer that follows branches."""
