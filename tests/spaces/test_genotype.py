@@ -108,3 +108,26 @@ def test_unknown_cell_name() -> None:
 def test_same_cell_name_twice() -> None:
     with pytest.raises(GenotypeError, match="different names"):
         Genotype("darts", (SMALL.cells[0], SMALL.cells[0]))
+
+
+def test_a_cell_of_as_many_nodes_as_there_may_be() -> None:
+    edge = Edge(100, 101, "skip_connect")
+    assert Cell((edge,), (101,), nodes=100, inputs=2).edges == (edge,)
+    with pytest.raises(GenotypeError, match="cell.nodes must be an integer from 1 to 100, got 101"):
+        Cell((edge,), (101,), nodes=101, inputs=2)
+
+
+def test_a_cell_is_read_as_it_is_written() -> None:
+    cell = Cell((Edge(0, 2, "sep_conv_3x3"), Edge(1, 2, "skip_connect")), (2, 3), nodes=2)
+    assert str(cell) == "2: sep_conv_3x3(0) + skip_connect(1); 3: -"
+    assert cell.rewired(str(cell)) == cell
+    changed = cell.rewired("2: -; 3: max_pool_3x3(2)")
+    assert changed == Cell((Edge(2, 3, "max_pool_3x3"),), (2, 3), nodes=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2", "2: skip_connect", "x: skip_connect(0)", "2: skip_connect(0) skip_connect(1)"]
+)
+def test_what_is_no_cell(text: str) -> None:
+    with pytest.raises(GenotypeError, match="a cell must read as `2: sep_conv_3x3"):
+        Cell((), (2,), nodes=1).rewired(text)

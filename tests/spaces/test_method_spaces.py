@@ -156,11 +156,28 @@ def test_a_threshold_leaves_out_even_the_best_edges() -> None:
     assert [edge.source for edge in space.derive(alphas)["normal"].edges] == [0]
 
 
+@pytest.mark.parametrize("name", ["fair-darts", "fair-darts-nasbench201"])
+def test_a_weight_that_is_the_threshold_is_enough(name: str) -> None:
+    most = torch.sigmoid(torch.tensor(2.0)).item()
+    space = sgenas.space(name, channels=4, derivation="threshold", threshold=most)
+    alphas = trees.map_tree(lambda table: torch.full_like(table, -3.0), space.initial_alphas(generator()))
+    alphas[space.kinds[0]][0, 2] = 2.0
+    assert [edge.source for edge in space.derive(alphas)[space.kinds[0]].edges] == [0]
+
+
+def test_the_first_weights_are_those_of_seed_0() -> None:
+    default = sgenas.space("darts", channels=4, layers=3)
+    seeded = sgenas.space("darts", channels=4, layers=3, generator=generator(0))
+    for name, weight in default.supernet.state_dict().items():
+        assert torch.equal(weight, seeded.supernet.state_dict()[name])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"derivation": "best"}, "derivation must be one of top2, threshold, threshold-edges, got 'best'"),
         ({"threshold": 1.0}, r"threshold must be in \(0, 1\), got 1.0"),
+        ({"threshold": 0.0}, r"threshold must be in \(0, 1\), got 0.0"),
         ({"partial": 2}, "partial must be 1 with sigmoids, got 2"),
     ],
 )

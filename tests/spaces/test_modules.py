@@ -462,3 +462,20 @@ def test_a_model_with_choices_works_outside_a_space_and_can_be_copied(model: Net
     model.dropout.eval()
     torch.testing.assert_close(model(images), space.output(space.initial_weights(), equal, images))
     torch.testing.assert_close(copy.deepcopy(model)(images), model(images))
+
+
+class DoubledInTraining(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * (1 + self.training)
+
+
+def test_a_model_is_searched_as_it_is_trained() -> None:
+    """Also one that comes from a test."""
+    model = nn.Sequential(DoubledInTraining(3, 3), sgenas.Choice({"a": nn.ReLU(), "b": nn.SiLU()}, name="c"))
+    images = torch.ones(2, 3)
+    alphas = {"c": torch.tensor([1.0, 0.0])}
+    trained = sgenas.ModuleSpace(model)
+    tested = sgenas.ModuleSpace(copy.deepcopy(model).eval())
+    weights = trained.initial_weights()
+    assert torch.equal(tested.output(weights, alphas, images), trained.output(weights, alphas, images))
+    assert model.training

@@ -60,7 +60,6 @@ def from_string(text: str) -> Genotype:
                 raise GenotypeError(
                     f"cell string, node {target}, edge {source}: must be operation~{source}, got {entry!r}"
                 )
-            _check_operation(operation, source, target)
             if index != str(source):
                 raise GenotypeError(
                     f"cell string, node {target}, edge {source}: predecessor must be {source}, got {index!r}"
