@@ -225,6 +225,21 @@ def test_a_control_variate_of_the_wrong_shape() -> None:
         fails(InvalidValueError, message, call)
 
 
+def test_a_control_variate_that_knows_nothing_yet_leaves_the_others() -> None:
+    """`memory` has no guess in the first step."""
+    both, one = SGE(4, control_variate=("memory", "one-sided")), SGE(4, control_variate=("one-sided",))
+    found, expected = run(both), run(one)
+    assert torch.equal(found.indirect["a"], expected.indirect["a"])
+    assert found.diagnostics["coefficients"].numel() == 1
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), NAN])
+def test_numbers_that_are_not_above_0_and_finite(value: float) -> None:
+    fails(InvalidValueError, f"SGE.smoothing must be > 0 and finite, got {value}", lambda: SGE(4, value))
+    message = f"SGE.memory_limit must be .*got {value}"
+    fails(InvalidValueError, message, lambda: SGE(4, computation="vectorised", memory_limit=value))
+
+
 def test_trees_are_left_as_they_were_after_an_error() -> None:
     alphas = {"a": tensor(0.1, 0.2, 0.3)}
     before = trees.clone(alphas)

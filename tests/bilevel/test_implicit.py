@@ -236,3 +236,44 @@ def test_bad_solutions() -> None:
         DivergenceError, match="left a residual of (inf|nan) after 100 products: take a smaller"
     ):
         Neumann(100, scale=1e4)(problem, state, toy.alphas, inner, outer)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_conjugate_gradients_end_where_the_residual_is_small_beside_the_right_hand_side(size: float) -> None:
+    matrix = torch.linspace(1, 5, 12, dtype=torch.float64).diag()
+    b = size * torch.randn(12, generator=generator(), dtype=torch.float64)
+    images = []
+
+    def matvec(vector: Tensor) -> Tensor:
+        images.append(vector)
+        return matrix @ vector
+
+    x = conjugate_gradient(matvec, b, products=12, tolerance=0.01)
+    taken = len(images)
+    assert 2 < taken < 12
+    assert (b - matrix @ x).norm() <= 0.01 * b.norm()
+    before = conjugate_gradient(matvec, b, products=taken - 1, tolerance=0.01)
+    assert (b - matrix @ before).norm() > 0.01 * b.norm()
+
+
+def test_conjugate_gradients_need_no_product_for_nothing() -> None:
+    x = conjugate_gradient(lambda vector: pytest.fail("a product"), torch.zeros(3), products=3, tolerance=0.0)
+    assert torch.equal(x, torch.zeros(3))
+
+
+def test_no_product_is_the_first_term_of_the_series() -> None:
+    assert Neumann(0).products == 0
+    b = torch.tensor([1.0, 2.0])
+    assert torch.equal(neumann(lambda vector: vector, b, products=0, scale=0.5), 0.5 * b)
+
+
+def test_closed_forms_refuse_steps_that_they_do_not_hold_for() -> None:
+    batch = torch.zeros(4, dtype=torch.float64)
+    clipped = SGD(0.1, grad_clip=1.0)
+    quadratic, decay = Quadratic.random(generator()), WeightDecay.random(generator())
+    with pytest.raises(InvalidValueError, match="closed forms need SGD.grad_clip None, got 1.0"):
+        quadratic.converged(clipped, batch, batch)
+    for optimizer in (SGD(0.1, momentum=0.9), SGD(0.1, weight_decay=0.1)):
+        state = InnerState({"w": batch}, {})
+        with pytest.raises(InvalidValueError, match=r"WeightDecay.exact needs plain SGD\(lr\), got SGD"):
+            decay.exact(optimizer, state, 1, batch, batch)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sgenas.bilevel import SGD, SGE, BilevelProblem
 from sgenas.bilevel.directions import draw
-from sgenas.bilevel.smoothing import LADDER, best_step, probes
+from sgenas.bilevel.projections import Perturbation
+from sgenas.bilevel.smoothing import LADDER, best_step, choose, probes
 from sgenas.bilevel.toy import WeightDecay
 from sgenas.errors import DivergenceError, InvalidValueError
 from sgenas.trees import Tree
@@ -30,6 +31,27 @@ def test_the_step_balances_bend_and_noise(order: int, bend: float, noise: float)
     best = min(max((noise / (order * bend)) ** (1 / (order + 1)), smallest), largest)
     assert error < 3 * (bend * best**order + noise / best)
     assert found.noise_floor > error / 3, "it must not claim to be better than it is"
+
+
+@pytest.mark.parametrize("central", [True, False])
+def test_slopes_are_taken_along_the_direction_and_against_it(central: bool) -> None:
+    """Of 3 t + 5 t^2 + 7 t^3: 3 + 7 h^2 on both sides, 3 + 5 h + 7 h^2 on one."""
+
+    def moved(task: Perturbation) -> Tensor:
+        assert task.smoothing == 1.0
+        t = torch.stack([direction["a"].sum() / 2 for direction in task.directions])
+        return 3 * t + 5 * t**2 + 7 * t**3
+
+    tree: Tree = {"a": torch.ones(2, dtype=torch.float64)}
+    problem = BilevelProblem(lambda w, a, b: w["w"].sum(), lambda w, a, b: w["w"].sum(), SGD(0.1))
+    start = problem.init({"w": torch.ones(1)})
+    trajectory = problem.run(start, tree, [None])
+    task = Perturbation(problem, start, tree, [], 9.0, [None], trajectory, trajectory.end.weights)
+    found = choose(task, moved, tree, central=central)
+    slopes = [3 + (0 if central else 5) * h + 7 * h**2 for h in LADDER]
+    expected = best_step(slopes, 2 if central else 1)
+    assert found.smoothing == pytest.approx(expected.smoothing)
+    assert found.noise_floor == pytest.approx(expected.noise_floor, rel=1e-3)
 
 
 def test_a_chance_agreement_of_two_noisy_steps_is_not_believed() -> None:

@@ -79,7 +79,7 @@ EDGE = ["cells", "normal", "edges", 0]
         (changed(["cells", "normal", "concat"], [1]), "cell.concat must hold nodes from 2 to 2, got 1"),
         (
             changed(["cells", "normal", "edges"], [SMALL.to_dict()["cells"]["normal"]["edges"][0]] * 2),
-            "must not repeat an edge",
+            "must not repeat an edge, got twice Edge",
         ),
     ],
 )
@@ -131,3 +131,16 @@ def test_a_cell_is_read_as_it_is_written() -> None:
 def test_what_is_no_cell(text: str) -> None:
     with pytest.raises(GenotypeError, match="a cell must read as `2: sep_conv_3x3"):
         Cell((), (2,), nodes=1).rewired(text)
+
+
+def test_the_edge_that_is_there_twice_is_named() -> None:
+    once, twice = Edge(0, 2, "skip_connect"), Edge(1, 2, "max_pool_3x3")
+    with pytest.raises(GenotypeError, match=r"got twice Edge\(source=1"):
+        Cell((once, twice, twice), (2,), nodes=1)
+
+
+def test_as_many_cells_as_a_genotype_may_have() -> None:
+    cells = tuple((f"cell {number}", SMALL.cells[0][1]) for number in range(21))
+    assert len(Genotype("darts", cells[:20]).cells) == 20
+    with pytest.raises(GenotypeError, match="genotype.cells must hold at most 20 cells, got 21"):
+        Genotype("darts", cells)
