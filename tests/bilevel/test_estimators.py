@@ -414,3 +414,24 @@ def test_bad_estimator_settings() -> None:
         gaussian(3, {}, generator())
     with pytest.raises(InvalidValueError, match="needs generator="):
         SGE()(case.problem, case.state, case.toy.alphas, case.inner, case.outer)
+
+
+def test_passes_add_up() -> None:
+    assert Cost(1, 2.5, 3) + Cost(10, 20, 30) == Cost(11, 22.5, 33)
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    """SGE's mu and DARTS' radius are 0.01, its Q is 10."""
+    assert (SGE().num_directions, SGE().smoothing) == (10, 0.01)
+    assert FiniteDifference().radius == 0.01
+    assert Neumann().products == ConjugateGradient().products == 10
+    assert Neumann(2, scale=0.5).scale == 0.5
+    assert ConjugateGradient(1).products == 1
+
+
+def test_passes_on_parts_of_batches_with_several_steps() -> None:
+    """Trajectory (N + 1, N) on whole batches, Q of N + 1 and the unperturbed once more on half of them."""
+    whole, half = SGE(4, computation="loop"), SGE(4, computation="loop", batch_fraction=0.5)
+    for steps in (1, 3):
+        assert half.cost(steps).inner_steps == whole.cost(steps).inner_steps + steps
+        assert half.cost(steps).forward < whole.cost(steps).forward

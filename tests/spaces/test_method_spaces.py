@@ -110,7 +110,7 @@ def test_pc_darts_derives_by_operation_times_edge() -> None:
     assert (kept[0].source, kept[0].operation) == (0, "sep_conv_3x3")
 
 
-@pytest.mark.parametrize(("channels", "partial"), [(8, 3), (8, 0), (8, 8), (6, 4)])
+@pytest.mark.parametrize(("channels", "partial"), [(8, 3), (8, 0), (8, 8), (6, 4), (3, 2)])
 def test_channels_that_k_does_not_divide(channels: int, partial: int) -> None:
     with pytest.raises(
         InvalidValueError, match=f"partial_channels must divide channels {channels} .*{partial}"
@@ -156,10 +156,17 @@ def test_a_threshold_leaves_out_even_the_best_edges() -> None:
     assert [edge.source for edge in space.derive(alphas)["normal"].edges] == [0]
 
 
-@pytest.mark.parametrize("name", ["fair-darts", "fair-darts-nasbench201"])
-def test_a_weight_that_is_the_threshold_is_enough(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "derivation"),
+    [
+        ("fair-darts", "threshold"),
+        ("fair-darts", "threshold-edges"),
+        ("fair-darts-nasbench201", "threshold"),
+    ],
+)
+def test_a_weight_that_is_the_threshold_is_enough(name: str, derivation: str) -> None:
     most = torch.sigmoid(torch.tensor(2.0)).item()
-    space = sgenas.space(name, channels=4, derivation="threshold", threshold=most)
+    space = sgenas.space(name, channels=4, derivation=derivation, threshold=most)
     alphas = trees.map_tree(lambda table: torch.full_like(table, -3.0), space.initial_alphas(generator()))
     alphas[space.kinds[0]][0, 2] = 2.0
     assert [edge.source for edge in space.derive(alphas)[space.kinds[0]].edges] == [0]
@@ -224,3 +231,35 @@ def test_zero_one_loss() -> None:
     value = regularisers.zero_one_squared(zero)
     assert value.item() == 0
     assert (torch.autograd.grad(value, zero["a"])[0] == 0).all()
+
+
+def test_first_alphas_are_a_thousandth_of_normal_numbers() -> None:
+    """Kind by kind, and behind them PC-DARTS' edges."""
+    for name in ("darts", "pc-darts", "nasbench201"):
+        space = sgenas.space(name)
+        stream = generator(5)
+        for kind, table in space.initial_alphas(generator(5)).items():
+            assert torch.equal(table, 1e-3 * torch.randn(table.shape, generator=stream)), kind
+
+
+@pytest.mark.parametrize("name", ["darts", "pc-darts", "fair-darts", "nasbench201"])
+def test_sizes_by_default_are_those_of_the_papers(name: str) -> None:
+    """16 channels, 10 classes; cells of DARTS' searches 8 times."""
+    found, same = sgenas.space(name), sgenas.space(name, channels=16)
+    shapes = {key: weight.shape for key, weight in found.initial_weights(generator()).items()}
+    assert shapes == {key: weight.shape for key, weight in same.initial_weights(generator()).items()}
+    assert shapes["classifier.weight"][0] == 10
+    if name != "nasbench201":
+        assert len({key.split(".")[1] for key in shapes if key.startswith("cells.")}) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"activation": "tanh"}, "activation must be one of .*, got 'tanh'"),
+        ({"pooling": "soft"}, "pooling must be one of .*, got 'soft'"),
+    ],
+)
+def test_unknown_activations_and_poolings(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        sgenas.space("darts", channels=4, layers=3, **settings)

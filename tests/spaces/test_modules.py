@@ -479,3 +479,16 @@ def test_a_model_is_searched_as_it_is_trained() -> None:
     weights = trained.initial_weights()
     assert torch.equal(tested.output(weights, alphas, images), trained.output(weights, alphas, images))
     assert model.training
+
+
+def test_a_bound_module_takes_its_own_arguments_alone(model: Net) -> None:
+    space = sgenas.ModuleSpace(model)
+    weights, alphas, images = space.initial_weights(), alphas_of(space), draw(5, 2, 4, 4, seed=9)
+    assert torch.equal(space.bind(weights, alphas)(images), space.output(weights, alphas, images))
+
+
+def test_a_relaxation_is_taken_by_a_copy(model: Net) -> None:
+    space = sgenas.ModuleSpace(model)
+    sigmoids = space.relaxed("sigmoid")
+    assert (sigmoids.relaxation, space.relaxation) == ("sigmoid", None)
+    assert {type(module) for module in space.modules()} >= {sgenas.Choice, sgenas.WidthChoice}
