@@ -236,6 +236,9 @@ def test_a_control_variate_that_knows_nothing_yet_leaves_the_others() -> None:
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), NAN])
 def test_numbers_that_are_not_above_0_and_finite(value: float) -> None:
     fails(InvalidValueError, f"SGE.smoothing must be > 0 and finite, got {value}", lambda: SGE(4, value))
+    message = f"EvolutionStrategies.smoothing must be > 0 and finite, got {value}"
+    fails(InvalidValueError, message, lambda: EvolutionStrategies(4, value))
+    fails(InvalidValueError, f"SGD.lr must be > 0 and finite, got {value}", lambda: SGD(value))
     message = f"SGE.memory_limit must be .*got {value}"
     fails(InvalidValueError, message, lambda: SGE(4, computation="vectorised", memory_limit=value))
 

@@ -261,6 +261,18 @@ def test_conjugate_gradients_need_no_product_for_nothing() -> None:
     assert torch.equal(x, torch.zeros(3))
 
 
+def test_conjugate_gradients_end_at_a_direction_without_curvature() -> None:
+    images = []
+
+    def matvec(vector: Tensor) -> Tensor:
+        images.append(vector)
+        return -vector
+
+    x = conjugate_gradient(matvec, torch.ones(3), products=9, tolerance=0.0)
+    assert torch.equal(x, torch.zeros(3))
+    assert len(images) == 1
+
+
 def test_no_product_is_the_first_term_of_the_series() -> None:
     assert Neumann(0).products == 0
     b = torch.tensor([1.0, 2.0])
@@ -271,9 +283,14 @@ def test_closed_forms_refuse_steps_that_they_do_not_hold_for() -> None:
     batch = torch.zeros(4, dtype=torch.float64)
     clipped = SGD(0.1, grad_clip=1.0)
     quadratic, decay = Quadratic.random(generator()), WeightDecay.random(generator())
-    with pytest.raises(InvalidValueError, match="closed forms need SGD.grad_clip None, got 1.0"):
-        quadratic.converged(clipped, batch, batch)
+    state = InnerState({"w": batch}, {})
+    for closed in (
+        lambda: quadratic.converged(clipped, batch, batch),
+        lambda: quadratic.exact(clipped, state, [batch], batch),
+        lambda: decay.exact(clipped, state, 1, batch, batch),
+    ):
+        with pytest.raises(InvalidValueError, match="closed forms need SGD.grad_clip None, got 1.0"):
+            closed()
     for optimizer in (SGD(0.1, momentum=0.9), SGD(0.1, weight_decay=0.1)):
-        state = InnerState({"w": batch}, {})
         with pytest.raises(InvalidValueError, match=r"WeightDecay.exact needs plain SGD\(lr\), got SGD"):
             decay.exact(optimizer, state, 1, batch, batch)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgenas.bilevel import SGD, SGE, BilevelProblem
-from sgenas.bilevel.directions import draw
+from sgenas.bilevel import SGD, SGE, BilevelProblem, sge
+from sgenas.bilevel.directions import draw, gaussian
 from sgenas.bilevel.projections import Perturbation
 from sgenas.bilevel.smoothing import LADDER, best_step, choose, probes
 from sgenas.bilevel.toy import WeightDecay
@@ -185,3 +185,30 @@ def test_what_it_costs() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(InvalidValueError, match="SGE.smoothing must be a number or 'auto', got 'small'"):
         SGE(smoothing="small")
+
+
+@pytest.mark.parametrize("blocks", ["joint", "table"])
+def test_mu_is_chosen_along_a_direction_as_long_as_those_of_a_block(
+    monkeypatch: pytest.MonkeyPatch, blocks: str
+) -> None:
+    alphas: Tree = {name: torch.ones(3, dtype=torch.float64) for name in ("first", "second")}
+    problem = BilevelProblem(
+        lambda w, a, b: (w["w"] - a["first"] - a["second"]).square().sum(),
+        lambda w, a, b: w["w"].square().sum(),
+        SGD(0.1),
+    )
+    state = problem.init({"w": torch.zeros(3, dtype=torch.float64)})
+    seen: list[Tree] = []
+
+    def choose_and_keep(task: Any, compute: Any, direction: Tree, *, central: bool) -> Any:
+        seen.append(direction)
+        return choose(task, compute, direction, central=central)
+
+    monkeypatch.setattr(sge, "choose", choose_and_keep)
+    SGE(3, "auto", blocks=blocks)(problem, state, alphas, [None], None, generator=generator(7))
+    stream = generator(7)
+    draw("gaussian", 3, alphas, stream, blocks)
+    drawn = gaussian(1, alphas, stream)[0]
+    factor = 1.0 if blocks == "joint" else 0.5**0.5
+    for name, part in seen[0].items():
+        torch.testing.assert_close(part, factor * drawn[name])

@@ -186,11 +186,17 @@ def test_the_first_weights_are_those_of_seed_0() -> None:
         ({"threshold": 1.0}, r"threshold must be in \(0, 1\), got 1.0"),
         ({"threshold": 0.0}, r"threshold must be in \(0, 1\), got 0.0"),
         ({"partial": 2}, "partial must be 1 with sigmoids, got 2"),
+        ({"operations": "darts"}, "operations must not hold none with sigmoids, got .*'none'"),
     ],
 )
 def test_bad_fair_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InvalidValueError, match=message):
         sgenas.space("fair-darts", channels=4, layers=3, **settings)
+
+
+def test_bad_fair_settings_of_the_benchmark() -> None:
+    with pytest.raises(InvalidValueError, match="derivation must be one of .*, got 'top2'"):
+        sgenas.space("fair-darts-nasbench201", channels=4, derivation="top2")
 
 
 def test_edges_above_checks_the_shape() -> None:
@@ -242,15 +248,25 @@ def test_first_alphas_are_a_thousandth_of_normal_numbers() -> None:
             assert torch.equal(table, 1e-3 * torch.randn(table.shape, generator=stream)), kind
 
 
-@pytest.mark.parametrize("name", ["darts", "pc-darts", "fair-darts", "nasbench201"])
+DARTS_SIZES = {"channels": 16, "layers": 8, "classes": 10, "nodes": 4}
+BENCHMARK_SIZES = {"channels": 16, "cells": 5, "classes": 10, "input_channels": 3}
+SIZES = {
+    "darts": DARTS_SIZES,
+    "fair-darts": DARTS_SIZES,
+    "pc-darts": DARTS_SIZES | {"partial_channels": 4},
+    "nasbench201": BENCHMARK_SIZES,
+    "fair-darts-nasbench201": BENCHMARK_SIZES,
+    "pc-darts-nasbench201": BENCHMARK_SIZES | {"partial_channels": 4},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_sizes_by_default_are_those_of_the_papers(name: str) -> None:
-    """16 channels, 10 classes; cells of DARTS' searches 8 times."""
-    found, same = sgenas.space(name), sgenas.space(name, channels=16)
-    shapes = {key: weight.shape for key, weight in found.initial_weights(generator()).items()}
-    assert shapes == {key: weight.shape for key, weight in same.initial_weights(generator()).items()}
-    assert shapes["classifier.weight"][0] == 10
-    if name != "nasbench201":
-        assert len({key.split(".")[1] for key in shapes if key.startswith("cells.")}) == 8
+    shapes = [
+        {key: weight.shape for key, weight in space.initial_weights(generator()).items()}
+        for space in (sgenas.space(name), sgenas.space(name, **SIZES[name]))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(
