@@ -111,7 +111,7 @@ class ImageData:
 
 
 def numbered_classes(name: str, labels: list[Tensor]) -> tuple[str, ...]:
-    """ "0", "1", ... up to the largest of the labels, for classes without names.
+    """The names of classes that have none: `0`, `1`, ... up to the largest of the labels.
 
     labels: int64 (N,) each, of the training and test images; `name` stands for the data set in the message.
     Raises DataError where that is more classes than there are images, since each must have one, or more than
