@@ -36,6 +36,8 @@ CLASSES = 100_000
 """Classes that have numbers for names, as many as the largest label says; ImageNet-21k has 21,841."""
 FOOTER = 16 * MIB
 """The description at the end of a parquet file, some 200 bytes for each column of each of its parts."""
+CHUNKS = 100_000
+"""Parts of a parquet file and columns of these, each a few objects in memory: what 16 MiB honestly have."""
 UNPACKED = 20
 """How many times larger than it is stored a page, or all images, of a parquet file may be once unpacked:
 encoded images are compressed already."""

@@ -94,6 +94,7 @@ def test_all_kinds_of_values_are_passed_over() -> None:
             field(3, 9, listed(I64, [zigzag(1)])) + STOP,
             "it must hold what is asked of it, got a value of kind 6",
         ),
+        (field(3, 9, listed(12, [STOP] * 4)), "it must hold at most 3 parts and columns of them"),
         (field(3, 12, STOP) + STOP, "it must hold what is asked of it, got a value of kind 12"),
         (number(2**16 + 2, 1) + STOP, "it must have fields with numbers from 1 to 32767, got 65538"),
         (number(-1, 1) + STOP, "it must have fields with numbers from 1 to 32767, got -1"),
@@ -110,7 +111,7 @@ def test_all_kinds_of_values_are_passed_over() -> None:
 )
 def test_refuses_what_others_may_read_otherwise(content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        Thrift(content, "it").structure({2: I64, 3: [{1: I64}], 4: I32})
+        Thrift(content, "it", items=3).structure({2: I64, 3: [{1: I64}], 4: I32})
 
 
 @pytest.mark.parametrize(

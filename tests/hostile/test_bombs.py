@@ -364,6 +364,16 @@ def test_a_footer_that_is_the_file(tmp_path: Path) -> None:
     refused(lambda: data.load(f"parquet:{path}"), "its footer must have at most 16,777,216 bytes", 32 * MIB)
 
 
+def test_a_footer_of_many_small_parts(tmp_path: Path) -> None:
+    """Of one column each, that says nothing of itself: ten bytes in the file, a kilobyte in memory."""
+    path = tmp_path / "train.parquet"
+    part, count = b"\x19\x1c\x3c\x00\x00\x00", 1_000_000
+    size = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
+    footer = b"\x49\xfc" + size + part * count + b"\x00"
+    path.write_bytes(b"PAR1" + footer + struct.pack("<I", len(footer)) + b"PAR1")
+    refused(lambda: data.load(f"parquet:{path}"), "its footer must hold at most 100,000 parts", 32 * MIB)
+
+
 # -- images --------------------------------------------------------------------------------------------------
 
 

@@ -67,7 +67,7 @@ def row_groups(file: BinaryIO) -> list[RowGroup]:
     if size > end:
         raise ValueError(f"its footer must be inside of it, got {size:,} bytes of {max(0, end):,}")
     file.seek(end - size)
-    fields = Thrift(file.read(size), "its footer").structure(FOOTER)
+    fields = Thrift(file.read(size), "its footer", limits.CHUNKS).structure(FOOTER)
     found = []
     for group in fields.get(ROW_GROUPS, []):
         chunks = [_chunk(column.get(META_DATA, {})) for column in group.get(COLUMNS, [])]

@@ -24,9 +24,10 @@ class Thrift:
     Every method raises ValueError for what is not as the protocol or the caller has it.
     """
 
-    def __init__(self, content: bytes, what: str) -> None:
-        """what: its name in messages."""
+    def __init__(self, content: bytes, what: str, items: int = 0) -> None:
+        """what: its name in messages. items: how many all wanted lists together may have."""
         self._content, self._what, self.place = content, what, 0
+        self._items = self._items_left = items
 
     def structure(self, wanted: Mapping[int, Wanted], depth: int = 0) -> dict[int, Any]:
         """The wanted fields that are there: numbers, lists and dictionaries. All others are passed over."""
@@ -50,6 +51,9 @@ class Thrift:
         self._check_depth(depth)
         if isinstance(wanted, list) and kind in LISTS:
             count, inside = self._list_head()
+            self._items_left -= count
+            if self._items_left < 0:
+                raise ValueError(f"{self._what} must hold at most {self._items:,} parts and columns of them")
             return [self._read(wanted[0], inside, depth + 1) for _ in range(count)]
         if isinstance(wanted, Mapping) and kind == STRUCTURE:
             return self.structure(wanted, depth + 1)
