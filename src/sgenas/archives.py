@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sgenas import limits
 from sgenas.errors import RunFolderError, one_line
-from sgenas.pickles import storages
+from sgenas.pickles import read_pickle
 from sgenas.reading import opened
 
 
@@ -59,6 +59,10 @@ def _array(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> NDArray[Any]:
     return found
 
 
+PIECE = 2**20
+"""Bytes of a part that are read at a time."""
+
+
 def read_tensors(file: BinaryIO) -> Any:
     """What torch.save wrote into `file`, tensors on the CPU, without ever running code from it.
 
@@ -74,9 +78,6 @@ def read_tensors(file: BinaryIO) -> Any:
         size, claimed = file.seek(0, io.SEEK_END), sum(record.file_size for record in records)
         if claimed > size:
             raise ValueError(f"its parts must have at most its own {size:,} bytes, got {claimed:,}")
-        # zipfile allows anything before an archive, torch's reader does not and would see another one
-        if min((record.header_offset for record in records), default=1):
-            raise ValueError("its first part must stand at its start")
         pickled = [record for record in records if record.filename.endswith("/data.pkl")]
         if len(pickled) != 1:
             raise ValueError(f"it must have one data.pkl, got {len(pickled)}")
@@ -84,15 +85,22 @@ def read_tensors(file: BinaryIO) -> Any:
             raise ValueError(
                 f"data.pkl must have at most {limits.PICKLE:,} bytes, got {pickled[0].file_size:,}"
             )
-        sizes = {record.filename: record.file_size for record in records}
-        # torch's reader does not tell large letters from small ones
-        if len({name.lower() for name in sizes}) < len(records):
-            raise ValueError("its parts must have a name each")
         folder = pickled[0].filename.removesuffix(".pkl")
-        for key, size in storages(archive.read(pickled[0])):
-            there = sizes.get(f"{folder}/{key}", -1)
-            # torch 2.9 would take the memory behind them for the rest
-            if size != there:
-                raise ValueError(f"a tensor must have the bytes of {folder}/{key}, {there:,}, got {size:,}")
-    file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+
+        def part(key: str, length: int) -> torch.Tensor:
+            record = archive.getinfo(f"{folder}/{key}")
+            if record.file_size != length:
+                raise ValueError(
+                    f"a tensor must have the bytes of {record.filename}, {record.file_size:,}, got {length:,}"
+                )
+            content = torch.empty(length, dtype=torch.uint8)
+            there, place = content.numpy(), 0
+            with archive.open(record) as stored:
+                while piece := stored.read(PIECE):
+                    there[place : place + len(piece)] = np.frombuffer(piece, np.uint8)
+                    place += len(piece)
+            if place != length:
+                raise ValueError(f"{record.filename} must have {length:,} bytes, got {place:,}")
+            return content
+
+        return read_pickle(archive.read(pickled[0]), part)

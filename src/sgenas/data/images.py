@@ -132,12 +132,12 @@ def check_labels(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:
     `labels` is int64 (N,), of the training images; `name` stands for the data set in the messages.
     """
     if len(classes) < 2:
-        raise DataError(f"{name} must have at least 2 classes, got {len(classes)}: {list(classes)}")
+        raise DataError(f"{name} must have at least 2 classes, got {len(classes)}: {str(list(classes))[:90]}")
     _check_range(name, "training", labels, classes)
     counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
     for class_name, count in zip(classes, counts, strict=True):
         if count == 0:
-            raise DataError(f"class {class_name!r} has no training image in {name}")
+            raise DataError(f"class {class_name[:80]!r} has no training image in {name}")
 
 
 def _check_range(name: str, part: str, labels: Tensor, classes: tuple[str, ...]) -> None:

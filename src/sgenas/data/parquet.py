@@ -71,7 +71,7 @@ def _find(paths: str) -> list[Path]:
             raise DataError(f"parquet paths must not be empty, got {paths!r}")
         path = Path(part.strip()).expanduser()
         if path.is_dir():
-            inside = sorted(path.glob("*.parquet"))
+            inside = sorted(found for found in path.glob("*.parquet") if found.is_file())
             if not inside:
                 raise DataError(f"folder {path} holds no .parquet file")
             found += inside
@@ -103,6 +103,8 @@ def _open(path: Path) -> _File:
         _check_rows(groups)
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            if len(set(schema.names)) < len(schema.names):
+                raise ValueError("its columns must have a name each")
             image = _column(path, "image", schema, _holds_bytes)
             label = _column(path, "label", schema, pa.types.is_integer)
             _largest_page(path, groups, file.schema, label)
@@ -150,8 +152,8 @@ def _holds_bytes(kind: "pa.DataType") -> bool:
 
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_bytes(kind.field(index).type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        kind = kind.field(index).type if index >= 0 else pa.null()
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _column(path: Path, role: str, schema: "pa.Schema", fits: Any) -> str:
@@ -208,6 +210,9 @@ def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
     kept = first = 0
     groups = _row_groups(path)
     with pq.ParquetFile(path) as file:
+        if pa.types.is_struct(file.schema_arrow.field(column).type):
+            # what else stands beside them may be lists of any length
+            column = f"{column}.bytes"
         # no value is larger than its page
         size = max(1, min(MOST_ROWS, limits.PAGE // max(1, _largest_page(path, groups, file.schema, column))))
         for index, group in enumerate(groups):

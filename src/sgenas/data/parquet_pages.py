@@ -11,14 +11,22 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from sgenas import limits
-from sgenas.data.thrift import I32, I64, Thrift
+from sgenas.data.thrift import I32, I64, Thrift, Wanted
 
 MAGIC = b"PAR1"
 HEADER = 2**16
 """Bytes that a page's header may have; its statistics hold the smallest and the largest value of the page,
 which writers cut to 4 kB."""
-UNPACKED, STORED = 2, 3
+UNPACKED, STORED, DATA_PAGE_1, DATA_PAGE_2 = 2, 3, 5, 8
 """Of PageHeader."""
+PAGE_HEADER: dict[int, Wanted] = {UNPACKED: I32, STORED: I32, DATA_PAGE_1: {2: I32}, DATA_PAGE_2: {4: I32}}
+"""With the encodings of both kinds of data pages."""
+REFUSED = {6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_BYTE_ARRAY"}
+"""Encodings in which a page of a few bytes may have a thousand million values, all of which pyarrow makes."""
+SCHEMA, CHILDREN = 2, 5
+"""Of FileMetaData and of SchemaElement."""
+DEEPEST = 32
+"""Levels of columns in columns; pyarrow 15 goes down any number of them, until its stack ends."""
 ROW_GROUPS = 4
 """Of FileMetaData."""
 COLUMNS, ROWS = 1, 3
@@ -28,7 +36,7 @@ META_DATA = 3
 LENGTH, DATA_PAGE, DICTIONARY_PAGE = 7, 9, 11
 """Of ColumnMetaData."""
 CHUNK = {META_DATA: {LENGTH: I64, DATA_PAGE: I64, DICTIONARY_PAGE: I64}}
-FOOTER = {ROW_GROUPS: [{COLUMNS: [CHUNK], ROWS: I64}]}
+FOOTER: dict[int, Wanted] = {SCHEMA: [{CHILDREN: I32}], ROW_GROUPS: [{COLUMNS: [CHUNK], ROWS: I64}]}
 
 
 class Chunk(NamedTuple):
@@ -68,11 +76,25 @@ def row_groups(file: BinaryIO) -> list[RowGroup]:
         raise ValueError(f"its footer must be inside of it, got {size:,} bytes of {max(0, end):,}")
     file.seek(end - size)
     fields = Thrift(file.read(size), "its footer", limits.CHUNKS).structure(FOOTER)
+    _check_depth([element.get(CHILDREN, 0) for element in fields.get(SCHEMA, [])])
     found = []
     for group in fields.get(ROW_GROUPS, []):
         chunks = [_chunk(column.get(META_DATA, {})) for column in group.get(COLUMNS, [])]
         found.append(RowGroup(group.get(ROWS, -1), chunks))
     return found
+
+
+def _check_depth(children: Sequence[int]) -> None:
+    """Raises ValueError for a tree that is too deep; children: of each element, which stand behind it."""
+    left: list[int] = []
+    for count in children:
+        while left and left[-1] == 0:
+            left.pop()
+        if left:
+            left[-1] -= 1
+        left.append(max(0, count))
+        if len(left) > DEEPEST:
+            raise ValueError(f"its columns must have at most {DEEPEST} levels")
 
 
 def _chunk(fields: dict[int, int]) -> Chunk:
@@ -93,7 +115,10 @@ def pages(file: BinaryIO, chunk: Chunk) -> Iterator[Page]:
     while start < end:
         file.seek(start)
         header = Thrift(file.read(min(HEADER, end - start)), "a page header")
-        fields = header.structure({UNPACKED: I32, STORED: I32})
+        fields = header.structure(PAGE_HEADER)
+        encoding = fields.get(DATA_PAGE_1, {}).get(2, fields.get(DATA_PAGE_2, {}).get(4, 0))
+        if encoding in REFUSED:
+            raise ValueError(f"its pages must have another encoding than {REFUSED[encoding]}: write it anew")
         page = Page(fields.get(STORED, -1), fields.get(UNPACKED, -1))
         if min(page) < 0:
             raise ValueError(f"a page must have sizes >= 0, got {page.stored} and {page.unpacked}")

@@ -109,8 +109,10 @@ class Endless:
             return
         self._batches.set_random_state(state["start"])
         self._begin()
-        for _ in range(state["taken"]):
+        for number in range(state["taken"]):
             next(self)
+            if self._taken != number + 1:
+                raise ValueError(f"a pass must have {state['taken']} batches, got {number}")
 
 
 def _has_rows(source: Any) -> bool:

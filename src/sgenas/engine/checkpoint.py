@@ -61,10 +61,11 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is damaged ({path.stat().st_size} bytes): {one_line(error)}"
         ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or not isinstance(state.get("format"), str) or state["format"] != FORMAT:
         raise CheckpointError(f"{path} is no checkpoint of sgenas")
-    if state.get("version") != VERSION:
-        raise CheckpointError(f"checkpoint {path}: version must be {VERSION}, got {state.get('version')!r}")
+    version = state.get("version")
+    if type(version) is not int or version != VERSION:
+        raise CheckpointError(f"checkpoint {path}: version must be {VERSION}, got {str(version)[:40]!r}")
     return state
 
 
@@ -81,7 +82,7 @@ def load_newest(path: Path, previous: Path) -> tuple[dict[str, Any], Path]:
         except CheckpointError:
             advice = "" if path.is_file() else ": start the run again, with --overwrite"
             raise CheckpointError(f"{error}{advice}") from None
-        step = f" of step {state['step']}" if "step" in state else ""
+        step = f" of step {state['step']}" if type(state.get("step")) is int else ""
         warnings.warn(
             f"{error}; {previous.name}{step} takes its place: what came after it is lost,"
             " until the run is resumed and computes it again",

@@ -305,14 +305,17 @@ class Run(ABC):
                 raise CheckpointError(
                     f"checkpoint {self.folder.checkpoint_path} was made with other images than {self._source}"
                 )
-            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+            place = [whole_number(state, name) for name in ("epoch", "step_in_epoch", "step")]
+            self.epoch, self.step_in_epoch, self.step = place
+            if self.epoch > self.config.epochs:
+                raise ValueError(f"epoch must be at most {self.config.epochs}, got {self.epoch}")
             self.meter.go_on_from(state["measured"])
             self._metrics_bytes = state["metrics_bytes"]
             self._sums = same_shapes(self._sums, parts.to_device(state["sums"], self.device))
             self._load_own_state(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, DataError) as error:
             raise CheckpointError(
-                f"checkpoint {self.folder.checkpoint_path} does not fit this {self.noun}: {error!r}"
+                f"checkpoint {self.folder.checkpoint_path} does not fit this {self.noun}: {error!r:.300}"
             ) from None
 
 
@@ -325,6 +328,14 @@ def load_checkpoint(folder: RunFolder, config: Config) -> dict[str, Any]:
             f"checkpoint {folder.checkpoint_path} is from another configuration: {difference}"
         )
     return state
+
+
+def whole_number(state: dict[str, Any], name: str) -> int:
+    """That entry of a state; ValueError where it is no whole number from 0 on."""
+    value = state[name]
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} must be a whole number from 0 on, got {value!r:.40}")
+    return value
 
 
 def same_shapes(expected: Tree, tree: Tree) -> Tree:

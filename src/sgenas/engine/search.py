@@ -18,7 +18,7 @@ from sgenas.bilevel.problem import Loss
 from sgenas.engine import class_weights, nonfinite, parts, point, precision, watch
 from sgenas.engine.budget import CellCosts
 from sgenas.engine.config import SearchConfig
-from sgenas.engine.loop import Observer, Run, Silent, same_shapes
+from sgenas.engine.loop import Observer, Run, Silent, same_shapes, whole_number
 from sgenas.engine.parallel import ALONE, Layout, Processes
 from sgenas.engine.ranges import Ranges
 from sgenas.engine.run_folder import Recorder, RunFolder
@@ -456,6 +456,9 @@ class Search(Run):
         self.outer_stream.load_state_dict(state["outer_stream"])
         self._history = [same_shapes(self.alphas, self._to_device(alphas)) for alphas in state["history"]]
         self._eigenvalues = [(epoch, value) for epoch, value in state["eigenvalues"]]
-        self._stopped_at = state["stopped_at"]
+        stopped = state["stopped_at"]
+        if stopped is not None and whole_number(state, "stopped_at") > len(self._history) - 2:
+            raise ValueError(f"stopped_at must be an epoch before the last, got {stopped}")
+        self._stopped_at = stopped
         self._losses.in_epoch = state["nonfinite_steps"]
         self._kept = self._moment()
