@@ -86,7 +86,9 @@ def test_damaged_files(kind: str, run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: str(path.relative_to(CORPUS)))
 def test_files_that_found_faults(path: Path, run: Path, tmp_path: Path) -> None:
-    said = try_one(READERS[path.parent.name](tmp_path, run), path.read_bytes(), True)
+    reader = READERS[path.parent.name](tmp_path, run)
+    with at_most(MOST) if RESET.exists() else nullcontext():
+        said = try_one(reader, path.read_bytes(), True)
     assert said is None or "\n" not in said
 
 

@@ -51,6 +51,8 @@ def _array(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> NDArray[Any]:
     if version not in readers:
         raise ValueError(f"npy format {version} is not known")
     shape, _, dtype = readers[version](stream)
+    if dtype.itemsize == 0:
+        raise ValueError(f"an array must have numbers, got the type {dtype}, which has no bytes")
     declared, there = math.prod(shape) * dtype.itemsize, len(content) - stream.tell()
     if declared != there:
         raise ValueError(f"an array must have the {declared} bytes of its shape {shape}, got {there}")
@@ -67,8 +69,9 @@ def read_tensors(file: BinaryIO) -> Any:
     """What torch.save wrote into `file`, tensors on the CPU, without ever running code from it.
 
     It takes as much memory as the file has bytes: whatever is packed, claims more than there is, or makes
-    anything but tensors and plain data is refused first. Raises ValueError for that, and whatever the readers
-    raise for a damaged file.
+    anything but tensors and plain data is refused. torch.load is not asked: it reads archives otherwise than
+    zipfile does where they contradict themselves, so that what was checked need not be what it loads. Raises
+    ValueError for that, and whatever the readers raise for a damaged file.
     """
     with zipfile.ZipFile(file) as archive:
         records = archive.infolist()

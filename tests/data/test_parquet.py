@@ -1,6 +1,7 @@
 """parquet:PATHS, from files that the tests write."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -238,3 +239,27 @@ def test_refuses_files_with_other_class_names(tmp_path, write):
         tmp_path,
         f"class names in {tmp_path / 'b.parquet'} must be those in {tmp_path / 'a.parquet'}, got others",
     )
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_refuses_encodings_of_any_number_of_values(tmp_path, encode, pictures, encoding, version):
+    path = tmp_path / "train.parquet"
+    table = pa.table({"image": [encode(array) for array in pictures(2, 4, 5, 3)], "label": [0, 1]})
+    encodings = {"image": encoding, "label": "PLAIN"}
+    pq.write_table(table, path, use_dictionary=False, column_encoding=encodings, data_page_version=version)
+    reason = f"its pages must have another encoding than {encoding}: write it anew"
+    refused(path, f"parquet file {path} cannot be read: {reason}")
+
+
+def test_only_the_bytes_of_an_image_are_read(tmp_path, encode, pictures):
+    """And nothing that stands beside them."""
+    path, arrays = tmp_path / "train.parquet", pictures(2, 4, 5, 3)
+    images = [{"bytes": encode(array), "boxes": [[1, 2]] * 3} for array in arrays]
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), path)
+    assert equal(load(f"parquet:{path}").train.images, arrays)
+
+
+def test_a_pipe_in_a_folder_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "train.parquet")
+    refused(tmp_path, f"folder {tmp_path} holds no .parquet file")

@@ -136,3 +136,21 @@ def test_refuses_columns_that_are_nowhere(start: int, length: int) -> None:
     message = f"pages of a column must have a place and a length >= 0, got {start} and {length}"
     with pytest.raises(ValueError, match=re.escape(message)):
         row_groups(file)
+
+
+@pytest.mark.parametrize(("levels", "deep"), [(32, False), (33, True)])
+def test_refuses_columns_in_columns_without_end(levels: int, deep: bool) -> None:
+    elements = [number(5, 1, I32) + STOP] * (levels - 1) + [STOP]
+    footer = field(2, 9, listed(12, elements)) + STOP
+    file = io.BytesIO(b"PAR1" + footer + np.array(len(footer), "<u4").tobytes() + b"PAR1")
+    if deep:
+        with pytest.raises(ValueError, match="its columns must have at most 32 levels"):
+            row_groups(file)
+    else:
+        assert row_groups(file) == []
+
+
+def test_columns_side_by_side_are_not_deep() -> None:
+    elements = [number(5, 3, I32) + STOP, number(5, 40, I32) + STOP, *[STOP] * 40, STOP, STOP]
+    footer = field(2, 9, listed(12, elements)) + STOP
+    assert row_groups(io.BytesIO(b"PAR1" + footer + np.array(len(footer), "<u4").tobytes() + b"PAR1")) == []

@@ -438,6 +438,43 @@ class TestBadCheckpoints:
         with pytest.raises(CheckpointError, match="is no checkpoint of sgenas"):
             resume_search(path)
 
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("version", torch.ones(2)),
+            ("format", [1]),
+            ("epoch", None),
+            ("epoch", -1),
+            ("epoch", 10**30),
+            ("step", "3"),
+            ("step_in_epoch", torch.ones(2)),
+            ("stopped_at", "1"),
+            ("stopped_at", 10**18),
+            ("history", 5),
+            ("inner_stream", {"start": None, "taken": 10**12}),
+            ("directions", "x" * 10_000),
+            ("config", torch.ones(2)),
+        ],
+    )
+    def test_values_of_other_kinds(self, path: Path, name: str, value: Any) -> None:
+        """Each is one line, and not a long one."""
+        state = torch.load(path / "checkpoint.pt", weights_only=True)
+        checkpoints.save(path / "checkpoint.pt", state | {name: value})
+        (path / "checkpoint.previous.pt").unlink(missing_ok=True)
+        with pytest.raises(CheckpointError) as caught:
+            resume_search(path)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    def test_a_setting_that_is_a_tensor(self, path: Path) -> None:
+        state = torch.load(path / "checkpoint.pt", weights_only=True)
+        state["config"]["epochs"] = torch.ones(2)
+        checkpoints.save(path / "checkpoint.pt", state)
+        with pytest.raises(
+            CheckpointError, match="from another configuration: epochs is 3 in config.json, tensor"
+        ):
+            resume_search(path)
+
     def test_of_another_version(self, path: Path) -> None:
         state = torch.load(path / "checkpoint.pt", weights_only=True)
         checkpoints.save(path / "checkpoint.pt", state | {"version": 99})

@@ -65,7 +65,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no checkpoint of sgenas")
     version = state.get("version")
     if type(version) is not int or version != VERSION:
-        raise CheckpointError(f"checkpoint {path}: version must be {VERSION}, got {str(version)[:40]!r}")
+        raise CheckpointError(f"checkpoint {path}: version must be {VERSION}, got {version!r:.40}")
     return state
 
 

@@ -142,7 +142,7 @@ def first_difference(ours: Any, theirs: Any, here: str, there: str = "there", pl
         return ""
     if _alike(ours, theirs):
         return ""
-    return f"{place or 'config'} is {ours!r} {here}, {theirs!r:.200} {there}"
+    return f"{place or 'config'} is {ours!r:.200} {here}, {theirs!r:.200} {there}"
 
 
 def _alike(ours: Any, theirs: Any) -> bool:
