@@ -71,8 +71,9 @@ def read_pickle(content: bytes, read: Read) -> Any:
 
 
 def _children(each: Any) -> Iterable[Any]:
+    """The containers inside of one, of whose items none is half a tensor or a name of code."""
     items = each.values() if isinstance(each, dict) else each if isinstance(each, list | tuple) else ()
-    return [item for item in items if isinstance(item, dict | list | tuple)]
+    return [item for item in _Stack.plain(items) if isinstance(item, dict | list | tuple)]
 
 
 class _Stack:
@@ -107,7 +108,8 @@ class _Stack:
                 raise ValueError(f"it must hold tensors and plain data, got the instruction {name}")
         if len(self._stack) != 1:
             raise ValueError(f"it must hold one object, got {len(self._stack)}")
-        return self._plain(self._stack)[0]
+        self.plain(self._stack)
+        return self._stack[0]
 
     def _pop(self, count: int) -> list[Any]:
         """The last `count` values, in the order in which they came."""
@@ -124,7 +126,7 @@ class _Stack:
         return values[::-1]
 
     @staticmethod
-    def _plain(values: list[Any]) -> list[Any]:
+    def plain(values: Iterable[Any]) -> Iterable[Any]:
         """The values, none of which is a name of code or bytes without a tensor."""
         for value in values:
             if isinstance(value, _Name | _Part):
@@ -149,13 +151,13 @@ class _Stack:
         # a tuple's hash goes down into it without an end
         if type(target) is not dict or not all(isinstance(key, str | int | float) for key in keys):
             raise ValueError("it must have dictionaries with texts and numbers for keys")
-        target.update(zip(keys, self._plain(values[1::2]), strict=True))
+        target.update(zip(keys, self.plain(values[1::2]), strict=True))
 
     def _append(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if type(target) is not list:
             raise ValueError("it must append to lists")
-        target.extend(self._plain(values))
+        target.extend(self.plain(values))
 
     def _part(self) -> None:
         match self._pop(1)[0]:

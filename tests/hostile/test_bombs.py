@@ -285,6 +285,8 @@ CHECKPOINTS |= {
     "bytes without a shape": (instructions(PART), "must hold tensors and plain data, got"),
     "a number of bytes": (instructions(b"ctorch\nUntypedStorage\n"), "got 'torch UntypedStorage'"),
     "code as a value": (instructions(b"ctorch\nFloatStorage\n"), "must hold tensors and plain data, got"),
+    "code in a tuple": (instructions(b"ctorch\nFloatStorage\n\x85"), "must hold tensors and plain data, got"),
+    "half a tensor in a tuple": (instructions(PART + b"\x85"), "must hold tensors and plain data, got"),
     "an attribute": (instructions(b"]}b"), "got the instruction BUILD"),
     "one number as many": (
         instructions(TENSOR + b"K\x00J\x00\x00\x00\x40\x85K\x00\x85\x89}tR"),
