@@ -22,23 +22,18 @@ MARK = object()
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"}
 _DTYPES = {
-    **{
-        f"torch {name}Storage": dtype
-        for name, dtype in (
-            ("ComplexDouble", torch.complex128),
-            ("ComplexFloat", torch.complex64),
-            ("Double", torch.float64),
-            ("Float", torch.float32),
-            ("Half", torch.float16),
-            ("BFloat16", torch.bfloat16),
-            ("Long", torch.int64),
-            ("Int", torch.int32),
-            ("Short", torch.int16),
-            ("Char", torch.int8),
-            ("Byte", torch.uint8),
-            ("Bool", torch.bool),
-        )
-    },
+    "torch ComplexDoubleStorage": torch.complex128,
+    "torch ComplexFloatStorage": torch.complex64,
+    "torch DoubleStorage": torch.float64,
+    "torch FloatStorage": torch.float32,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+    "torch BoolStorage": torch.bool,
 }
 """What torch calls the bytes of each type of number."""
 _ORDERED, _TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
@@ -79,7 +74,7 @@ def _children(each: Any) -> Iterable[Any]:
 class _Stack:
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._parts: dict[str, tuple[int, Tensor]] = {}
+        self._parts: dict[str, Tensor] = {}
         self._stack: list[Any] = []
         self._memo: dict[Any, Any] = {}
 
@@ -189,12 +184,12 @@ class _Stack:
         last = start + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
         if count > part.count or (count and last >= part.count):
             raise ValueError(f"a tensor of shape {size} must be inside of its {part.count:,} numbers")
+        length = part.count * part.dtype.itemsize
         if part.key not in self._parts:
-            content = self._read(part.key, part.count * part.dtype.itemsize)
-            self._parts[part.key] = part.count * part.dtype.itemsize, content
-        length, content = self._parts[part.key]
-        if length != part.count * part.dtype.itemsize:
-            raise ValueError(f"a tensor must have the bytes of its part, {length:,}")
+            self._parts[part.key] = self._read(part.key, length)
+        content = self._parts[part.key]
+        if len(content) != length:
+            raise ValueError(f"a tensor must have the bytes of its part, {len(content):,}, got {length:,}")
         return content.view(part.dtype).as_strided(size, stride, start)
 
 

@@ -430,7 +430,7 @@ def test_defaults_are_those_of_the_papers() -> None:
 
 
 def test_passes_on_parts_of_batches_with_several_steps() -> None:
-    """Trajectory (N + 1, N) on whole batches, Q of N + 1 and the unperturbed once more on half of them."""
+    """The unperturbed steps are taken once more, on the part that the perturbed ones see."""
     whole, half = SGE(4, computation="loop"), SGE(4, computation="loop", batch_fraction=0.5)
     for steps in (1, 3):
         assert half.cost(steps).inner_steps == whole.cost(steps).inner_steps + steps

@@ -164,6 +164,11 @@ def repacked(change: Callable[[str, bytes], bytes], compression: int = zipfile.Z
     return made.getvalue()
 
 
+def replaced(old: bytes, new: bytes) -> Callable[[], bytes]:
+    """Such a checkpoint with other bytes where `old` stands first in its parts."""
+    return lambda: repacked(lambda name, content: content.replace(old, new, 1))
+
+
 class _Makes:
     """Pickled as a call of `make` with `arguments`."""
 
@@ -188,31 +193,29 @@ CHECKPOINTS: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "claims": (
         # 1,000 numbers: BININT2, little endian
-        lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03t", b"J\x00\x00\x00\x40t", 1)),
+        replaced(b"M\xe8\x03t", b"J\x00\x00\x00\x40t"),
         "must have the bytes of archive/data/0, 4,000, got 4,294,967,296",
     ),
     "claims a little": (
-        lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03t", b"M\xe9\x03t", 1)),
+        replaced(b"M\xe8\x03t", b"M\xe9\x03t"),
         "must have the bytes of archive/data/0, 4,000, got 4,004",
     ),
     "shape": (
         # its size is a tuple of one
-        lambda: repacked(lambda name, content: content.replace(b"M\xe8\x03\x85", b"M\xe9\x03\x85", 1)),
+        replaced(b"M\xe8\x03\x85", b"M\xe9\x03\x85"),
         "is damaged",
     ),
     "numbers of another width": (
-        lambda: repacked(lambda name, content: content.replace(b"FloatStorage", b"DoubleStorage", 1)),
+        replaced(b"FloatStorage", b"DoubleStorage"),
         "must have the bytes of archive/data/0, 4,000, got 8,000",
     ),
     "numbers of an unknown kind": (
-        lambda: repacked(lambda name, content: content.replace(b"FloatStorage", b"QInt32Storage", 1)),
+        replaced(b"FloatStorage", b"QInt32Storage"),
         "must hold tensors and plain data, got 'torch QInt32Storage'",
     ),
     "a part in another folder": (
         # its name, a text of one letter
-        lambda: repacked(
-            lambda name, content: content.replace(b"X\x01\x00\x00\x000", b"X\x05\x00\x00\x00../up", 1)
-        ),
+        replaced(b"X\x01\x00\x00\x000", b"X\x05\x00\x00\x00../up"),
         "There is no item named 'archive/data/../up' in the archive",
     ),
     "bytearray": (

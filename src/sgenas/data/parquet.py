@@ -31,6 +31,7 @@ class _File(NamedTuple):
     image: str
     labels: Tensor
     names: tuple[str, ...] | None
+    groups: list[RowGroup]
 
 
 def read_parquet(
@@ -99,7 +100,8 @@ def _open(path: Path) -> _File:
     import pyarrow.parquet as pq
 
     with _reading(path):
-        groups = _row_groups(path)
+        with path.open("rb") as content:
+            groups = row_groups(content)
         _check_rows(groups)
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
@@ -112,7 +114,7 @@ def _open(path: Path) -> _File:
     if column.null_count:
         raise DataError(f"column {label!r} of {path} must have no null label, got {column.null_count}")
     labels = torch.tensor(column.to_numpy().astype("int64"))
-    return _File(path, image, labels, _feature_names(schema, label))
+    return _File(path, image, labels, _feature_names(schema, label), groups)
 
 
 @contextmanager
@@ -124,11 +126,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def _row_groups(path: Path) -> list[RowGroup]:
-    with path.open("rb") as file:
-        return row_groups(file)
 
 
 def _check_rows(groups: list[RowGroup]) -> None:
@@ -191,12 +188,12 @@ def _encoded(files: list[_File], chosen: Tensor) -> list[Encoded]:
         end = start + len(file.labels)
         rows = chosen[(chosen >= start) & (chosen < end)] - start
         with _reading(file.path):
-            images += _rows(file.path, file.image, rows)
+            images += _rows(file, rows)
         start = end
     return images
 
 
-def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
+def _rows(source: _File, rows: Tensor) -> list[Encoded]:
     """The encoded images of a file in the ascending `rows`.
 
     A value may be written once and stand in every row, so that a file says little about what its rows come
@@ -205,10 +202,10 @@ def _rows(path: Path, column: str, rows: Tensor) -> list[Encoded]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path, column, groups = source.path, source.image, source.groups
     images: list[Encoded] = []
     most = max(limits.PARQUET, limits.UNPACKED * path.stat().st_size)
     kept = first = 0
-    groups = _row_groups(path)
     with pq.ParquetFile(path) as file:
         if pa.types.is_struct(file.schema_arrow.field(column).type):
             # what else stands beside them may be lists of any length
