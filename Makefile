@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# processes that share the tests; each takes one thread
+# processes that share the tests, each with one thread
 TESTERS ?= 2
 
 LOWEST := .venv-lowest
 AUDIT := .venv-audit
 
-.PHONY: demo test slow docs lowest coverage mutants audit clean
+.PHONY: demo test slow docs lowest coverage audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sgenas search --data digits --method darts --estimator sge --directions 10 --inner-steps 1 \
@@ -39,10 +39,7 @@ coverage: $(VENV)/.installed-coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutants: $(VENV)/.installed-coverage
-	$(BIN)/python scripts/mutants.py --out runs/mutants.jsonl
-
-# asks a service for known vulnerabilities; what it cannot look up counts as a failure
+# looks up known vulnerabilities; a package that cannot be looked up counts as a failure
 audit: $(VENV)/.installed-test
 	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet 'pip-audit>=2.7')
 	$(BIN)/python -m pip freeze --exclude-editable | \
@@ -69,7 +66,7 @@ $(VENV)/.installed-coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[coverage]'
 	@touch $@
 
-# uv, since pip has no way to ask for the lowest; what these packages need in turn is the newest that fits
+# uv, since pip cannot ask for the lowest versions; indirect dependencies are the newest that fit
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv

@@ -1,87 +1,69 @@
-"""The paper's claim, measured: which estimator of the hypergradient is closest to the truth, at what cost?
+"""The measurements of the evidence page: estimators on DARTS' supernet, by the hypergradient benchmark.
 
-    python benchmarks/evidence.py [FOLDER_WITH_CIFAR10_PARQUET] [--studies hard smooth ...] [--batches 5] ...
+    python benchmarks/evidence.py [--studies hard smooth ...] [--out runs/evidence]
 
-Each study is a run of `sgenas lab` on DARTS' supernet and CIFAR-10, in a folder of its own under `--out`: a
-study that was cut goes on, with more `--batches` it measures the new ones alone. Studies: see STUDIES. Adds
-a JSON line with the tables' rows of each study to benchmarks/results/evidence.jsonl; docs/evidence.md says
-what follows from them.
+Each study is a directory of `benchmarks/hypergradients/run.py`; a study that was stopped continues.
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-import torch
-from record import SHARED_DATA, add_result
+from hypergradients.report import read_results
+from record import ROOT, SHARED_DATA, add_result, flags, python
 
-from sgenas.cli import main as sgenas
-from sgenas.report.lab_record import read_lab
-
-BASE = [
-    *("--problem", "darts", "--channels", "4", "--layers", "3", "--walk-batch-size", "64"),
+BASE = (
+    *("--problem", "darts", "--space", "channels=4", "layers=3"),
     # float64 has no fast convolutions on a CPU; that float32 is enough, the smooth network shows
-    *("--truth-dtype", "float32"),
-]
-SMOOTH = ["--activation", "silu", "--pooling", "smooth"]
-ALL = [
-    *("first-order", "second-order", "unrolled", "neumann:k=5", "sge:mu=0.01", "sge:mu=0.1"),
-    *("sge:q=4,mu=0.1,variate", "sge:mu=0.1,least-squares", "sge:q=4,mu=0.1,variate,least-squares"),
-]
-FEW = ["first-order", "second-order", "unrolled", "unrolled:last=5", "sge:mu=0.1"]
-MOMENTS = ["--moments", "0", "60", "300", "--draws", "2"]
-SHORT = [
-    *(*MOMENTS, "--inner-steps", "1", "5", "--truth-directions", "2", "--truth-steps", "0.1"),
-    *("--estimators", *ALL),
-]
-LONG = [*MOMENTS, "--inner-steps", "20", "--truth-directions", "0", "--estimators", *FEW]
-AXIS = [
-    *("--moments", "60", "--inner-steps", "1", "--draws", "3", "--truth-directions", "0"),
-    *("--estimators", "first-order", "second-order", "sge", "sge:variate"),
-]
+    *("--reference-dtype", "float32"),
+)
+SMOOTH = ("--space", "channels=4", "layers=3", "activation=silu", "pooling=smooth")
+VARIATE = "sge:q=4,mu=0.1,control-variate=finite-difference"
+ALL = (
+    *("first-order", "finite-difference", "unrolled", "neumann:max-hvps=5", "sge:mu=0.01", "sge:mu=0.1"),
+    *(VARIATE, "sge:mu=0.1,aggregate=least-squares", f"{VARIATE},aggregate=least-squares"),
+)
+FEW = ("first-order", "finite-difference", "unrolled", "unrolled:truncate=5", "sge:mu=0.1")
+SAMPLES = ("--warmup-steps", "0", "60", "300", "--draws", "2")
+REFERENCE = ("--reference-directions", "2", "--reference-steps", "0.1")
+SHORT = (*SAMPLES, *REFERENCE, "--inner-steps", "1", "5", "--estimators", *ALL)
+LONG = (*SAMPLES, "--reference-directions", "0", "--inner-steps", "20", "--estimators", *FEW)
+AXIS = (
+    *("--warmup-steps", "60", "--draws", "3", "--reference-directions", "0", "--inner-steps", "1"),
+    *("--estimators", "first-order", "finite-difference", "sge", "sge:control-variate=finite-difference"),
+)
 STUDIES = {
-    "hard-64": [
-        *(*MOMENTS, "--inner-steps", "1", "--batch-sizes", "64"),
-        *("--truth-directions", "2", "--truth-steps", "0.1", "--estimators", *ALL, "evolution:mu=0.1"),
-    ],
+    "hard-64": (
+        *(*SAMPLES, *REFERENCE, "--inner-steps", "1", "--batch-sizes", "64"),
+        *("--estimators", *ALL, "evolution-strategies:mu=0.1"),
+    ),
     "hard": SHORT,
-    "smooth": [*SMOOTH, *SHORT],
+    "smooth": (*SMOOTH, *SHORT),
     "hard-20": LONG,
-    "smooth-20": [*SMOOTH, *LONG],
-    "batch-size": [*AXIS, "--smoothings", "0.1", "--batch-sizes", "16", "64", "256"],
-    "inner-lr": [*AXIS, "--smoothings", "0.1", "--inner-lrs", "0.005", "0.025", "0.1"],
-    "smoothing": [*AXIS, "--smoothings", "0.001", "0.01", "0.1", "1"],
-    "directions": [*AXIS, "--smoothings", "0.1", "--directions", "4", "10", "40"],
+    "smooth-20": (*SMOOTH, *LONG),
+    "batch-size": (*AXIS, "--smoothings", "0.1", "--batch-sizes", "16", "64", "256"),
+    "inner-lr": (*AXIS, "--smoothings", "0.1", "--inner-lrs", "0.005", "0.025", "0.1"),
+    "smoothing": (*AXIS, "--smoothings", "0.001", "0.01", "0.1", "1"),
+    "directions": (*AXIS, "--smoothings", "0.1", "--directions", "4", "10", "40"),
 }
-"""name -> flags of `sgenas lab`: hard is the published network with its ReLU and max pooling. Each draw of
-batches goes through all conditions before the next, so that a study that was cut has all of them."""
+"""{study: flags}; hard is the published network with ReLU and max pooling."""
 
 
 def main() -> None:
-    """Runs the studies; see the module's docstring."""
-    parser = argparse.ArgumentParser(
-        description="errors and costs of hypergradient estimators on DARTS' supernet"
+    given = flags(
+        __doc__,
+        data=f"parquet:{SHARED_DATA}",
+        studies={"nargs": "+", "default": list(STUDIES), "choices": list(STUDIES)},
+        batch_size=16,
+        batches=5,
+        train_images=8000,
+        out=Path("runs/evidence"),
     )
-    parser.add_argument("folder", type=Path, nargs="?", default=SHARED_DATA)
-    parser.add_argument("--studies", nargs="+", default=list(STUDIES), choices=list(STUDIES))
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    for name in arguments.studies:
-        folder, flags = arguments.out / name, STUDIES[name]
-        size = [] if "--batch-sizes" in flags else ["--batch-sizes", str(arguments.batch_size)]
-        command = ["lab", *BASE, *flags, *size]
-        command += ["--data", f"parquet:{arguments.folder}", "--batches", str(arguments.batches)]
-        code = sgenas([*command, "--out", str(folder)])
-        if code:
-            sys.exit(code)
-        found = read_lab(folder)
-        rows = {key: found[key] for key in ("settings", "facts", "truth_rows", "rows")}
-        add_result("evidence", {"study": name, "threads": arguments.threads, "flags": flags, **rows})
-        print((folder / "lab.md").read_text())
+    for study in given.studies:
+        chosen, out = STUDIES[study], given.out / study
+        size = () if "--batch-sizes" in chosen else ("--batch-sizes", given.batch_size)
+        images = ("--data", given.data, "--train-images", given.train_images, "--batches", given.batches)
+        script = ROOT / "benchmarks" / "hypergradients" / "run.py"
+        print(python(script, *BASE, *chosen, *size, *images, "--out", out, threads=given.threads).stdout)
+        add_result("evidence", {"study": study, "threads": given.threads, "flags": chosen, **read_results(out)})
 
 
 if __name__ == "__main__":

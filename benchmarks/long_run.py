@@ -1,91 +1,64 @@
-"""Does a long run take more and more? Memory, open files, threads and child processes over 2,000 steps.
+"""Whether a long run takes more and more: memory, open files, threads and child processes over 2,000 steps.
 
     python benchmarks/long_run.py [--steps 2000] [--runs first-order ...] [--every 20] [--settled 500]
 
-Each run is a search or a training of a tiny network on the built-in digits, by the public API, in a process
-of its own with one thread; epochs are short, so that hundreds of epochs end and as many checkpoints are
-written. Every `--every` steps it notes its resident memory (RSS), open file descriptors, threads and child
-processes. What it noted is kept in `--out`: a run that is there is not taken again.
-Prints the slope of the memory after the first `--settled` steps, by least squares, adds a JSON line to
-benchmarks/results/long_run.jsonl and draws docs/images/memory-long-run.png.
+Each run is a search or a training of a tiny network on digits, in a process of its own with one thread; epochs are
+short, so that hundreds of epochs end and as many checkpoints are written. Every `--every` steps the process notes its
+resident memory (RSS), file descriptors, threads and children. Prints the slope of the memory after the first
+`--settled` steps, by least squares, and draws docs/images/memory-long-run.png.
 """
 
-import argparse
-import json
+import multiprocessing
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import matplotlib
 import numpy as np
 import psutil
 import torch
-from record import ROOT, add_result
+from record import ROOT, add_result, flags
 
 import sgenas
-from sgenas.engine import (
-    AlphaSettings,
-    DataSettings,
-    EstimatorSettings,
-    NetworkSettings,
-    SearchConfig,
-    SpaceSettings,
-    TrainConfig,
-    TrainingImageSettings,
-    run_training,
-)
-from sgenas.nets.published import published
+from sgenas.spaces.darts_space.published import published
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PICTURE = ROOT / "docs" / "images" / "memory-long-run.png"
-SGE = EstimatorSettings(directions=3, control_variate="memory")
-ESTIMATORS = {
-    "first-order": EstimatorSettings(estimator="first-order"),
-    "sge, streamed": replace(SGE, computation="streamed"),
-    "sge, vectorised": replace(SGE, computation="vectorised"),
+SGE = {"estimator.name": "sge", "estimator.num_directions": 3, "estimator.computation": "sequential"}
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "first-order": {"estimator.name": "first-order"},
+    "sge, sequential": SGE,
+    "sge, batched": {**SGE, "estimator.computation": "batched"},
 }
 RUNS = (*ESTIMATORS, "training")
 EPOCHS = 10_000
-"""More than any run takes: it is stopped."""
+"""More than a run takes: it is stopped."""
 FIGURES = ("rss_mb", "files", "threads", "children")
+Samples = dict[str, list[float]]
 
 
-def search(name: str, out: Path, stop: Callable[[], bool]) -> None:
-    """Seven steps an epoch; at each one's end the supernet and the derived cell are tested."""
-    config = SearchConfig(
-        epochs=EPOCHS,
-        device="cpu",
-        data=DataSettings(data="digits", train_images=240, batch_size=16),
-        space=SpaceSettings(channels=2, layers=3, nodes=1),
-        estimator=ESTIMATORS[name],
-        alphas=AlphaSettings(warmup_epochs=2),
-    )
-    sgenas.run_search(config, out, stop=stop)
+def start(name: str, folder: str, stop: Callable[[], bool]) -> None:
+    """Seven steps per epoch for a search, ten for a training; both are tested after each epoch."""
+    common = {"epochs": EPOCHS, "device": "cpu", "threads": 1, "data.data": "digits", "data.batch_size": 16}
+    if name == "training":
+        sizes = {"channels": 2, "layers": 3, "auxiliary_weight": 0.0, "data.cutout": 0}
+        sizes |= {"data.train_images": 160, "data.test_images": 60}
+        recipe = sgenas.TrainConfig.of_recipe("source", published("darts-v2"), common | sizes)
+        recipe.run(folder, stop=stop, progress=False)
+    else:
+        sizes = {"space.channels": 2, "space.layers": 3, "space.nodes": 1, "data.train_images": 240}
+        config = sgenas.SearchConfig.of_method("darts", common | sizes | {"warmup_epochs": 2} | ESTIMATORS[name])
+        config.run(folder, stop=stop, progress=False)
 
 
-def training(out: Path, stop: Callable[[], bool]) -> None:
-    """Ten steps an epoch."""
-    config = TrainConfig(
-        genotype=published("darts-v2"),
-        epochs=EPOCHS,
-        device="cpu",
-        data=TrainingImageSettings(data="digits", train_images=160, test_images=60, batch_size=16, cutout=0),
-        network=NetworkSettings(channels=2, layers=3, auxiliary_weight=0.0),
-    )
-    run_training(config, out, stop=stop)
-
-
-def sample(name: str, steps: int, every: int) -> dict[str, list[float]]:
-    """The run `name`, of so many steps, in this process: {figure: its value at each sample}."""
+def sample(name: str, steps: int, every: int) -> Samples:
+    """Takes a run in this process: {figure: its value at each sample}."""
+    torch.set_num_threads(1)
     process, taken = psutil.Process(), 0
-    found: dict[str, list[float]] = {figure: [] for figure in ("step", *FIGURES)}
+    found: Samples = {figure: [] for figure in ("step", *FIGURES)}
 
     def stop() -> bool:
         nonlocal taken
@@ -98,92 +71,61 @@ def sample(name: str, steps: int, every: int) -> dict[str, list[float]]:
         return taken >= steps
 
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        training(out, stop) if name == "training" else search(name, out, stop)
+        start(name, f"{folder}/run", stop)
     return found
 
 
-def slope(found: dict[str, list[float]], settled: int) -> float:
-    """MB for 1,000 steps, by least squares over the samples after the first `settled` steps."""
+def slope(found: Samples, settled: int) -> float:
+    """MB per 1,000 steps, by least squares over the samples after the first ``settled`` steps."""
     step, rss = np.array(found["step"]), np.array(found["rss_mb"])
-    later = step > settled
-    return float(np.polyfit(step[later], rss[later], 1)[0] * 1000)
+    return float(np.polyfit(step[step > settled], rss[step > settled], 1)[0] * 1000)
 
 
-def draw(samples: dict[str, dict[str, list[float]]], settled: int) -> None:
-    """Memory less that at the step where the slope begins, a line for each run; that memory and the slope.
+def draw(samples: dict[str, Samples], settled: int) -> None:
+    """One line per run: memory minus that at the step where the slope begins.
 
-    The axis has at least 20 MB: what the allocator gives and takes is not to look like a leak.
+    The axis spans at least 20 MB, so that what the allocator takes and returns doesn't look like a leak.
     """
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     lowest, highest = -10.0, 10.0
     for name, found in samples.items():
         rss = np.array(found["rss_mb"])
-        start = rss[np.searchsorted(found["step"], settled)]
-        label = f"{name}: {start:.0f} MB, {slope(found, settled):+.1f} MB per 1,000 steps"
-        axes.plot(found["step"], rss - start, label=label, linewidth=1.5)
-        lowest, highest = min(lowest, *(rss - start)), max(highest, *(rss - start))
+        base = rss[np.searchsorted(found["step"], settled)]
+        label = f"{name}: {base:.0f} MB, {slope(found, settled):+.1f} MB per 1,000 steps"
+        axes.plot(found["step"], rss - base, label=label, linewidth=1.5)
+        lowest, highest = min(lowest, *(rss - base)), max(highest, *(rss - base))
     axes.axvline(settled, color="0.6", linewidth=0.8, linestyle=":")
     axes.set(xlabel="steps", ylabel=f"MB more than after {settled} steps", xlim=(0, None))
     axes.set_ylim(lowest, 1.6 * highest)
     axes.set_title(f"Resident memory of long runs; slopes after {settled} steps", fontsize=10)
     axes.legend(fontsize=8, frameon=False, loc="upper right")
     axes.spines[["top", "right"]].set_visible(False)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=150)
-    plt.close(figure)
-
-
-def measured(name: str, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """`sample` in a process of its own, or what it gave before."""
-    size = ["--steps", str(arguments.steps), "--every", str(arguments.every)]
-    path = arguments.out / f"{name}-{arguments.steps}-{arguments.every}.json"
-    if not path.exists():
-        done = subprocess.run(
-            [sys.executable, __file__, "--here", name, *size],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(done.stdout)
-    found: dict[str, list[float]] = json.loads(path.read_text())
-    return found
+    figure.savefig(ROOT / "docs" / "images" / "memory-long-run.png", dpi=150)
 
 
 def main() -> None:
-    """Runs the measurement; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="memory, files, threads and processes of long runs")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--every", type=int, default=20, help="steps between two samples")
-    parser.add_argument("--settled", type=int, default=500, help="steps that the slope leaves out")
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=RUNS)
-    parser.add_argument("--out", type=Path, default=Path("runs/long-run"), help="folder of the samples")
-    parser.add_argument("--here", choices=RUNS, help="run this one in this process and print its samples")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.here:
-        print(json.dumps(sample(arguments.here, arguments.steps, arguments.every)))
-        return
-
-    samples: dict[str, dict[str, list[float]]] = {}
+    given = flags(
+        __doc__,
+        steps=2000,
+        every=20,
+        settled=500,
+        runs={"nargs": "+", "default": list(RUNS), "choices": list(RUNS)},
+        no_picture=False,
+    )
+    os.environ["OMP_NUM_THREADS"] = "1"
+    samples: dict[str, Samples] = {}
     rows: dict[str, dict[str, Any]] = {}
-    for name in arguments.runs:
-        found = samples[name] = measured(name, arguments)
-        at = {figure: [values[0], values[-1]] for figure, values in found.items() if figure in FIGURES}
+    for name in given.runs:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            found = samples[name] = pool.submit(sample, name, given.steps, given.every).result()
+        ends = {figure: [found[figure][0], found[figure][-1]] for figure in FIGURES}
         most = {f"most_{figure}": max(found[figure]) for figure in FIGURES[1:]}
-        rows[name] = {"mb_per_1000_steps": round(slope(found, arguments.settled), 3), **at, **most}
-        print(
-            f"{name:18}{rows[name]['mb_per_1000_steps']:+8.2f} MB per 1,000 steps;"
-            f" {at['rss_mb'][0]:.0f} to {at['rss_mb'][1]:.0f} MB; files {at['files']},"
-            f" threads {at['threads']}, children {at['children']} at the first and last sample",
-            flush=True,
-        )
-    draw(samples, arguments.settled)
-    size = {name: getattr(arguments, name) for name in ("steps", "every", "settled")}
+        rows[name] = {"mb_per_1000_steps": round(slope(found, given.settled), 3), **ends, **most}
+        print(name, rows[name], flush=True)
+    if not given.no_picture:
+        draw(samples, given.settled)
     curves = {name: found["rss_mb"] for name, found in samples.items()}
-    add_result("long_run", {**size, "runs": rows, "rss_mb": curves})
+    add_result("long_run", vars(given) | {"runs": rows, "rss_mb": curves})
 
 
 if __name__ == "__main__":

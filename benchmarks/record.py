@@ -1,74 +1,143 @@
-"""Shared by the benchmarks: timing sides in turn, and adding a dated line to benchmarks/results/."""
+"""What the benchmarks share: flags, timing in turn, peak memory, child processes, and the files of results."""
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sgenas.engine.run_folder import processor
+from sgenas.device import peak_memory
+from sgenas.run.callbacks import Callback
+from sgenas.run.run_dir import processor
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+CIFAR10 = f"parquet:{SHARED_DATA / 'cifar10-train.parquet'}"
+
+
+def flags(text: str | None, **defaults: Any) -> argparse.Namespace:
+    """Parses the command line, and sets the number of threads.
+
+    Args:
+        text: Description, the docstring of the script.
+        **defaults: A flag each. ``False`` makes a switch, a list takes several values, a type stands for a flag
+            without a default, and a dict holds the arguments of ``add_argument``.
+    """
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (defaults | {"threads": torch.get_num_threads()}).items():
+        settings: dict[str, Any] = {"default": default, "type": type(default)}
+        if default is False:
+            settings = {"action": "store_true"}
+        elif isinstance(default, dict):
+            settings = default
+        elif isinstance(default, list):
+            settings = {"default": default, "type": type(default[0]), "nargs": "+"}
+        elif isinstance(default, type):
+            settings = {"type": default}
+        if "default" in settings:
+            settings = {"help": "[%(default)s]"} | settings
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def time_in_turn(
-    sides: Mapping[str, Callable[[], Any]],
-    *,
-    repeats: int,
-    device: str = "cpu",
-    counts: Mapping[str, int] | None = None,
-    warm_up: bool = True,
+    sides: Mapping[str, Callable[[], Any]], *, repeats: int, device: str = "cpu", warm_up: bool = True
 ) -> dict[str, dict[str, float]]:
-    """{name: median, min and max seconds a call}. Every repeat times each side once, in turn.
+    """Median, minimum and maximum seconds per call of each side; each repeat times every side once, in turn.
 
-    In turn, since the machine drifts: only ratios inside one run mean something. One untimed round goes
-    first unless `warm_up` is False, for sides of minutes. `counts`: calls that make one timing, for sides
-    too short to time alone.
+    In turn, since the machine drifts: only ratios inside one run mean something. The first round is not timed
+    unless ``warm_up`` is False, for sides that take minutes.
     """
-    synchronise: Callable[[], Any] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    synchronize: Callable[[], Any] = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     seen: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(0 if warm_up else 1, repeats + 1):
         for name, call in sides.items():
-            count = (counts or {}).get(name, 1)
-            synchronise()
+            synchronize()
             start = time.perf_counter()
-            for _ in range(count):
-                call()
-            synchronise()
+            call()
+            synchronize()
             if repeat:
-                seen[name].append((time.perf_counter() - start) / count)
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in seen.items()
-    }
+                seen[name].append(time.perf_counter() - start)
+    return {name: spread(values) for name, values in seen.items()}
 
 
-def add_result(name: str, figures: Mapping[str, Any], *, device: str = "cpu") -> Path:
-    """Adds one JSON line with date, machine, versions and `figures` to benchmarks/results/NAME.jsonl."""
+class StepTimes(Callback):
+    """Seconds of each step of a search or training that is not among the first ``skip``."""
+
+    def __init__(self, skip: int = 1) -> None:
+        self.seconds: list[float] = []
+        self._skip = skip
+
+    def on_step_start(self, run: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        if run.step > self._skip:
+            self.seconds.append(time.perf_counter() - self._start)
+
+
+def peak_megabytes(make: Callable[..., Callable[[], Any]], *arguments: Any, device: str = "cpu") -> float:
+    """Megabytes that one call of ``make(*arguments)()`` adds to the peak memory of a new process.
+
+    ``make`` is a function of a module, so that the process can import it.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_added_peak, make, arguments, device, torch.get_num_threads()).result()
+
+
+def _added_peak(make: Callable[..., Callable[[], Any]], arguments: Any, device: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    call, where = make(*arguments), torch.device(device)
+    before = peak_memory(where)
+    call()
+    return (peak_memory(where) - before) / 2**20
+
+
+def python(*arguments: object, threads: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs Python in a new process. If it fails and ``check`` is set, the benchmark ends with its last line."""
+    command = [sys.executable, *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if check and done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        sys.exit(f"{' '.join(command[1:])} ended with {done.returncode}: {last}")
+    return done
+
+
+def add_result(name: str, figures: Mapping[str, Any], *, device: str = "cpu") -> None:
+    """Appends a line with date, machine, versions and ``figures`` to benchmarks/results/NAME.jsonl."""
     path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     line = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(device),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "sgenas": version("sgenas"),
-        },
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in ("torch", "torchvision", "sgenas")},
         **figures,
     }
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-    return path
+        file.write(json.dumps(line, default=str) + "\n")
 
 
 def machine(device: str) -> dict[str, Any]:

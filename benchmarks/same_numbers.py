@@ -17,60 +17,59 @@ import numpy as np
 import torch
 from record import machine
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 import sgenas
-from sgenas import bilevel
-from sgenas.bilevel import SGE
-from sgenas.engine import (
-    AlphaSettings,
-    DataSettings,
-    EstimatorSettings,
-    SearchConfig,
-    SpaceSettings,
-    WeightSettings,
-    run_search,
-)
-from sgenas.methods import METHODS
 
 STEPS, BATCH = 20, 8
-MEASURED = ("seconds", "device_seconds", "peak_memory_bytes", "kind")
+BEFORE = ("darts", "pc-darts", "fair-darts", "beta-darts")
+
+
+def sge(**settings: Any) -> dict[str, Any]:
+    fields = {"estimator.name": "sge", "estimator.num_directions": 4} | {
+        f"estimator.{name}": value for name, value in settings.items()
+    }
+    return fields
+
 
 ESTIMATORS: dict[str, dict[str, Any]] = {
-    "first-order": {"estimator": "first-order"},
-    "finite-difference": {"estimator": "second-order"},
-    "sge": {"estimator": "sge", "directions": 4},
-    "sge-sequential": {"estimator": "sge", "directions": 4, "computation": "streamed"},
-    "sge-two-steps": {"estimator": "sge", "directions": 4, "inner_steps": 2},
-    "sge-orthogonal": {"estimator": "sge", "directions": 4, "direction_kind": "orthogonal"},
-    "sge-antithetic": {"estimator": "sge", "directions": 4, "direction_kind": "antithetic"},
-    "sge-control-variate": {"estimator": "sge", "directions": 4, "control_variate": "finite-difference"},
-    "sge-least-squares": {"estimator": "sge", "directions": 4, "combine": "least-squares"},
-    "sge-auto-smoothing": {"estimator": "sge", "directions": 2, "smoothing": "auto"},
-    "unrolled": {"estimator": "unrolled", "inner_steps": 2},
-    "neumann": {"estimator": "neumann", "products": 2},
-    "conjugate-gradient": {"estimator": "conjugate-gradient", "products": 2},
-    "evolution": {"estimator": "evolution", "directions": 4},
+    "first-order": {"estimator.name": "first-order"},
+    "finite-difference": {"estimator.name": "finite-difference"},
+    "sge": sge(),
+    "sge-sequential": sge(computation="sequential"),
+    "sge-two-steps": {**sge(), "inner_steps": 2},
+    "sge-orthogonal": sge(directions="orthogonal"),
+    "sge-antithetic": sge(directions="antithetic"),
+    "sge-control-variate": sge(control_variate="finite-difference"),
+    "sge-least-squares": sge(aggregate="least-squares"),
+    "sge-auto-smoothing": {**sge(smoothing="auto"), "estimator.num_directions": 2},
+    "unrolled": {"estimator.name": "unrolled", "inner_steps": 2},
+    "neumann": {"estimator.name": "neumann", "estimator.max_hvps": 2},
+    "conjugate-gradient": {"estimator.name": "conjugate-gradient", "estimator.max_hvps": 2},
+    "evolution": {"estimator.name": "evolution-strategies", "estimator.num_directions": 4},
 }
 
 
-def cell_search(method: str, space: str, estimator: dict[str, Any], weights: WeightSettings) -> dict[str, Any]:
-    sizes = {"space": space, "channels": 8}
-    sizes |= {"layers": 3, "nodes": 1} if space == "darts" else {"cells": 1}
+def cell_search(method: str, space: str, estimator: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    sizes = {"space.name": space, "space.channels": 8}
+    sizes |= {"space.layers": 3, "space.nodes": 1} if space == "darts" else {"space.layers": 1}
     steps = estimator.get("inner_steps", 1)
-    config = SearchConfig(
-        method=method,
-        epochs=1,
-        device="cpu",
-        log_every=1,
-        data=DataSettings(data="digits", train_images=2 * STEPS * BATCH * steps, batch_size=BATCH),
-        space=SpaceSettings(**sizes),
-        estimator=EstimatorSettings(**estimator),
-        alphas=AlphaSettings(alpha_lr=0.01),
-        weights=weights,
-    )
+    settings = {
+        "epochs": 1,
+        "warmup_epochs": 0,
+        "device": "cpu",
+        "threads": 1,
+        "log_every": 1,
+        "data.data": "digits",
+        "data.train_images": 2 * STEPS * BATCH * steps,
+        "data.batch_size": BATCH,
+        "weight_optimizer.lr": 0.025,
+        "lr_min": 0.001,
+        "arch_optimizer.lr": 0.01,
+        "arch_optimizer.betas": (0.5, 0.999),
+    }
+    config = sgenas.SearchConfig.of_method(method, {**settings, **sizes, **estimator, **more})
     with tempfile.TemporaryDirectory() as folder:
-        run_search(config, Path(folder) / "run")
+        config.run(Path(folder) / "run", progress=False)
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         arrays = np.load(Path(folder) / "run" / "alphas.npz")
         tables = {kind: arrays[kind][-1].tolist() for kind in ("normal", "reduce", "cell") if kind in arrays}
@@ -85,7 +84,8 @@ def module_search(method: str, estimator: Any, steps: int) -> dict[str, Any]:
     torch.manual_seed(0)
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(STEPS * BATCH * steps, 5, generator=draw)
-    data = TensorDataset(x, x[:, 0] * x[:, 1])
+    # a list, whose order nothing draws
+    data = [(part, part[:, 0] * part[:, 1]) for part in x.split(BATCH)]
     choice = sgenas.Choice({"silu": nn.SiLU(), "tanh": nn.Tanh(), "none": nn.Identity()}, name="activation")
     width = sgenas.WidthChoice([4, 16], name="width", dim=-1)
     model = nn.Sequential(nn.Linear(5, 16), choice, width, nn.Linear(16, 1), nn.Flatten(0))
@@ -94,9 +94,18 @@ def module_search(method: str, estimator: Any, steps: int) -> dict[str, Any]:
         return (model(batch[0]) - batch[1]).square().mean()
 
     found = sgenas.search(
-        sgenas.ModuleSpace(model), data, data, loss,
-        method=method, estimator=estimator, epochs=1, batch_size=BATCH, inner_steps=steps, progress=False,
-    )  # fmt: skip
+        sgenas.ModuleSpace(model),
+        data,
+        data,
+        loss,
+        method=method,
+        estimator=estimator,
+        weight_optimizer=sgenas.optim.SGD(0.025, momentum=0.9, weight_decay=3e-4, grad_clip=5.0),
+        arch_optimizer=sgenas.optim.Adam(0.01, betas=(0.5, 0.999), weight_decay=1e-3),
+        epochs=1,
+        inner_steps=steps,
+        progress=False,
+    )
     keys = ("inner_loss", "outer_loss", "direct_norm", "indirect_norm")
     row = {name: found.history[-1][name] for name in keys}
     weights = sum(float(tensor.double().square().sum()) for tensor in found.weights.values())
@@ -105,27 +114,27 @@ def module_search(method: str, estimator: Any, steps: int) -> dict[str, Any]:
 
 def record() -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for method in METHODS:
+    for method in BEFORE:
         for space in ("darts", "nasbench201"):
             for name, estimator in ESTIMATORS.items():
                 if space == "nasbench201" and name.startswith("sge-"):
                     continue
                 key = f"{method}/{space}/{name}"
-                found[key] = cell_search(method, space, estimator, WeightSettings())
+                found[key] = cell_search(method, space, estimator, {})
                 print(key, found[key]["val_loss"], flush=True)
-    separate = WeightSettings(weights="separate")
+    separate = {"trajectory_lr": 0.01}
     found["darts/darts/sge/separate"] = cell_search("darts", "darts", ESTIMATORS["sge"], separate)
     modules: dict[str, tuple[Any, int]] = {
-        "first-order": (bilevel.FirstOrder(), 1),
-        "finite-difference": (bilevel.FiniteDifference(), 1),
-        "sge": (SGE(num_directions=4), 1),
-        "unrolled": (bilevel.Unrolled(), 2),
-        "neumann": (bilevel.Neumann(2), 1),
-        "conjugate-gradient": (bilevel.ConjugateGradient(2), 1),
-        "evolution": (bilevel.EvolutionStrategies(4), 1),
+        "first-order": (sgenas.FirstOrder(), 1),
+        "finite-difference": (sgenas.FiniteDifference(), 1),
+        "sge": (sgenas.SGE(num_directions=4), 1),
+        "unrolled": (sgenas.Unrolled(), 2),
+        "neumann": (sgenas.Neumann(2), 1),
+        "conjugate-gradient": (sgenas.ConjugateGradient(2), 1),
+        "evolution": (sgenas.EvolutionStrategies(4), 1),
     }
-    for method, row in METHODS.items():
-        if row.relaxation is not None:
+    for method in BEFORE:
+        if method != "pc-darts":
             for name, (estimator, steps) in modules.items():
                 found[f"{method}/module/{name}"] = module_search(method, estimator, steps)
     return found

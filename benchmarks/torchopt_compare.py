@@ -1,34 +1,22 @@
-"""Hypergradients beside torchopt 0.7.3's, on one problem: the same values, seconds and memory as ratios.
-
-    pip install torchopt==0.7.3
-    python benchmarks/torchopt_compare.py [--inner-steps 20] [--repeats 5] [--memory] [--no-timing]
-
-torchopt brings optree and graphviz and leaves PyTorch alone. To keep them out of an environment:
+"""Hypergradients of torchopt 0.7.3 and of this library, on one problem: values, seconds and memory.
 
     pip install --no-deps --target peer torchopt==0.7.3 optree graphviz
-    PYTHONPATH=peer python benchmarks/torchopt_compare.py
+    PYTHONPATH=peer python benchmarks/torchopt_compare.py [--inner-steps 20] [--repeats 5] [--memory] [--no-timing]
 
-The problem is a decay for every weight of a network with one hidden layer on scikit-learn's digits. Sides
-that claim the same quantity are compared in float64 first, and the script ends with an error where a pair
-that agreed when this was written does not:
+The problem is a separate weight decay for each weight of a network with one hidden layer on scikit-learn's digits.
+Sides that claim the same quantity are compared in float64 first; the script fails if a pair in SAME differs:
 
 - unrolling: torchopt's MetaSGD and a backward pass through all steps, with momentum; here `Unrolled`;
-- implicit: torchopt's custom_root with its CG or Neumann solver; here `ConjugateGradient` and `Neumann`,
-  after the same steps, with the same number of products;
-- zero order: torchopt's zero_order decorator around the whole inner training; here `EvolutionStrategies`.
-  The peer is handed the very directions that ours draws, so that its numbers must be ours.
+- implicit: torchopt's custom_root with its CG or Neumann solver; here `ConjugateGradient` and `Neumann`, after the
+  same steps, with the same number of Hessian-vector products;
+- zero order: torchopt's zero_order around the whole inner training, along the directions that our side draws; here
+  `EvolutionStrategies`.
 
-What is wrong there is measured and printed: `method="forward"` of zero_order, and MetaSGD going on from
-momentum. Then seconds, both sides in turn, and with --memory the peak memory of each side in a process
-of its own (what a call adds to the peak after the problem is made). Adds a JSON line to
-benchmarks/results/torchopt_compare.jsonl.
+Two faults there are measured: ``method="forward"`` of zero_order, and MetaSGD resumed with momentum.
 """
 
 import argparse
-import json
 import math
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,27 +24,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchopt  # type: ignore[import-not-found]
-from record import add_result, time_in_turn
-from sge_step import peak
+from record import add_result, flags, peak_megabytes, time_in_turn
 from torch import Tensor, nn
 from torchopt.diff.implicit import custom_root  # type: ignore[import-not-found]
 from torchopt.diff.zero_order import zero_order  # type: ignore[import-not-found]
 
-from sgenas import data, trees
-from sgenas.bilevel import (
-    SGD,
-    BilevelProblem,
-    ConjugateGradient,
-    Estimator,
-    EvolutionStrategies,
-    InnerState,
-    Neumann,
-    Unrolled,
-)
-from sgenas.bilevel.directions import draw
-from sgenas.trees import Tree
+from sgenas import data, tree
+from sgenas.bilevel import BilevelProblem, ConjugateGradient, Estimator, EvolutionStrategies, Neumann, Unrolled
+from sgenas.bilevel.estimators.sge.directions import draw
+from sgenas.optim import SGD, InnerState
+from sgenas.tree import Tree
 
-# it calls functorch, which PyTorch says on every call is deprecated
+# it calls functorch, which PyTorch calls deprecated each time
 warnings.simplefilter("ignore")
 
 Batch = tuple[Tensor, Tensor]
@@ -65,7 +44,7 @@ PAIRS = (
     *("zero order, forward", "zero order, antithetic", "zero order, naive"),
 )
 SAME = ("unrolled", "conjugate gradients", "neumann series", "zero order, antithetic")
-"""Pairs that must agree. torchopt's `forward` is wrong, its `naive` subtracts no F(alpha): all noise."""
+"""Pairs that must agree. torchopt's `forward` is wrong, and its `naive` subtracts no F(alpha), so it is all noise."""
 
 
 class Case:
@@ -86,9 +65,7 @@ class Case:
             "2.bias": torch.zeros(10, dtype=dtype),
         }
         # strong enough that the implicit system is well conditioned
-        self.alphas = {
-            name: torch.full_like(value, math.log(arguments.decay)) for name, value in self.weights.items()
-        }
+        self.alphas = {name: torch.full_like(value, math.log(arguments.decay)) for name, value in self.weights.items()}
         self.optimizer = SGD(arguments.lr, arguments.momentum)
         self.problem = BilevelProblem(inner_loss, outer_loss, self.optimizer)
         self.state = self.problem.init(self.weights)
@@ -99,8 +76,8 @@ class Case:
         count, mu = arguments.directions, arguments.smoothing
         estimators: dict[str, Estimator] = {
             "unrolled": Unrolled(),
-            "conjugate gradients": ConjugateGradient(arguments.products, tolerance=0.0),
-            "neumann series": Neumann(arguments.products),
+            "conjugate gradients": ConjugateGradient(arguments.max_hvps, tolerance=0.0),
+            "neumann series": Neumann(arguments.max_hvps),
             "zero order, forward": EvolutionStrategies(count, mu),
             "zero order, antithetic": EvolutionStrategies(2 * count, mu, directions="antithetic"),
             "zero order, naive": EvolutionStrategies(count, mu),
@@ -109,7 +86,7 @@ class Case:
             *(self.problem, self.state, self.alphas, self.inner, self.outer),
             generator=torch.Generator().manual_seed(0),
         )
-        return trees.flatten(result.grad)
+        return tree.flatten(result.grad)
 
     def peer(self, name: str) -> Tensor:
         """torchopt's side of a pair."""
@@ -117,11 +94,11 @@ class Case:
             return self.peer_unrolled()
         if name.startswith("zero order"):
             return self.peer_zero_order(name.removeprefix("zero order, "))
-        products = self.arguments.products
+        count = self.arguments.max_hvps
         if name == "conjugate gradients":
-            solve = torchopt.linear_solve.solve_cg(maxiter=products, rtol=0.0, atol=0.0)
+            solve = torchopt.linear_solve.solve_cg(maxiter=count, rtol=0.0, atol=0.0)
         else:
-            solve = torchopt.linear_solve.solve_inv(ns=True, maxiter=products, alpha=self.optimizer.lr)
+            solve = torchopt.linear_solve.solve_inv(ns=True, maxiter=count, alpha=self.optimizer.lr)
         return self.peer_implicit(solve)
 
     def network(self, weights: Tree) -> nn.Module:
@@ -134,7 +111,7 @@ class Case:
     def peer_unrolled(self) -> Tensor:
         """MetaSGD keeps the graph of all steps, one backward pass goes through it."""
         network = self.network(self.weights)
-        alphas = trees.leaves(self.alphas)
+        alphas = tree.leaves(self.alphas)
         optimizer = torchopt.MetaSGD(network, self.optimizer.lr, momentum=self.optimizer.momentum)
         for batch in self.inner:
             optimizer.step(inner_loss(dict(network.named_parameters()), alphas, batch))
@@ -142,7 +119,7 @@ class Case:
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(alphas.values()))])
 
     def peer_implicit(self, solve: Callable[..., Any]) -> Tensor:
-        """custom_root around the same steps: d L_train / d w = 0 is what defines the weights."""
+        """custom_root around the same steps: the weights are defined by d L_train / d w = 0."""
         names = list(self.weights)
 
         def stationarity(weights: tuple[Tensor, ...], alphas: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -154,21 +131,21 @@ class Case:
 
         @custom_root(stationarity, argnums=1, solve=solve)
         def train(weights: tuple[Tensor, ...], alphas: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            start = InnerState(dict(zip(names, weights, strict=True)), self.state.buffers)
+            start = InnerState(dict(zip(names, weights, strict=True)), self.state.slots)
             with torch.enable_grad():
                 end = self.problem.run(start, dict(zip(names, alphas, strict=True)), self.inner).end
             return tuple(end.weights.values())
 
-        alphas = trees.leaves(self.alphas)
+        alphas = tree.leaves(self.alphas)
         found = train(tuple(self.weights.values()), tuple(alphas.values()))
         loss = outer_loss(dict(zip(names, found, strict=True)), alphas, self.outer)
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(alphas.values()))])
 
     def peer_zero_order(self, method: str) -> Tensor:
-        """The whole inner training as a black box, along the directions that our side draws."""
+        """The whole inner training as a black box, along our directions."""
         kind = "antithetic" if method == "antithetic" else "gaussian"
         count = self.arguments.directions * (2 if method == "antithetic" else 1)
-        drawn = draw(kind, count, self.alphas, torch.Generator().manual_seed(0)).matrix
+        drawn = draw(kind, count, self.alphas, torch.Generator().manual_seed(0))
         # the peer takes a pair from one draw
         rows = iter(drawn[::2] if method == "antithetic" else drawn)
 
@@ -180,13 +157,13 @@ class Case:
             sigma=self.arguments.smoothing,
         )
         def objective(flat: Tensor) -> Tensor:
-            alphas = trees.unflatten(flat, self.alphas)
+            alphas = tree.unflatten(flat, self.alphas)
             # its backward pass runs without gradients, and a training needs them
             with torch.enable_grad():
                 end = self.problem.run(self.state, alphas, self.inner).end
             return outer_loss(end.weights, alphas, self.outer).detach()
 
-        flat = trees.flatten(self.alphas).requires_grad_()
+        flat = tree.flatten(self.alphas).requires_grad_()
         (found,) = torch.autograd.grad(objective(flat), [flat])
         return found
 
@@ -199,17 +176,17 @@ def logits(weights: Tree, pixels: Tensor) -> Tensor:
 
 def inner_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
     """Cross-entropy + sum_i exp(alpha_i) w_i^2 / 2."""
-    decay = torch.stack([(alphas[name].exp() * weights[name].square()).sum() for name in alphas]).sum()
+    decay = sum((alphas[name].exp() * weights[name].square()).sum() for name in alphas)
     return F.cross_entropy(logits(weights, batch[0]), batch[1]) + decay / 2
 
 
-def outer_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:  # noqa: ARG001
+def outer_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
     """Cross-entropy on other images."""
     return F.cross_entropy(logits(weights, batch[0]), batch[1])
 
 
 def compare(case: Case) -> dict[str, float]:
-    """{pair: ||ours - theirs|| / ||ours||}, printed; exits where a pair that should agree does not."""
+    """{pair: ||ours - theirs|| / ||ours||}, printed; exits if a pair in SAME differs."""
     found = {}
     for name in PAIRS:
         ours, theirs = case.ours(name), case.peer(name)
@@ -222,7 +199,7 @@ def compare(case: Case) -> dict[str, float]:
 
 
 def forward_slope(sigma: float, method: str) -> float:
-    """What zero_order makes of the slope of F(x) = 3 x, by 4,000 samples: 3 where it is right."""
+    """zero_order's estimate of the derivative of F(x) = 3 x from 4,000 samples: 3 is right."""
     generator = torch.Generator().manual_seed(0)
 
     @zero_order(
@@ -241,119 +218,93 @@ def forward_slope(sigma: float, method: str) -> float:
 
 
 def resumed_distances(case: Case) -> dict[str, float]:
-    """MetaSGD from weights and momentum of a training under way: how far two steps end from what is right.
+    """How far two steps of MetaSGD from the weights and momentum of a running training end from the right ones.
 
-    right: from torch.optim.SGD's end. undamped: from the end of steps whose first one takes the momentum over
-    whole, b + g instead of m b + g. In units of the way that torch.optim.SGD goes.
+    right: distance to torch.optim.SGD's result. undamped: to steps whose first one uses b + g instead of m b + g.
+    In units of the distance that torch.optim.SGD moves.
     """
     warm = case.problem.run(case.state, case.alphas, case.inner).end
     parameters = {name: value.clone().requires_grad_() for name, value in warm.weights.items()}
     reference = torch.optim.SGD(list(parameters.values()), case.optimizer.lr, case.optimizer.momentum)
     for name, value in parameters.items():
-        reference.state[value]["momentum_buffer"] = warm.buffers[name].clone()
+        reference.state[value]["momentum_buffer"] = warm.slots["momentum"][name].clone()
     network = case.network(warm.weights)
     optimizer = torchopt.MetaSGD(network, case.optimizer.lr, momentum=case.optimizer.momentum)
-    optimizer.load_state_dict(resumed_state(optimizer, warm.buffers))
+    optimizer.load_state_dict(resumed_state(optimizer, warm.slots["momentum"]))
     for _ in range(2):
         reference.zero_grad()
         torch.autograd.backward(inner_loss(parameters, case.alphas, case.inner[0]))
         reference.step()
         optimizer.step(inner_loss(dict(network.named_parameters()), case.alphas, case.inner[0]))
-    theirs, right = trees.detach(dict(network.named_parameters())), trees.detach(parameters)
-    larger = InnerState(warm.weights, trees.scale(warm.buffers, 1 / case.optimizer.momentum))
+    theirs, right = tree.detach(dict(network.named_parameters())), tree.detach(parameters)
+    larger = InnerState(warm.weights, tree.scale(warm.slots, 1 / case.optimizer.momentum))
     undamped = case.problem.run(larger, case.alphas, case.inner[:2]).end.weights
-    way = trees.norm(trees.subtract(right, warm.weights))
+    way = tree.norm(tree.subtract(right, warm.weights))
     return {
-        name: float(trees.norm(trees.subtract(theirs, end)) / way)
+        name: float(tree.norm(tree.subtract(theirs, end)) / way)
         for name, end in (("right", right), ("undamped", undamped))
     }
 
 
-def resumed_state(optimizer: Any, buffers: Tree) -> Any:
-    """MetaSGD's state with the momentum of `buffers` in it, as its state_dict would hold it."""
+def resumed_state(optimizer: Any, momentum: Tree) -> Any:
+    """MetaSGD's state with the momentum of ``momentum`` in it, as its state_dict would hold it."""
     # its trees sort their keys, bias before weight
-    ordered = tuple(buffers[name] for name in ("0.bias", "0.weight", "2.bias", "2.weight"))
+    ordered = tuple(momentum[name] for name in ("0.bias", "0.weight", "2.bias", "2.weight"))
     flat, structure = torchopt.pytree.tree_flatten(optimizer.impl.init(ordered))
     tensors = iter(ordered)
     filled = [next(tensors).clone() if isinstance(leaf, Tensor) else leaf for leaf in flat]
     return (torchopt.pytree.tree_unflatten(structure, filled),)
 
 
-def main() -> None:
-    """Runs the measurement; see the module's docstring."""
-    parser = argparse.ArgumentParser(description="hypergradients beside torchopt's")
-    parser.add_argument("--inner-steps", type=int, default=20)
-    parser.add_argument("--hidden", type=int, default=64)
-    parser.add_argument("--products", type=int, default=10, help="of the implicit solvers")
-    parser.add_argument("--directions", type=int, default=10, help="samples of the zero-order sides")
-    parser.add_argument("--smoothing", type=float, default=0.01)
-    parser.add_argument("--lr", type=float, default=0.2)
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--decay", type=float, default=0.05)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
-    parser.add_argument("--no-timing", action="store_true", help="values alone")
-    parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def one_call(arguments: argparse.Namespace, side: str) -> Callable[[], Any]:
+    """For `peak_megabytes`: ``side`` is "ours: PAIR" or "torchopt: PAIR"."""
+    which, _, name = side.partition(": ")
     case = Case(arguments, torch.float32)
-    if arguments.alone:
-        side, name = arguments.alone
-        before = peak("cpu")
-        getattr(case, side)(name)
-        print(json.dumps(peak("cpu") - before))
-        return
-
-    exact = Case(arguments, torch.float64)
-    figures: dict[str, Any] = {"distances": compare(exact)}
-    figures["forward"] = {
-        method: {sigma: forward_slope(sigma, method) for sigma in (1.0, 0.1, 0.01)}
-        for method in ("forward", "antithetic")
-    }
-    for method, slopes in figures["forward"].items():
-        shown = ", ".join(f"{slope:.4g} at sigma {sigma:g}" for sigma, slope in slopes.items())
-        print(f"zero_order(method={method!r}) of 3 x, whose slope is 3: {shown}")
-    figures["resumed"] = resumed = resumed_distances(exact)
-    print(
-        f"MetaSGD going on from momentum: {resumed['right']:.1e} of the way off torch.optim.SGD's steps,"
-        f" {resumed['undamped']:.1e} off steps whose first takes the momentum undamped"
-    )
-    if not arguments.no_timing:
-        figures |= measure(case)
-    add_result("torchopt_compare", vars(arguments) | figures)
+    return lambda: (case.ours if which == "ours" else case.peer)(name)
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """Seconds and, where asked for, peak megabytes of both sides of every pair; printed as a table."""
-    sides: dict[str, Callable[[], Any]] = {}
-    for name in PAIRS:
-        sides[f"ours: {name}"] = lambda name=name: case.ours(name)  # type: ignore[misc]
-        sides[f"torchopt: {name}"] = lambda name=name: case.peer(name)  # type: ignore[misc]
-    seconds = time_in_turn(sides, repeats=case.arguments.repeats)
-    megabytes = {side: alone(case, side) for side in sides} if case.arguments.memory else {}
-    print(f"{'':28}{'ours, s':>10}{'torchopt, s':>13}{'ratio':>8}{'ours, MB':>10}{'torchopt, MB':>14}")
-    ratios = {}
-    for name in PAIRS:
-        own, other = (seconds[f"{side}: {name}"]["median"] for side in ("ours", "torchopt"))
-        ratios[name] = other / own
-        line = f"{name:28}{own:10.4f}{other:13.4f}{ratios[name]:8.2f}"
-        if megabytes:
-            line += f"{megabytes[f'ours: {name}']:10.1f}{megabytes[f'torchopt: {name}']:14.1f}"
-        print(line)
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds and, if asked for, peak megabytes of both sides of every pair, printed as a table."""
+    names = [f"{side}: {name}" for name in PAIRS for side in ("ours", "torchopt")]
+    seconds = time_in_turn({side: one_call(arguments, side) for side in names}, repeats=arguments.repeats)
+    megabytes = {side: peak_megabytes(one_call, arguments, side) for side in names} if arguments.memory else {}
+    print(f"{'':36}{'seconds':>10}{'MB':>10}")
+    for side in names:
+        print(f"{side:36}{seconds[side]['median']:10.4f}{megabytes.get(side, math.nan):10.1f}")
+    ratios = {name: seconds[f"torchopt: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in PAIRS}
+    print("torchopt's seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
     return {"seconds": seconds, "ratios": ratios, "megabytes": megabytes}
 
 
-def alone(case: Case, side: str) -> float:
-    """Peak megabytes that one call adds, in a process of its own."""
-    which, _, name = side.partition(": ")
-    same = ("inner_steps", "hidden", "products", "directions", "threads")
-    command = [sys.executable, __file__, "--alone", "peer" if which == "torchopt" else "ours", name]
-    for key in same:
-        command += [f"--{key.replace('_', '-')}", str(getattr(case.arguments, key))]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    megabytes: float = json.loads(found.stdout)
-    return megabytes
+def main() -> None:
+    arguments = flags(
+        __doc__,
+        inner_steps=20,
+        hidden=64,
+        max_hvps=10,
+        directions=10,
+        smoothing=0.01,
+        lr=0.2,
+        momentum=0.9,
+        decay=0.05,
+        repeats=5,
+        memory=False,
+        no_timing=False,
+    )
+    exact = Case(arguments, torch.float64)
+    figures: dict[str, Any] = {"distances": compare(exact), "forward": {}}
+    for method in ("forward", "antithetic"):
+        figures["forward"][method] = slopes = {sigma: forward_slope(sigma, method) for sigma in (1.0, 0.1, 0.01)}
+        shown = ", ".join(f"{slope:.4g} at sigma {sigma:g}" for sigma, slope in slopes.items())
+        print(f"zero_order(method={method!r}) of 3 x, whose derivative is 3: {shown}")
+    figures["resumed"] = resumed = resumed_distances(exact)
+    print(
+        f"MetaSGD resumed with momentum: {resumed['right']:.1e} of the way off torch.optim.SGD's steps,"
+        f" {resumed['undamped']:.1e} off steps whose first takes the momentum undamped"
+    )
+    if not arguments.no_timing:
+        figures |= measure(arguments)
+    add_result("torchopt_compare", vars(arguments) | figures)
 
 
 if __name__ == "__main__":

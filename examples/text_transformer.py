@@ -1,17 +1,15 @@
-"""A character transformer: which activation, which normalisation, which feed-forward part?
+"""Search for the parts of a character transformer: activation, normalization and feed-forward part.
 
     python examples/text_transformer.py [--estimator first-order] [--steps 300]
 
-Expected, in one minute on two cores:
+The text is docstrings of Python's standard library. The transformer reads 64 characters and predicts each next one;
+its two blocks share their choices. The derived module and GPT-2's choices (gelu, layer, plain) are then trained from
+the same initial weights and tested on text that neither search nor training has seen. Expected after one minute on
+two cores, in nats per character:
 
-    normalisation layer, feed forward convolved, activation relu
+    normalization layer, feed forward convolved, activation relu
     test loss, usual choices  2.491
     test loss, found choices  2.112
-
-The text: docstrings of Python's standard library. The transformer reads 64 characters and guesses each next
-one; its two blocks share their choices. What was found is trained from the weights that the module began
-with, and so is the block of GPT-2 (gelu, layer, plain); both are tested on text that neither search nor
-training has seen. Losses are in nats a character.
 """
 
 import argparse
@@ -23,26 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import sgenas
-from sgenas.bilevel import SGE, Estimator, FirstOrder, Unrolled
+import sgenas as sg
 
 CHANNELS, HEADS, LENGTH, BATCH = 64, 4, 64, 32
-MODULES = (
-    "argparse",
-    "collections",
-    "datetime",
-    "decimal",
-    "email.message",
-    "inspect",
-    "ipaddress",
-    "logging",
-)
-USUAL = {"activation": "gelu", "normalisation": "layer", "feed forward": "plain"}
-ESTIMATORS: dict[str, Estimator] = {
-    "first-order": FirstOrder(),
-    "sge": SGE(10),
-    "unrolled": Unrolled(),
-}
+MODULES = ("argparse", "collections", "datetime", "decimal", "email.message", "inspect", "ipaddress", "logging")
+USUAL = {"activation": "gelu", "normalization": "layer", "feed forward": "plain"}
+ESTIMATORS = {"first-order": sg.FirstOrder(), "sge": sg.SGE(num_directions=10), "unrolled": sg.Unrolled()}
 
 
 class Gated(nn.Module):
@@ -59,7 +43,7 @@ class Gated(nn.Module):
 
 
 class Convolved(nn.Module):
-    """Two layers with a look at the two characters before between them."""
+    """Two layers and between them a convolution over the two characters before."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,25 +58,25 @@ class Convolved(nn.Module):
 
 
 def activation() -> nn.Module:
-    return sgenas.Choice({"gelu": nn.GELU(), "relu": nn.ReLU(), "tanh": nn.Tanh()}, name="activation")
+    return sg.Choice({"gelu": nn.GELU(), "relu": nn.ReLU(), "tanh": nn.Tanh()}, name="activation")
 
 
-def normalisation() -> nn.Module:
+def normalization() -> nn.Module:
     options = {"layer": nn.LayerNorm(CHANNELS), "rms": nn.RMSNorm(CHANNELS), "none": nn.Identity()}
-    return sgenas.Choice(options, name="normalisation")
+    return sg.Choice(options, name="normalization")
 
 
 def feed_forward() -> nn.Module:
     plain = nn.Sequential(nn.Linear(CHANNELS, 4 * CHANNELS), activation(), nn.Linear(4 * CHANNELS, CHANNELS))
-    return sgenas.Choice({"plain": plain, "gated": Gated(), "convolved": Convolved()}, name="feed forward")
+    return sg.Choice({"plain": plain, "gated": Gated(), "convolved": Convolved()}, name="feed forward")
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x)); nobody looks ahead."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); attention is causal."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.before_attention, self.before_feed_forward = normalisation(), normalisation()
+        self.before_attention, self.before_feed_forward = normalization(), normalization()
         self.project, self.out = nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS)
         self.feed_forward = feed_forward()
 
@@ -125,7 +109,7 @@ class Transformer(nn.Module):
 
 
 class Windows:
-    """`count` batches of random pieces of a text a pass, LENGTH + 1 characters each, (BATCH, LENGTH + 1)."""
+    """Per epoch ``count`` batches of random pieces of a text, (BATCH, LENGTH + 1)."""
 
     def __init__(self, text: Tensor, count: int, seed: int) -> None:
         self.text, self.count = text, count
@@ -154,12 +138,12 @@ def documentation() -> str:
         for thing in things:
             members = inspect.getmembers(thing, callable) if inspect.isclass(thing) else []
             found += [text for part in (thing, *(m for _, m in members)) if (text := inspect.getdoc(part))]
-    # a docstring is inherited by many
+    # many inherit the same docstring
     return "\n\n".join(dict.fromkeys(found))
 
 
-def trained(model: nn.Module, batches: Windows) -> nn.Module:
-    """`model` after a pass of AdamW over the batches."""
+def train(model: nn.Module, batches: Windows) -> nn.Module:
+    """``model`` after AdamW over the batches."""
     adam = torch.optim.AdamW(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 2e-3, total_steps=batches.count)
     for batch in batches:
@@ -172,37 +156,37 @@ def trained(model: nn.Module, batches: Windows) -> nn.Module:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
-    """Prints and returns cross-entropies in nats a character."""
-    parser = argparse.ArgumentParser(description="the parts of a small transformer")
+    """Prints and returns cross-entropies in nats per character."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--estimator", choices=list(ESTIMATORS), default="first-order")
-    parser.add_argument("--steps", type=int, default=300, help="of the search; of each training as many")
+    parser.add_argument("--steps", type=int, default=300, help="of the search, and of each training")
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
 
     text = documentation()
     alphabet = sorted(set(text))
     numbers = torch.tensor([alphabet.index(character) for character in text])
-    train, validation, test = numbers.tensor_split([len(numbers) * 6 // 10, len(numbers) * 8 // 10])
+    training, validation, test = numbers.tensor_split([len(numbers) * 6 // 10, len(numbers) * 8 // 10])
 
     torch.manual_seed(0)
-    space = sgenas.ModuleSpace(Transformer(len(alphabet)))
+    space = sg.ModuleSpace(Transformer(len(alphabet)))
     epochs = 10
-    result = sgenas.search(
+    result = sg.search(
         space,
-        Windows(train, options.steps // epochs, 1),
+        Windows(training, options.steps // epochs, 1),
         Windows(validation, options.steps // epochs, 2),
         loss,
         estimator=ESTIMATORS[options.estimator],
+        weight_optimizer=sg.optim.SGD(lr=0.3, momentum=0.9, weight_decay=3e-4, grad_clip=1.0),
+        arch_optimizer=sg.optim.Adam(lr=0.03, betas=(0.5, 0.999), weight_decay=1e-3),
         epochs=epochs,
         warmup_epochs=3,
-        lr=0.3,
-        grad_clip=1.0,
-        alpha_lr=0.03,
+        progress=False,
     )
     print(", ".join(f"{name} {option}" for name, option in result.choices.items()))
     found = {}
     for name, choices in {"usual choices": USUAL, "found choices": result.choices}.items():
-        model = trained(space.derive(choices), Windows(numbers[: -len(test)], options.steps, 3))
+        model = train(space.build(choices), Windows(numbers[: -len(test)], options.steps, 3))
         with torch.no_grad():
             found[name] = sum(float(loss(model, batch)) for batch in Windows(test, 50, 4)) / 50
         print(f"test loss, {name:15}{found[name]:.3f}")

@@ -1,4 +1,4 @@
-"""What a wheel holds, and that it runs where nothing else of this checkout is."""
+"""What a wheel holds, and that it runs without the rest of this checkout."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ DATA = {
     for path in SOURCE.rglob("*")
     if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts
 }
-"""Files of the package that are no Python."""
+"""Files of the package other than Python."""
 OTHERS = [path for path in sys.path if path.endswith("site-packages")]
 """Where this Python finds its packages."""
 
@@ -30,19 +30,19 @@ OTHERS = [path for path in sys.path if path.endswith("site-packages")]
 def test_every_data_file_goes_into_the_wheel() -> None:
     patterns = PROJECT["tool"]["setuptools"]["package-data"]["sgenas"]
     covered = {path.relative_to(SOURCE).as_posix() for pattern in patterns for path in SOURCE.glob(pattern)}
-    assert {"py.typed", "nets/published.json", "report/page.html.jinja"} <= DATA
+    assert {"py.typed", "cli/schema.json", "spaces/darts_space/published.json", "report/page.html.jinja"} <= DATA
     assert covered == DATA
     for pattern in patterns:
         assert list(SOURCE.glob(pattern)), f"nothing matches {pattern}"
 
 
-def test_every_folder_with_python_is_a_package() -> None:
+def test_every_folder_with_python_has_an_init() -> None:
     # setuptools leaves a folder without __init__.py out
     for folder in {path.parent for path in SOURCE.rglob("*.py")}:
         assert (folder / "__init__.py").is_file(), folder
 
 
-def test_one_version_and_it_is_semantic() -> None:
+def test_version_is_semantic_and_stated_once() -> None:
     version = PROJECT["project"]["version"]
     assert version == sgenas.__version__
     parts = version.split(".")
@@ -53,7 +53,7 @@ def test_one_version_and_it_is_semantic() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("build") is None, reason="needs the package build")
 @pytest.mark.timeout(1200)
-def test_the_wheel_and_the_sdist_run_in_a_clean_environment(tmp_path: Path) -> None:
+def test_wheel_and_sdist_run_in_a_clean_environment(tmp_path: Path) -> None:
     # a copy, since building writes beside the sources
     (tmp_path / "copy").mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -67,7 +67,7 @@ def test_the_wheel_and_the_sdist_run_in_a_clean_environment(tmp_path: Path) -> N
         assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    # the wheel is built from the sdist: what the one lacks the other lacks too
+    # the wheel is built from the sdist, so it shows what either lacks
     run(sys.executable, "-m", "build", "--outdir", tmp_path / "dist", tmp_path / "copy")
     [wheel] = (tmp_path / "dist").glob("*.whl")
     [sdist] = (tmp_path / "dist").glob("*.tar.gz")
@@ -81,8 +81,8 @@ def test_the_wheel_and_the_sdist_run_in_a_clean_environment(tmp_path: Path) -> N
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "clean")
     clean = tmp_path / "clean" / "bin"
     run(sys.executable, "-m", "pip", "--python", clean / "python", "install", "--no-deps", wheel)
-    # torch and the others are not installed again; a path in a .pth file does not read the .pth files there,
-    # so that the checkout, installed there as editable, stays out
+    # the dependencies are not installed again; .pth files of a directory that a .pth file adds are not read, so
+    # the checkout, installed there as editable, stays out
     [site] = (tmp_path / "clean" / "lib").glob("python*/site-packages")
     (site / "others.pth").write_text("\n".join(OTHERS))
     where = run(clean / "python", "-c", "import sgenas; print(sgenas.__file__)")
@@ -91,7 +91,20 @@ def test_the_wheel_and_the_sdist_run_in_a_clean_environment(tmp_path: Path) -> N
     assert run(clean / "sgenas", "--version") == f"sgenas {sgenas.__version__}\n"
     assert "macs" in run(clean / "sgenas", "size", "--genotype", "darts-v2")
     search = ["search", "--data", "digits", "--train-images", "60", "--batch-size", "16", "--channels", "2"]
-    search += ["--layers", "3", "--nodes", "1", "--directions", "2", "--epochs", "1", "--device", "cpu"]
-    assert "validation accuracy" in run(clean / "sgenas", *search, "--out", "run")
+    search += [
+        "--layers",
+        "3",
+        "--nodes",
+        "1",
+        "--estimator",
+        "sge",
+        "--directions",
+        "2",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    run(clean / "sgenas", *search, "--out", "run")
     run(clean / "sgenas", "report", "run", "--out", "page.html")
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

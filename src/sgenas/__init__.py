@@ -1,44 +1,69 @@
-"""Differentiable neural architecture search with the stochastic gradient estimator (SGE)."""
+"""Differentiable neural architecture search and bilevel optimization in PyTorch."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-from sgenas import bilevel, spaces
-from sgenas.errors import SgenasError
-from sgenas.spaces import Choice, Genotype, InputChoice, ModuleSpace, WidthChoice, space
-
-if TYPE_CHECKING:
-    from sgenas.engine import SearchConfig, SearchResult, resume_search, run_search
-    from sgenas.engine.module_search import ModuleSearchResult, search
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Choice",
-    "Genotype",
-    "InputChoice",
-    "ModuleSearchResult",
-    "ModuleSpace",
-    "SearchConfig",
-    "SearchResult",
-    "SgenasError",
-    "WidthChoice",
-    "__version__",
-    "bilevel",
-    "resume_search",
-    "run_search",
-    "search",
-    "space",
-    "spaces",
-]
+# name -> module that defines it; imported on first use, so that `sgenas --help` does not wait for torch
+_EXPORTS = {
+    "BilevelProblem": "bilevel",
+    "Budget": "spaces",
+    "Callback": "run.callbacks",
+    "Choice": "spaces",
+    "ConjugateGradient": "bilevel",
+    "EvolutionStrategies": "bilevel",
+    "FiniteDifference": "bilevel",
+    "FirstOrder": "bilevel",
+    "Genotype": "spaces",
+    "Implicit": "bilevel",
+    "InputChoice": "spaces",
+    "Method": "methods",
+    "ModuleSpace": "spaces",
+    "Neumann": "bilevel",
+    "SGE": "bilevel",
+    "SearchConfig": "searching.config",
+    "SearchResult": "searching.api",
+    "SgenasError": "errors",
+    "TrainConfig": "training.config",
+    "Unrolled": "bilevel",
+    "WidthChoice": "spaces",
+    "register_estimator": "extensions",
+    "register_dataset": "extensions",
+    "register_logger": "extensions",
+    "register_method": "extensions",
+    "register_optimizer": "extensions",
+    "register_space": "extensions",
+    "search": "searching.api",
+    "train": "training.api",
+}
+_MODULES = {
+    "bilevel": "bilevel",
+    "callbacks": "searching.callbacks",
+    "data": "data",
+    "losses": "losses",
+    "methods": "methods",
+    "optim": "optim",
+    "report": "report",
+    "schedules": "searching.schedules",
+    "spaces": "spaces",
+    "training": "training",
+}
+
+__all__ = sorted([*_EXPORTS, *_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    # whoever only wants sgenas.bilevel or a space does not wait for the engine
-    if name in ("SearchConfig", "SearchResult", "resume_search", "run_search"):
-        return getattr(importlib.import_module("sgenas.engine"), name)
-    if name in ("ModuleSearchResult", "search"):
-        return getattr(importlib.import_module("sgenas.engine.module_search"), name)
-    if name in ("data", "engine", "report"):
-        return importlib.import_module(f"sgenas.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"sgenas.{_EXPORTS[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"sgenas.{_MODULES[name]}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # importing sgenas.search binds the package under the name of the function
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -2,7 +2,7 @@
 
 import sys
 
-from sgenas.cli import main
+from sgenas.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

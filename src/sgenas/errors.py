@@ -1,48 +1,53 @@
-"""Errors that sgenas raises on purpose. All are one line and name the field, the limit and the value."""
+"""Exceptions and warnings of sgenas. Each message is one line: field, limit, value, remedy."""
 
 
 class SgenasError(Exception):
-    """Base of every error that the library raises on purpose; catch it to catch them all."""
+    """Base of every exception that sgenas raises on purpose."""
 
 
 class InvalidValueError(SgenasError, ValueError):
-    """An argument of a library function or class is outside what it accepts."""
+    """An argument or setting is out of its range, or contradicts another one.
 
+    Attributes:
+        field: What is wrong, as Python spells it (``"SGE.num_directions"``, ``"batch_size"``), or None.
+            The command line replaces it by the flag.
+    """
 
-class ConfigError(SgenasError):
-    """A setting of a run is outside what it accepts, or two settings contradict each other."""
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class DataError(SgenasError):
-    """A data set is missing, unreadable or not what a classifier can be trained on."""
+    """A dataset is missing, unreadable or unsuitable."""
 
 
 class GenotypeError(SgenasError):
-    """A genotype is malformed: unknown operation, edge against the order of the nodes, broken JSON."""
+    """A genotype is malformed: unknown operation, wrong edge, or broken syntax."""
 
 
-class RunFolderError(SgenasError):
-    """A run folder cannot be used: it exists already, is missing, or holds no run."""
+class RunDirError(SgenasError):
+    """A run directory is missing, in use, damaged, or holds another run."""
 
 
-class CheckpointError(RunFolderError):
-    """A checkpoint is missing, damaged, or belongs to another configuration."""
+class CheckpointError(RunDirError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
 
 
 class DivergenceError(SgenasError):
-    """A loss or hypergradient stopped being finite; the last checkpoint is from before that."""
+    """A loss or gradient became NaN or infinite."""
 
 
 class OutOfMemoryError(SgenasError):
-    """A step of a run needs more memory than there is, with its work cut as small as it can be."""
+    """A step needs more memory than there is, even in its smallest parts."""
 
 
 class ProcessError(SgenasError):
-    """The processes of one search lost each other: one has ended or does not answer, or they differ."""
+    """The processes of one run lost each other or hold different states."""
 
 
 class SgenasWarning(UserWarning):
-    """Base of every warning of the library; one line each."""
+    """Base of every warning of sgenas."""
 
 
 class MemoryWarning(SgenasWarning):
@@ -50,14 +55,40 @@ class MemoryWarning(SgenasWarning):
 
 
 class RangeWarning(SgenasWarning):
-    """Alphas or derivatives of a search are where it makes little sense."""
+    """Architecture parameters or gradients of a search are outside the useful range."""
 
 
 class RunWarning(SgenasWarning):
-    """One of many runs cannot be read, and is left out of what is made of the others."""
+    """One of several runs cannot be read and is left out."""
+
+
+def require(good: bool, field: str, limit: str, value: object) -> None:
+    """Raises InvalidValueError ``"<field> must be <limit>, got <value>"`` unless ``good``.
+
+    Write conditions so that NaN fails them: ``0 < x < inf``, never ``not x <= 0``.
+    """
+    if not good:
+        raise InvalidValueError(f"{field} must be {limit}, got {value!r}", field=field)
+
+
+def require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises InvalidValueError unless ``value`` is one of ``choices``; names a similar choice if there is one."""
+    if value not in choices:
+        raise InvalidValueError(
+            f"{field} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}",
+            field=field,
+        )
+
+
+def did_you_mean(value: object, choices: tuple[str, ...]) -> str:
+    """``"; did you mean 'x'?"`` for the most similar choice, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_line(error: BaseException) -> str:
-    """What an error of another library says, in one line of at most 200 characters."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join((said or type(error).__name__).split())[:200]
+    """The message of another library's exception, in one line of at most 200 characters."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join((message or type(error).__name__).split())[:200]

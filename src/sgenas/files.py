@@ -1,37 +1,45 @@
-"""Writing files so that no reader, and no kill, ever leaves half of one, nor through a link that someone else
-has put there; reading the library's own JSON."""
+"""Files of a run: written whole or not at all, never through a link, by one process at a time."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import socket
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from sgenas import limits, reading
-from sgenas.errors import RunFolderError, SgenasError, one_line
+from filelock import FileLock, Timeout
+
+from sgenas.errors import RunDirError
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turns an OSError inside ``with`` into a RunDirError that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager
 def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write in place of `path`: it takes that name once it is whole and on the disk.
+    """A file to write in place of ``path``, which takes that name once it is complete and on the disk.
 
-    Until then it is called `path` with .tmp added, and an old `path` stays as it is. keep: the name that the
-    old one gets then, if there is one. Links of these names are replaced, what they lead to stays as it is.
-    Raises RunFolderError when the file cannot be written.
+    Args:
+        path: File to replace. A link of that name is replaced; its target stays as it is.
+        keep: Name that the old file gets, if there is one.
+
+    Raises:
+        RunDirError: If the file cannot be written; the old one stays as it is.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     with naming(path):
         try:
             temporary.unlink(missing_ok=True)
-            with own_file(temporary, os.O_WRONLY | os.O_EXCL, "wb") as file:
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -42,123 +50,74 @@ def replacing(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
             temporary.unlink(missing_ok=True)
 
 
-def own_file(path: Path, flags: int, mode: str) -> Any:
-    """The file `path` itself, made where there is none; flags: of `os.open`, mode: of `open`.
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
-    Raises OSError where a link or a pipe stands there: whoever hands on a folder could have put it into the
-    place of a file that this library goes on writing, and it would lead anywhere.
+
+def open_for_appending(path: Path) -> BinaryIO:
+    """``path`` itself, created if missing.
+
+    Raises:
+        OSError: If it is a link or no regular file: an untrusted run directory could point it anywhere.
     """
-    safely = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        number = os.open(path, flags | safely, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, f"it must be a file, got a link to {os.readlink(path)!r}") from None
-        raise
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    number = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)
-        raise OSError(errno.EINVAL, "it must be a file, got a pipe, socket or device")
-    return os.fdopen(number, mode, encoding=None if "b" in mode else "utf-8")
-
-
-def require_inside(folder: Path, path: Path, what: str) -> None:
-    """Raises RunFolderError, about `what`, where links lead `path` out of `folder`; `folder` may be one."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunFolderError(f"{what} must lie in {folder}, got a link to {path.resolve()}")
+        raise OSError(f"{path} must be a regular file")
+    return os.fdopen(number, "ab")
 
 
 @contextmanager
-def understood(path: Path) -> Iterator[None]:
-    """Turns what goes wrong with the content of `path`, which parsed but may hold anything, into a
-    RunFolderError that names it."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
-        if isinstance(error, SgenasError):
-            raise
-        said = f"{type(error).__name__}: {one_line(error)}"
-        raise RunFolderError(f"{path} must be as this version of sgenas writes it, got {said}") from error
+def locked(path: Path, what: str, *, timeout: float = 0.0) -> Iterator[None]:
+    """Holds the lock file ``path``; the system releases it when the process ends, however that happens.
 
+    Args:
+        path: Lock file; its owner's name stands in ``path`` with the suffix ``.owner``.
+        what: What is locked, for the message.
+        timeout: Seconds to wait for another process.
 
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Turns what the system says against writing `path` into a RunFolderError that names it."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFolderError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-@contextmanager
-def locked(path: Path, what: str, *, patience: float = 0.0) -> Iterator[None]:
-    """Keeps the file `path`, so that no other process keeps it too; its content says who does.
-
-    The system lets go of it when the process ends, however that happens. patience: seconds to wait for
-    another; on a file server a dead machine's hold takes a while to end. A file system that knows no locks
-    gives none, in silence. Raises RunFolderError, about `what`, when another process still has it or the
-    file cannot be written.
+    Raises:
+        RunDirError: If another process holds it; the message names the owner.
     """
-    until = time.monotonic() + patience
+    owner = path.with_suffix(".owner")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = own_file(path, os.O_RDWR | os.O_APPEND, "a+")
-    with file:
-        while not _lock(file):
-            if time.monotonic() >= until:
-                file.seek(0)
-                owner = file.read(200).strip() or "another process"
-                raise RunFolderError(f"{what} must be used by one process, got a second: {owner} runs there")
-            time.sleep(0.1)
-        with naming(path):
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+        if path.is_symlink():
+            raise OSError(f"it is a link to {os.readlink(path)}")
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            name = "another process"
+            with contextlib.suppress(OSError):
+                name = owner.read_text(encoding="utf-8").strip()[:200] or name
+            raise RunDirError(f"{what} is in use by {name}; stop that process or use another directory") from None
+    try:
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}\n")
         yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()
 
 
-def _lock(file: IO[str]) -> bool:
-    with contextlib.suppress(OSError):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+def read_json(path: Path, format: str, version: int) -> dict[str, Any]:
+    """The object in a JSON file whose entries ``format`` and ``version`` must be these.
 
-
-@dataclass(frozen=True)
-class Document:
-    """A kind of JSON file of this library, told by the entries `format` and `version`.
-
-    most: bytes that one may have.
+    Raises:
+        RunDirError: If the file is missing, not JSON, or another kind or version.
     """
-
-    format: str
-    version: int
-    most: int = limits.SETTINGS
-
-    @property
-    def head(self) -> dict[str, Any]:
-        """The entries that say what it is."""
-        return {"format": self.format, "version": self.version}
-
-    def read(self, path: Path) -> dict[str, Any]:
-        """The content of `path`.
-
-        Raises RunFolderError for a file that is missing, too large, not JSON, or another.
-        """
-        try:
-            found = json.loads(reading.text(path, self.most))
-        except OSError as error:
-            raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (ValueError, RecursionError):
-            raise RunFolderError(f"{path} must be JSON, got text that is not") from None
-        for name, wanted in self.head.items():
-            got = found.get(name) if isinstance(found, dict) else type(found).__name__
-            if got != wanted:
-                raise RunFolderError(f"{path}: {name} must be {wanted!r}, got {got!r}")
-        content: dict[str, Any] = found
-        return content
-
-
-RUN = Document("sgenas-run", 1)
-"""config.json of a run folder: the engine writes it, the report reads it without the engine."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise RunDirError(f"{path} must be JSON, got other text") from None
+    for name, wanted in (("format", format), ("version", version)):
+        got = found.get(name) if isinstance(found, dict) else type(found).__name__
+        if got != wanted:
+            raise RunDirError(f"{path}: {name} must be {wanted!r}, got {got!r}")
+    content: dict[str, Any] = found
+    return content

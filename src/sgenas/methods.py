@@ -1,122 +1,241 @@
-"""The table of methods: what each name of a search stands for. A new method is one row here.
+"""Methods: what a name such as ``pc-darts`` means, one row each.
 
-Any method goes with any estimator. What a method adds to the outer loss depends on the alphas alone, so it
-enters the hypergradient's direct part and no perturbed step. What a method has besides operations' alphas
-(PC-DARTS' edge parameters) are alphas too, and are perturbed with the others.
+A method is a relaxation, a regularizer, a discretization, options of the space, and the settings of its
+source. Any method goes with any estimator. A regularizer depends only on the alphas, so it enters only the
+direct gradient. All alphas, those of PC-DARTS' edges included, are perturbed together.
+
+Settings of sources and presets are {name: value}, with the names of the arguments of ``sgenas.search``. A dot
+leads to a field of a component: ``"batch_size"``, ``"weight_optimizer.lr"``, ``"arch_optimizer.betas"``,
+``"estimator.smoothing"``, ``"space.operations"``. ``"estimator"`` and ``"arch_optimizer"`` alone are names.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from sgenas.errors import InvalidValueError, require_choice
+from sgenas.registry import Registry
+from sgenas.spaces import (
+    Argmax,
+    BetaDecay,
+    ConcentrationAnchor,
+    Dirichlet,
+    Discretization,
+    EdgeNormalizedSoftmax,
+    GumbelSoftmax,
+    Regularizer,
+    Relaxation,
+    SearchSpace,
+    Sigmoid,
+    Softmax,
+    TopEdges,
+    ZeroOne,
+)
+from sgenas.spaces.discretization import THRESHOLD
 
-from sgenas.errors import InvalidValueError
-from sgenas.spaces import regularisers
-from sgenas.trees import Tree
-
-Regulariser = Callable[[Tree], Tensor]
+Space = TypeVar("Space", bound=SearchSpace)
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """A method of differentiable architecture search.
 
-    spaces: the class of `sgenas.spaces.SPACES` for each search space that the method knows. operations: its
-    default operation set in the DARTS space. options: settings of the space that only this method has.
-    regularisers: by form, what may be added to the outer loss, the first by default. regulariser_weight: its
-    factor; rising: whether that grows from 0 with the epochs, weight * epoch / epochs. settings: by flag
-    name, what its source sets otherwise than the defaults. relaxation: of the choices in a module of one's
-    own (`sgenas.spaces.modules.RELAXATIONS`), None for a method that has no form for them. paper_name: its
-    name in the paper with the stochastic estimator. source: where it was published.
+    Args:
+        source: Publication.
+        spaces: Names of the supported spaces, each with the values of those settings that the user leaves at
+            None.
+        relaxation: How alphas become mixing weights.
+        regularizer: Term of the outer loss; None for none.
+        discretization: {name of a space: how mixing weights become an architecture}; the space's own where it
+            is missing.
+        settings: Settings of the source that differ from the defaults of a search; see this module.
+        paper_name: Name in the SGE-NAS paper, None if the paper lacks the method.
     """
 
-    paper_name: str
     source: str
-    spaces: Mapping[str, str]
-    operations: str = "darts"
-    options: tuple[str, ...] = ()
-    regularisers: Mapping[str, Regulariser] = field(default_factory=dict)
-    regulariser_weight: float = 0.0
-    rising: bool = False
+    spaces: Mapping[str, Mapping[str, Any]]
+    relaxation: Relaxation = field(default_factory=Softmax)
+    regularizer: Regularizer | None = None
+    discretization: Mapping[str, Discretization] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    relaxation: str | None = "softmax"
+    paper_name: str | None = None
+
+    def apply(
+        self,
+        space: Space,
+        *,
+        relaxation: Relaxation | None = None,
+        discretization: Discretization | None = None,
+    ) -> Space:
+        """``space`` with the options and parts of this method.
+
+        Args:
+            space: Settings that are None in it take the values of the method. Its parts are replaced.
+            relaxation: Instead of the method's.
+            discretization: Instead of the method's.
+
+        Raises:
+            InvalidValueError: If the method does not support the space, or the space has settings with which
+                the method makes no sense.
+        """
+        if space.name not in self.spaces:
+            name = METHODS.name_of(self) or type(self).__name__
+            raise InvalidValueError(
+                f"method {name} supports the spaces {', '.join(self.spaces)}, got {space.name}",
+                field="method",
+            )
+        return space.with_parts(
+            options=self.spaces[space.name],
+            relaxation=relaxation or self.relaxation,
+            discretization=discretization or self.discretization.get(space.name),
+        )
 
 
-METHODS = {
-    "darts": Method(
-        "SGE-NAS-a",
-        "Liu et al., arXiv:1806.09055",
-        {"darts": "darts", "nasbench201": "nasbench201"},
+METHODS: Registry[Method] = Registry("method", "sgenas.methods")
+
+METHODS.register(
+    "darts",
+    Method(
+        source="Liu et al., arXiv:1806.09055",
+        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "module": {}},
+        paper_name="SGE-NAS-a",
     ),
-    "pc-darts": Method(
-        "SGE-NAS-b",
-        "Xu et al., arXiv:1907.05737",
-        {"darts": "pc-darts", "nasbench201": "pc-darts-nasbench201"},
-        options=("partial_channels",),
-        settings={"lr": 0.1, "lr_min": 0.0, "batch_size": 256, "alpha_lr": 6e-4, "warmup_epochs": 15},
-        # part of a cell's channels: a module of one's own has no such thing
-        relaxation=None,
-    ),
-    "fair-darts": Method(
-        "SGE-NAS-c",
-        "Chu et al., arXiv:1911.12126",
-        {"darts": "fair-darts", "nasbench201": "fair-darts-nasbench201"},
-        operations="paper",
-        options=("derivation", "threshold"),
-        regularisers={
-            "squared": regularisers.zero_one_squared,
-            "absolute": regularisers.zero_one_absolute,
+)
+METHODS.register(
+    "pc-darts",
+    Method(
+        source="Xu et al., arXiv:1907.05737",
+        # choices in modules have neither cells nor edges
+        spaces={
+            "darts": {"operations": "darts", "partial_channels": 4},
+            "nasbench201": {"partial_channels": 4},
         },
-        regulariser_weight=10.0,
-        settings={"lr": 0.005, "batch_size": 128, "alpha_lr": 3e-3, "alpha_beta1": 0.9},
-        relaxation="sigmoid",
+        relaxation=EdgeNormalizedSoftmax(),
+        settings={
+            "weight_optimizer.lr": 0.1,
+            "lr_min": 0.0,
+            "batch_size": 256,
+            "arch_optimizer.lr": 6e-4,
+            "warmup_epochs": 15,
+        },
+        paper_name="SGE-NAS-b",
     ),
-    "beta-darts": Method(
-        "SGE-NAS-d",
-        "Ye et al., arXiv:2203.01665",
-        {"darts": "darts", "nasbench201": "nasbench201"},
-        operations="paper",
-        regularisers={"logsumexp": regularisers.beta_decay},
-        # the code's 50 epoch / 100 ends near 50 in its 100 epochs
-        regulariser_weight=50.0,
-        rising=True,
+)
+METHODS.register(
+    "fair-darts",
+    Method(
+        source="Chu et al., arXiv:1911.12126",
+        spaces={
+            "darts": {"operations": "paper"},
+            "nasbench201": {"operations": "without-none"},
+            "module": {},
+        },
+        relaxation=Sigmoid(),
+        regularizer=ZeroOne(weight=10.0),
+        # the benchmark has one operation on an edge, so its cells keep the strongest
+        discretization={"darts": TopEdges(threshold=THRESHOLD), "nasbench201": Argmax()},
+        settings={
+            "weight_optimizer.lr": 0.005,
+            "batch_size": 128,
+            "arch_optimizer.lr": 3e-3,
+            "arch_optimizer.betas": (0.9, 0.999),
+        },
+        paper_name="SGE-NAS-c",
     ),
-}
+)
+METHODS.register(
+    "beta-darts",
+    Method(
+        source="Ye et al., arXiv:2203.01665",
+        spaces={"darts": {"operations": "paper"}, "nasbench201": {}, "module": {}},
+        regularizer=BetaDecay(weight=50.0),
+        paper_name="SGE-NAS-d",
+    ),
+)
+METHODS.register(
+    "drnas",
+    Method(
+        source="Chen et al., arXiv:2006.10355",
+        # the released search starts with 1 / 6 of the channels and ends with 1 / 4, of fewer operations
+        spaces={
+            "darts": {"operations": "paper"},
+            "nasbench201": {},
+            "module": {},
+        },
+        relaxation=Dirichlet(),
+        regularizer=ConcentrationAnchor(weight=1e-3),
+        settings={
+            "weight_optimizer.lr": 0.1,
+            "lr_min": 0.0,
+            "arch_optimizer.lr": 6e-4,
+            # the regularizer stands for it
+            "arch_optimizer.weight_decay": 0.0,
+            "warmup_epochs": 10,
+        },
+    ),
+)
+METHODS.register(
+    "gdas",
+    Method(
+        source="Dong and Yang, arXiv:1910.04465",
+        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "module": {}},
+        relaxation=GumbelSoftmax(),
+        settings={
+            "weight_optimizer.nesterov": True,
+            "weight_optimizer.weight_decay": 5e-4,
+            "batch_size": 256,
+            "epochs": 250,
+        },
+    ),
+)
+
+
+def register_method(name: str, method: Method) -> Method:
+    """Adds a method under ``name``, for search runs and the command line, and returns it.
+
+    Raises:
+        InvalidValueError: If the name is taken.
+
+    Example:
+        >>> register_method("smooth", Method("my paper", spaces={"darts": {"operations": "paper"}}))
+    """
+    return METHODS.register(name, method)
+
 
 PAPER: dict[str, Any] = {
-    "operations": "paper",
-    "activation": "relu",
-    "smoothing": 0.01,
+    "space.operations": "paper",
+    "space.activation": "relu",
     "estimator": "sge",
-    "directions": 10,
-    "weights": "separate",
+    "estimator.smoothing": 0.01,
+    "estimator.num_directions": 10,
     "trajectory_lr": 0.01,
-    "lr": 0.005,
-    "alpha_optimizer": "sgd",
-    "alpha_lr": 0.01,
-    "alpha_weight_decay": 0.0,
+    "weight_optimizer.lr": 0.005,
+    "arch_optimizer": "sgd",
+    "arch_optimizer.lr": 0.01,
+    "arch_optimizer.weight_decay": 0.0,
 }
-"""The paper's own settings, the same for its four searches (section 4 and Algorithm 1), by flag name. Where
-it says nothing (batch size, epochs, warm-up) the method's source is followed; the smoothing, which it does
-not give either, is that of its reference [11] (PZOBO, arXiv:2110.07004)."""
+"""Settings of the SGE-NAS paper, the same for its four search runs (section 4 and Algorithm 1).
+
+Where the paper says nothing (batch size, epochs, warm-up), the source of the method is followed. The smoothing,
+which the paper does not give either, is that of its reference [11] (PZOBO, arXiv:2110.07004).
+"""
 
 PRESETS = ("source", "paper")
 
 
-def method(name: str) -> Method:
-    """The row `name`; raises InvalidValueError for an unknown one."""
-    if name not in METHODS:
-        raise InvalidValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
-    return METHODS[name]
+def preset(method: str, kind: str = "source") -> dict[str, Any]:
+    """Settings of a method, {name: value} as this module describes.
 
+    Args:
+        method: Registered name.
+        kind: ``source`` for those of its source, ``paper`` for the SGE-NAS paper's on top of them.
 
-def preset(name: str, kind: str = "source") -> dict[str, Any]:
-    """Settings of a method by flag name: those of its source, or with "paper" the paper's on top of them."""
-    if kind not in PRESETS:
-        raise InvalidValueError(f"settings must be one of {', '.join(PRESETS)}, got {kind!r}")
-    found = dict(method(name).settings)
+    Raises:
+        InvalidValueError: If a name is unknown.
+    """
+    require_choice("preset", kind, PRESETS)
+    found = dict(METHODS.get(method).settings)
     if kind == "paper":
-        # the source's first moment belongs to Adam, which the paper does not use
-        found = {flag: value for flag, value in found.items() if flag != "alpha_beta1"} | PAPER
+        # betas belong to the source's Adam, which the paper does not use
+        found = {name: value for name, value in found.items() if name != "arch_optimizer.betas"} | PAPER
     return found

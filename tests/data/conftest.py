@@ -1,7 +1,6 @@
 """Shared by the tests of sgenas.data: image makers, and a guard on global random state."""
 
 import random
-from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -12,11 +11,9 @@ from PIL import Image
 
 from sgenas.data import ImageSet
 
-Encode = Callable[..., bytes]
-
 
 @pytest.fixture(autouse=True)
-def _global_random_state_untouched() -> Iterator[None]:
+def _global_random_state_untouched():
     """Every test here also checks that nothing it calls draws from or seeds a global generator."""
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     yield
@@ -28,22 +25,20 @@ def _global_random_state_untouched() -> Iterator[None]:
 
 
 @pytest.fixture
-def encode() -> Encode:
-    """encode(array (H, W) or (H, W, 3), format="PNG", mode=None) -> bytes of the image file."""
+def encode():
+    """encode(array (H, W) or (H, W, 3), file_format="PNG", mode=None) -> bytes of the image file."""
 
     def make(array: np.ndarray, file_format: str = "PNG", mode: str | None = None) -> bytes:
         image = Image.fromarray(array)
-        if mode is not None:
-            image = image.convert(mode)
         buffer = BytesIO()
-        image.save(buffer, file_format)
+        (image if mode is None else image.convert(mode)).save(buffer, file_format)
         return buffer.getvalue()
 
     return make
 
 
 @pytest.fixture
-def pictures() -> Callable[..., np.ndarray]:
+def pictures():
     """pictures(count, *shape, seed=0) -> random uint8 array (count, *shape)."""
 
     def make(count: int, *shape: int, seed: int = 0) -> np.ndarray:
@@ -53,7 +48,7 @@ def pictures() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def numbered() -> Callable[[int], ImageSet]:
+def numbered():
     """numbered(n) -> n images of 1 x 2 x 2, all pixels of image i are i, labels i % 3."""
 
     def make(size: int) -> ImageSet:
@@ -64,9 +59,20 @@ def numbered() -> Callable[[int], ImageSet]:
 
 
 @pytest.fixture
-def cifar_folder() -> Path:
-    """The folder with CIFAR-10 in Parquet; skips the test where it is missing."""
+def shared_data() -> Path:
+    """The directory with CIFAR-10 and others in Parquet; skips the test if it is missing."""
     folder = Path(__file__).parents[2].parent / "shared" / "data"
     if not (folder / "cifar10-train.parquet").is_file():
-        pytest.skip(f"{folder} holds no CIFAR-10")
+        pytest.skip(f"no CIFAR-10 in {folder}")
     return folder
+
+
+@pytest.fixture
+def rows_of():
+    """rows_of(images (M, C, H, W), arrays (N, H, W, C)) -> the rows of arrays that the images are."""
+
+    def find(images: torch.Tensor, arrays: np.ndarray) -> list[int]:
+        row_of = {array.transpose(2, 0, 1).tobytes(): row for row, array in enumerate(arrays)}
+        return [row_of[image.numpy().tobytes()] for image in images]
+
+    return find

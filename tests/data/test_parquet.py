@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -21,57 +19,48 @@ STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def write(tmp_path, encode, pictures):
     """write(name, labels, ...) -> the pictures (N, 4, 5, 3) it has put into tmp_path/name as PNG."""
 
-    def make(
-        name: str,
-        labels,
-        image="img",
-        label="label",
-        struct=True,
-        names=None,
-        seed=0,
-        extra=None,
-        replace=None,
-    ) -> np.ndarray:
+    def make(name, labels, image="img", label="label", kind=STRUCT, names=None, seed=0, extra=None, replace=None):
         arrays = pictures(len(labels), 4, 5, 3, seed=seed)
         encoded = [encode(array) for array in arrays]
         for row, content in (replace or {}).items():
             encoded[row] = content
-        values = (
-            pa.array([{"bytes": item, "path": None} for item in encoded], STRUCT)
-            if struct
-            else pa.array(encoded, pa.large_binary() if struct is None else pa.binary())
-        )
-        table = pa.table({image: values, label: pa.array(labels, pa.int64()), **(extra or {})})
+        items = [{"bytes": item, "path": None} for item in encoded] if kind is STRUCT else encoded
+        columns = {image: pa.array(items, kind), label: pa.array(labels, pa.int64()), **(extra or {})}
+        table = pa.table(columns)
         if names is not None:
             features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
-            table = table.replace_schema_metadata(
-                {"huggingface": json.dumps({"info": {"features": features}})}
-            )
+            metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+            table = table.replace_schema_metadata(metadata)
         pq.write_table(table, tmp_path / name, row_group_size=2)
         return arrays
 
     return make
 
 
-def refused(spec: str | Path, message: str, **arguments) -> None:
-    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
-        load(f"parquet:{spec}", **arguments)
+def refused(spec, *words: object) -> None:
+    with pytest.raises(DataError) as caught:
+        load(f"parquet:{spec}")
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
 
 
 def equal(images: torch.Tensor, arrays: np.ndarray) -> bool:
     return np.array_equal(images.numpy(), arrays.transpose(0, 3, 1, 2))
 
 
-def test_a_folder_with_train_and_test_files(tmp_path, write):
+def test_a_directory_of_train_and_test_files(tmp_path, write):
     parts = [write("a-train-0.parquet", [0, 1, 1], seed=1), write("b.parquet", [1, 0], seed=2)]
     test = write("a-test-0.parquet", [1, 1], seed=3)
+    os.mkfifo(tmp_path / "pipe.parquet")
     data = load(f"parquet:{tmp_path}")
-    assert data.mirror
-    assert data.classes == ("0", "1")
+    assert (data.horizontal_flip, data.classes) == (True, ("0", "1"))
     assert data.train.labels.tolist() == [0, 1, 1, 1, 0]
     assert data.test.labels.tolist() == [1, 1]
     assert equal(data.train.images, np.concatenate(parts))
     assert equal(data.test.images, test)
+    assert load(f"parquet:{tmp_path}", test=False).test is None
 
 
 @pytest.mark.parametrize(
@@ -80,12 +69,10 @@ def test_a_folder_with_train_and_test_files(tmp_path, write):
         ("test.parquet", True),
         ("x_val.parquet", True),
         ("valid-00000-of-00001.parquet", True),
-        ("validation-0.parquet", True),
         ("cifar.TEST.parquet", True),
         ("test2.parquet", True),
         ("latest.parquet", False),
         ("interval.parquet", False),
-        ("contest-0.parquet", False),
     ],
 )
 def test_words_of_the_name_make_a_test_file(tmp_path, write, name, is_test):
@@ -96,25 +83,24 @@ def test_words_of_the_name_make_a_test_file(tmp_path, write, name, is_test):
     assert len(data.train) == (2 if is_test else 4)
 
 
-def test_files_in_the_order_given(tmp_path, write):
+def test_files_keep_the_order_given(tmp_path, write):
     second, first = write("a.parquet", [0, 1], seed=1), write("b.parquet", [1, 0], seed=2)
     data = load(f"parquet:{tmp_path / 'b.parquet'}, {tmp_path / 'a.parquet'}")
     assert equal(data.train.images, np.concatenate([first, second]))
-    assert data.test is None
 
 
 @pytest.mark.parametrize(
-    ("image", "label", "struct"),
+    ("image", "label", "kind"),
     [
-        ("image", "labels", True),
-        ("img", "fine_label", False),
-        ("picture", "class", None),
-        ("photo", "species", True),
-        ("bytes", "digit", False),
+        ("image", "labels", STRUCT),
+        ("img", "fine_label", pa.binary()),
+        ("picture", "class", pa.large_binary()),
+        ("photo", "species", STRUCT),
+        ("bytes", "digit", pa.binary()),
     ],
 )
-def test_columns_by_name_or_by_type(tmp_path, write, image, label, struct):
-    arrays = write("a.parquet", [0, 1, 1], image=image, label=label, struct=struct)
+def test_columns_are_found_by_name_or_by_type(tmp_path, write, image, label, kind):
+    arrays = write("a.parquet", [0, 1, 1], image=image, label=label, kind=kind)
     data = load(f"parquet:{tmp_path}")
     assert data.train.labels.tolist() == [0, 1, 1]
     assert equal(data.train.images, arrays)
@@ -128,138 +114,95 @@ def test_a_known_name_wins_over_other_columns_of_its_type(tmp_path, write):
     assert equal(data.train.images, arrays)
 
 
-def test_class_names_from_the_metadata(tmp_path, write):
+def test_fields_beside_the_bytes_are_not_read(tmp_path, encode, pictures):
+    arrays = pictures(2, 4, 5, 3)
+    images = [{"bytes": encode(array), "boxes": [[1, 2]] * 3} for array in arrays]
+    pq.write_table(pa.table({"image": images, "label": [0, 1]}), tmp_path / "a.parquet")
+    assert equal(load(f"parquet:{tmp_path}").train.images, arrays)
+
+
+def test_class_names_come_from_the_metadata(tmp_path, write):
     write("a.parquet", [0, 1, 2], names=["cat", "dog", "eel"])
     assert load(f"parquet:{tmp_path}").classes == ("cat", "dog", "eel")
     write("a.parquet", [0, 1], names=["cat", "dog", "eel"])
-    refused(tmp_path, f"class 'eel' has no training image in parquet:{tmp_path}")
+    refused(tmp_path, "'eel'", "no training image")
     write("a.parquet", [0, 1, 3], names=["cat", "dog"])
-    refused(tmp_path, f"training labels of parquet:{tmp_path} must be from 0 to 1, got 3 (1 such labels)")
+    refused(tmp_path, "from 0 to 1, got 3")
+    write("a.parquet", [0, 1], names=["cat", "dog"])
+    write("b.parquet", [0, 1], names=["dog", "cat"])
+    refused(tmp_path, "b.parquet", "class names")
 
 
 @pytest.mark.parametrize("metadata", ["{", "[]", '{"info": null}', '{"info": {"features": {"label": {}}}}'])
-def test_other_metadata_is_passed_over(tmp_path, write, metadata):
+def test_other_metadata_is_ignored(tmp_path, write, metadata):
     write("a.parquet", [0, 1, 2])
     table = pq.read_table(tmp_path / "a.parquet").replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, tmp_path / "a.parquet")
     assert load(f"parquet:{tmp_path}").classes == ("0", "1", "2")
 
 
-def test_limit_decodes_only_what_it_keeps(tmp_path, write):
+def test_train_images_decodes_only_the_sample(tmp_path, write, rows_of):
     labels = [index % 2 for index in range(20)]
     arrays = write("a.parquet", labels)
-    data = load(f"parquet:{tmp_path}", limit=6, seed=4)
-    assert sorted(data.train.labels.tolist()) == [0, 0, 0, 1, 1, 1]
-    rows = [
-        next(row for row in range(20) if np.array_equal(arrays[row].transpose(2, 0, 1), image.numpy()))
-        for image in data.train.images
-    ]
+    data = load(f"parquet:{tmp_path}", train_images=6, seed=4)
+    rows = rows_of(data.train.images, arrays)
     assert rows == sorted(rows)
     assert data.train.labels.tolist() == [labels[row] for row in rows]
+    assert sorted(data.train.labels.tolist()) == [0, 0, 0, 1, 1, 1]
     write("a.parquet", labels, replace={row: b"broken" for row in range(20) if row not in rows})
-    assert torch.equal(load(f"parquet:{tmp_path}", limit=6, seed=4).train.images, data.train.images)
+    assert torch.equal(load(f"parquet:{tmp_path}", train_images=6, seed=4).train.images, data.train.images)
 
 
-def test_limit_across_files(tmp_path, write):
+@pytest.mark.parametrize("size", range(2, 13))
+def test_a_sample_across_files_keeps_labels(tmp_path, write, rows_of, size):
     labels = [[0, 1, 0, 1, 0], [1, 0, 1], [1, 1, 0, 0]]
-    arrays = np.concatenate(
-        [write(f"{index}.parquet", part, seed=index) for index, part in enumerate(labels)]
-    )
+    arrays = [write(f"{index}.parquet", part, seed=index) for index, part in enumerate(labels)]
+    data = load(f"parquet:{tmp_path}", train_images=size)
+    rows = rows_of(data.train.images, np.concatenate(arrays))
+    assert len(set(rows)) == size
     flat = [label for part in labels for label in part]
-    for size in range(2, 13):
-        data = load(f"parquet:{tmp_path}", limit=size)
-        rows = [
-            next(row for row in range(12) if np.array_equal(arrays[row].transpose(2, 0, 1), image.numpy()))
-            for image in data.train.images
-        ]
-        assert len(set(rows)) == size
-        assert data.train.labels.tolist() == [flat[row] for row in rows]
+    assert data.train.labels.tolist() == [flat[row] for row in rows]
 
 
-def test_refuses_missing_files(tmp_path, write):
-    refused(tmp_path, f"folder {tmp_path} holds no .parquet file")
-    refused(tmp_path / "none", f"parquet file or folder {tmp_path / 'none'} does not exist")
+def test_missing_and_damaged_files_are_named(tmp_path, write):
+    refused(tmp_path, tmp_path, "must be a .parquet file or a directory")
+    refused(tmp_path / "none", tmp_path / "none")
     write("a.parquet", [0, 1])
-    refused(f"{tmp_path}/a.parquet,", f"parquet paths must not be empty, got '{tmp_path}/a.parquet,'")
+    refused(f"{tmp_path}/a.parquet,", "must be a .parquet file")
     write("b-test.parquet", [0, 1])
-    spec = f"{tmp_path}/b-test.parquet"
-    refused(spec, f"parquet:{spec} has no training file: each file name says test or validation")
+    refused(tmp_path / "b-test.parquet", "no training file")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for content in (b"", b"PAR1 no such thing", whole[:-20], whole[: len(whole) // 2]):
+        (tmp_path / "a.parquet").write_bytes(content)
+        refused(tmp_path / "a.parquet", "a.parquet cannot be read")
 
 
-def test_refuses_a_broken_file(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 no such thing")
-    with pytest.raises(DataError, match=r"^parquet file .*a\.parquet cannot be read: [^\n]+$"):
-        load(f"parquet:{tmp_path}")
-
-
-def test_refuses_broken_rows(tmp_path, write, encode, pictures):
+def test_broken_rows_are_named(tmp_path, write, encode, pictures):
     path = tmp_path / "a.parquet"
-    write("a.parquet", [0, 1, 0, 1], replace={2: b"no image"})
-    refused(tmp_path, f"{path} row 2 cannot be decoded: not a PNG, JPEG, BMP, WEBP image")
-    write("a.parquet", [0, 1, 0, 1], replace={3: None})
-    refused(tmp_path, f"{path} row 3 holds no image bytes")
-    write("a.parquet", [0, 1, 0, 1], replace={1: encode(pictures(1, 7, 8, 3)[0])})
-    refused(
-        tmp_path,
-        f"{path} row 1 must have the size of {path} row 0, 5 x 4, got 8 x 7"
-        " (an image size brings all to one)",
-    )
+    for row, content, word in (
+        (2, b"no image", "cannot be decoded"),
+        (3, None, "no image bytes"),
+        (1, encode(pictures(1, 7, 8, 3)[0]), "set image_size"),
+    ):
+        write("a.parquet", [0, 1, 0, 1], replace={row: content})
+        refused(tmp_path, f"{path} row {row}", word)
 
 
-def test_refuses_unfit_labels(tmp_path, write):
+def test_unfit_labels_are_refused(tmp_path, write):
     write("a.parquet", [0, None, 1])
-    refused(tmp_path, f"column 'label' of {tmp_path / 'a.parquet'} must have no null label, got 1")
+    refused(tmp_path, "a.parquet", "null")
     write("a.parquet", [0, 2, 2])
-    refused(tmp_path, f"class '1' has no training image in parquet:{tmp_path}")
+    refused(tmp_path, "'1'", "no training image")
+    write("a.parquet", [0, 10**9])
+    refused(tmp_path, "below 2")
     write("a.parquet", [0, 1])
     write("test.parquet", [-1, -1])
-    refused(tmp_path, f"test labels of parquet:{tmp_path} must be from 0 to 1, got -1 (2 such labels)")
+    refused(tmp_path, "from 0 to 1, got -1")
 
 
-def test_refuses_ambiguous_or_missing_columns(tmp_path, write):
+def test_ambiguous_or_missing_columns_are_refused(tmp_path, write):
     path = tmp_path / "a.parquet"
     write("a.parquet", [0, 1], label="one", extra={"two": [1, 0]})
-    refused(
-        tmp_path,
-        f"parquet file {path} must have one label column (named label, labels, fine_label, class, or the"
-        " only one of its type), got ['one', 'two'] among ['img', 'one', 'two']",
-    )
+    refused(tmp_path, path, "one label column", "['one', 'two']")
     pq.write_table(pa.table({"label": [0, 1], "text": ["a", "b"]}), path)
-    refused(
-        tmp_path,
-        f"parquet file {path} must have one image column (named img, image, or the only one of its type),"
-        " got [] among ['label', 'text']",
-    )
-
-
-def test_refuses_files_with_other_class_names(tmp_path, write):
-    write("a.parquet", [0, 1], names=["cat", "dog"])
-    write("b.parquet", [0, 1], names=["dog", "cat"])
-    refused(
-        tmp_path,
-        f"class names in {tmp_path / 'b.parquet'} must be those in {tmp_path / 'a.parquet'}, got others",
-    )
-
-
-@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
-@pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_refuses_encodings_of_any_number_of_values(tmp_path, encode, pictures, encoding, version):
-    path = tmp_path / "train.parquet"
-    table = pa.table({"image": [encode(array) for array in pictures(2, 4, 5, 3)], "label": [0, 1]})
-    encodings = {"image": encoding, "label": "PLAIN"}
-    pq.write_table(table, path, use_dictionary=False, column_encoding=encodings, data_page_version=version)
-    reason = f"its pages must have another encoding than {encoding}: write it anew"
-    refused(path, f"parquet file {path} cannot be read: {reason}")
-
-
-def test_only_the_bytes_of_an_image_are_read(tmp_path, encode, pictures):
-    """And nothing that stands beside them."""
-    path, arrays = tmp_path / "train.parquet", pictures(2, 4, 5, 3)
-    images = [{"bytes": encode(array), "boxes": [[1, 2]] * 3} for array in arrays]
-    pq.write_table(pa.table({"image": images, "label": [0, 1]}), path)
-    assert equal(load(f"parquet:{path}").train.images, arrays)
-
-
-def test_a_pipe_in_a_folder_is_passed_over(tmp_path):
-    os.mkfifo(tmp_path / "train.parquet")
-    refused(tmp_path, f"folder {tmp_path} holds no .parquet file")
+    refused(tmp_path, path, "one image column", "got []")

@@ -1,98 +1,77 @@
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sgenas.experiments import presets
-from sgenas.experiments.grid import Grid, Place, plan
-from sgenas.experiments.outcome import Outcome, write_outcome
+from sgenas.experiments.grid import Entry, Grid, GridSettings, Job, extend
+from sgenas.experiments.outcome import Figures, Outcome, write_outcome
+from sgenas.spaces.darts_space.published import published
 
 COMMAND = ("2026-11-24T10:00:00+00:00", "sgenas table1 --preset smoke --out OUT")
-# not fewer channels than the 8 of smoke: PC-DARTS divides them by 4, and a part has at least 2
-TINY_SEARCH = {"epochs": 2, "train_images": 60, "batch_size": 10, "layers": 3, "nodes": 1}
-TINY_TRAINING = {
-    "epochs": 2,
-    "train_images": 40,
-    "test_images": 30,
-    "batch_size": 20,
-    "channels": 2,
+PAPER_METHODS = ("darts", "pc-darts", "fair-darts", "beta-darts")
+
+
+def tiny_entry(entry: Entry) -> Entry:
+    """Two epochs of three steps in the search, two of two in the training, about 20 ms per step.
+
+    Not fewer than 8 channels: PC-DARTS divides them by 4, and a part has at least 2.
+    """
+    images = replace(entry.search.data, train_images=60, batch_size=10)
+    space = replace(entry.search.space, nodes=1)  # type: ignore[call-arg]
+    search = replace(entry.search, epochs=2, warmup_epochs=0, data=images, space=space)
+    images = replace(entry.training.data, train_images=40, test_images=30, batch_size=20)
+    return replace(entry, search=search, training=replace(entry.training, epochs=2, channels=2, data=images))
+
+
+def tiny_grid(path: Path, settings: GridSettings) -> Grid:
+    """A grid on disk with tiny runs."""
+    grid, _ = extend(path, settings, COMMAND)
+    grid = Grid(path, replace(grid.plan, entries=tuple(map(tiny_entry, grid.plan.entries))))
+    grid.save()
+    return grid
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    """The paper's methods, two seeds."""
+    return tiny_grid(tmp_path / "grid", GridSettings("smoke", seeds=(0, 1), methods=PAPER_METHODS))
+
+
+MACHINE = {
+    "started": "2026-11-24T10:00:00+00:00",
+    "device": "CPU (x86_64, 1 thread)",
+    "machine": "Linux-6-x86_64, 2 cores",
+    "versions": "sgenas 0.1.0 at 0123456789ab, torch 2.14.1, Python 3.11.7",
 }
-"""Three steps a search epoch and two a training epoch, about 20 ms each."""
 
 
-def shrink_smoke() -> None:
-    """Makes the preset smoke as small as can be, in this process."""
-    smoke = presets.PRESETS["smoke"]
-    presets.PRESETS["smoke"] = dataclasses.replace(
-        smoke, search={**smoke.search, **TINY_SEARCH}, training={**smoke.training, **TINY_TRAINING}
-    )
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`shrink_smoke` for a test."""
-    monkeypatch.setitem(presets.PRESETS, "smoke", presets.PRESETS["smoke"])
-    shrink_smoke()
-
-
-@pytest.fixture
-def grid(tiny: None, tmp_path: Path) -> Grid:
-    """A tiny grid on disk, two seeds."""
-    made, _ = plan(tmp_path / "grid", "smoke", (), (0, 1), COMMAND)
-    made.save()
-    return made
-
-
-def environment(**more: Any) -> dict[str, Any]:
-    """Of a run, as `figures_of` keeps it."""
-    return {
-        "sgenas": "0.1.0",
-        "torch": "2.14.1",
-        "python": "3.11.7",
-        "platform": "Linux-6-x86_64",
-        "cores": 2,
-        "device": "cpu",
-        "device_name": "x86_64",
-        "threads": 1,
-        "git_commit": "0123456789abcdef",
-        "started": "2026-11-24T10:00:00+00:00",
-    } | more
-
-
-def _figures(accuracy: float, **more: Any) -> dict[str, Any]:
-    values = {"params": 1_500_000, "seconds": 1800.0, "forward": 1234, "backward": 1230} | more
-    last = {"seconds": values["seconds"], "forward": values["forward"], "backward": values["backward"]}
-    return {
-        "test_accuracy": accuracy,
-        "best_test_accuracy": accuracy,
-        "test_images": 100,
-        "params": values["params"],
-        "search": {"environment": environment(), "last": last},
-        "training": {"environment": environment(), "last": last},
-    }
+def figures(accuracy: float, **more: Any) -> Figures:
+    values: dict[str, Any] = {"params": 1_500_000, "params_with_auxiliary": 1_600_000, "macs": 10}
+    values |= {"search_seconds": 1800.0, "training_seconds": 1800.0, "forward": 1234.0, "backward": 1230.0}
+    values |= {"genotype": published("darts-v2"), **MACHINE}
+    return Figures(accuracy, accuracy, 100, **(values | more))
 
 
 @pytest.fixture
 def done() -> Callable[..., None]:
-    """done(place, accuracy, params=..., seconds=...): makes a place that looks done."""
+    """done(job, accuracy, params=..., search_seconds=...): makes a job look done."""
 
-    def make(place: Place, accuracy: float, **figures: Any) -> None:
-        place.training_folder.mkdir(parents=True, exist_ok=True)
-        (place.training_folder / "metrics.jsonl").write_text("")
-        outcome = Outcome("done", "2026-11-24T12:00:00+00:00", figures=_figures(accuracy, **figures))
-        write_outcome(place, outcome)
+    def make(job: Job, accuracy: float, **more: Any) -> None:
+        job.training_dir.mkdir(parents=True, exist_ok=True)
+        (job.training_dir / "metrics.jsonl").write_text("")
+        write_outcome(job, Outcome("2026-11-24T12:00:00+00:00", figures=figures(accuracy, **more)))
 
     return make
 
 
 @pytest.fixture
-def failed() -> Callable[[Place, str], None]:
-    """failed(place, reason): makes a place that has failed in its search."""
+def failed() -> Callable[[Job, str], None]:
+    """failed(job, reason): makes a job look failed in its search."""
 
-    def make(place: Place, reason: str) -> None:
-        place.folder.mkdir(parents=True, exist_ok=True)
-        write_outcome(place, Outcome("failed", "2026-11-24T11:00:00+00:00", "search", reason))
+    def make(job: Job, reason: str) -> None:
+        job.path.mkdir(parents=True, exist_ok=True)
+        write_outcome(job, Outcome("2026-11-24T11:00:00+00:00", "search", reason))
 
     return make

@@ -1,13 +1,22 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sgenas.errors import ConfigError, RunFolderError
-from sgenas.experiments import grid as grid_module
-from sgenas.experiments.grid import Dataset, Grid, load_grid, plan
+from sgenas.errors import InvalidValueError, RunDirError
+from sgenas.experiments.grid import Dataset, Grid, GridSettings, extend, load_grid
+from sgenas.experiments.presets import Row
+from sgenas.methods import METHODS, Method
 
 COMMAND = ("2026-11-24T10:00:00+00:00", "sgenas table1")
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((path / "grid.json").read_text())
+    edit(content)
+    (path / "grid.json").write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -22,115 +31,149 @@ COMMAND = ("2026-11-24T10:00:00+00:00", "sgenas table1")
         ("parquet:/a=b/birds", "birds", "parquet:/a=b/birds"),
     ],
 )
-def test_a_data_set_is_named_or_called_after_its_path(text: str, name: str, spec: str | None) -> None:
+def test_dataset_is_named_or_called_after_its_path(text: str, name: str, spec: str | None) -> None:
     assert Dataset.parse(text) == Dataset(name, spec or text)
 
 
 @pytest.mark.parametrize("text", ["", "parquet:", "cifar10=", "parquet:/data/ö"])
-def test_what_has_no_name_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--data must be SPEC or NAME=SPEC"):
+def test_dataset_without_a_name_is_refused(text: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
         Dataset.parse(text)
+    assert caught.value.field == "data"
 
 
-def test_the_plan_of_a_new_grid(tmp_path: Path) -> None:
-    grid, places = plan(tmp_path / "new", "paper", (), (), COMMAND)
+def test_new_grid_has_every_row_seed_by_seed(tmp_path: Path) -> None:
+    settings = GridSettings("paper", methods=("darts", "pc-darts", "fair-darts", "beta-darts"))
+    grid, jobs = extend(tmp_path / "new", settings, COMMAND)
     assert not (tmp_path / "new").exists()
-    assert grid.places == places
-    assert len(places) == 8 * 2 * 3
-    # seed by seed: a grid cut short has whole tables of fewer seeds
-    assert [place.seed for place in places[:17]] == [0] * 16 + [1]
-    assert places[12].name == "cifar100/darts-sge/seed-0"
-    assert places[12].search_folder == tmp_path / "new/runs/cifar100/darts-sge/seed-0/search"
-    assert places[12].search.data.data == places[12].training.data.data == "cifar100"
-    assert len({place.folder for place in places}) == len(places)
+    assert grid.jobs == jobs
+    assert len(jobs) == 8 * 2 * 3
+    # a grid that is cut short has whole tables of fewer seeds
+    assert [job.seed for job in jobs[:17]] == [0] * 16 + [1]
+    assert jobs[12].name == "cifar100/darts-sge/seed-0"
+    assert jobs[12].search_dir == tmp_path / "new/runs/cifar100/darts-sge/seed-0/search"
+    assert jobs[12].search.data.data == jobs[12].entry.training.data.data == "cifar100"
+    assert jobs[16].search.seed == jobs[16].training(grid.jobs[0].entry.training.genotype).seed == 1
+    assert len({job.path for job in jobs}) == len(jobs)
 
 
-def test_a_grid_is_kept_and_grows(tmp_path: Path) -> None:
-    first, _ = plan(tmp_path, "smoke", (), (1,), COMMAND)
+def test_grid_is_kept_and_grows(tmp_path: Path) -> None:
+    asked = GridSettings("smoke", seeds=(1,), methods=("darts",))
+    first, _ = extend(tmp_path, asked, COMMAND)
     first.save()
     assert load_grid(tmp_path) == first
-    second, places = plan(tmp_path, None, ("digits", "more=folder:photos"), (0,), ("later", "again"))
-    assert second.seeds == (0, 1)
-    assert [dataset.name for dataset in second.data] == ["digits", "more"]
-    assert second.data[1].spec == f"folder:{Path('photos').absolute()}"
-    assert len(second.places) == 32
-    # only what is asked is run: one seed of each data set
-    assert {(place.seed, place.dataset.name) for place in places} == {(0, "digits"), (0, "more")}
+    more = GridSettings(data=("digits", "more=folder:photos"), seeds=(0,))
+    second, jobs = extend(tmp_path, more, ("later", "again"))
+    assert second.plan.seeds == (0, 1)
+    assert [dataset.name for dataset in second.datasets] == ["digits", "more"]
+    assert second.datasets[1].spec == f"folder:{Path('photos').absolute()}"
+    # only what is asked for is run: one seed of each dataset
+    assert {(job.seed, job.entry.dataset.name) for job in jobs} == {(0, "digits"), (0, "more")}
     second.save()
-    third, places = plan(tmp_path, "smoke", (), (), COMMAND)
-    assert [command for _, command in third.commands] == ["sgenas table1", "again", "sgenas table1"]
-    assert places == second.places
+    third, jobs = extend(tmp_path, GridSettings(methods=("gdas",)), COMMAND)
+    # a new method stands with the rows of its estimator
+    assert [row.name for row in third.rows] == [
+        *("darts-first-order", "gdas-first-order", "darts-sge", "gdas-sge"),
+    ]
+    assert {job.entry.row.method for job in jobs} == {"gdas"}
+    assert [command for _, command in third.plan.commands] == ["sgenas table1", "again", "sgenas table1"]
 
 
-def test_another_preset_data_set_or_setting_is_refused(tmp_path: Path) -> None:
-    grid, _ = plan(tmp_path, "smoke", (), (0,), COMMAND)
+def test_registered_method_joins_and_leaves_old_grids_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, _ = extend(tmp_path / "old", GridSettings("smoke", seeds=(0,)), COMMAND)
+    old.save()
+    monkeypatch.setitem(METHODS._items, "toy", Method("a test", spaces={"darts": {"operations": "paper"}}))
+    assert load_grid(tmp_path / "old") == old
+    new, _ = extend(tmp_path / "new", GridSettings("smoke", seeds=(0,)), COMMAND)
+    assert {*new.rows} - {*old.rows} == {Row("toy", "first-order"), Row("toy", "sge")}
+    assert new.job("digits/toy-sge/seed-0").search.method == "toy"
+
+
+def test_missing_keys_take_defaults_and_kept_settings_win(tmp_path: Path) -> None:
+    grid, _ = extend(tmp_path, GridSettings("smoke", seeds=(0,), methods=("darts",)), COMMAND)
     grid.save()
-    with pytest.raises(ConfigError, match=r"--preset must be smoke as in --out .*, got 'small'"):
-        plan(tmp_path, "small", (), (), COMMAND)
-    with pytest.raises(ConfigError, match="--data digits must be digits all through .*, got svhn"):
-        plan(tmp_path, "smoke", ("digits=svhn",), (), COMMAND)
-    path = tmp_path / "grid.json"
-    kept = json.loads(path.read_text())
-    kept["settings"]["digits"]["darts-sge"]["search"]["weights"]["lr"] = 0.5
-    path.write_text(json.dumps(kept))
-    with pytest.raises(
-        ConfigError, match=r"other settings: digits.darts-sge.search.weights.lr is 0.025 now, 0.5 there"
-    ):
-        plan(tmp_path, "smoke", (), (), COMMAND)
+
+    def older(content: dict[str, Any]) -> None:
+        del content["seeds"], content["commands"]
+        del content["entries"][0]["search"]["deterministic"], content["entries"][0]["training"]["ema"]
+        content["entries"][1]["search"]["epochs"] = 7
+
+    change(tmp_path, older)
+    found = load_grid(tmp_path)
+    assert found.plan.seeds == (0, 1, 2)
+    assert found.plan.entries[0].search == grid.plan.entries[0].search
+    assert found.jobs[1].search.epochs == 7
+    extended, _ = extend(tmp_path, GridSettings(seeds=(5,)), COMMAND)
+    assert extended.jobs[1].search.epochs == 7
+    change(tmp_path, lambda content: content.pop("entries"))
+    assert len(load_grid(tmp_path).rows) == 2 * len([1 for name in METHODS if "darts" in METHODS.get(name).spaces])
 
 
-@pytest.mark.parametrize("rest", ["", ', "preset": "smoke", "data": 3', ', "preset": "smoke", "data": {}'])
-def test_a_damaged_plan_is_one_line(tmp_path: Path, rest: str) -> None:
-    (tmp_path / "grid.json").write_text('{"format": "sgenas-table1", "version": 1' + rest + "}")
-    with pytest.raises(RunFolderError, match=r"grid.json must be a grid of this version") as caught:
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda content: content.update(sedes=[1]), "sedes"),
+        (lambda content: content["entries"][0]["search"].update(epoch=3), "epoch"),
+        (lambda content: content["entries"][0]["search"]["estimator"].update(drections=3), "drections"),
+        (lambda content: content["entries"][0]["row"].update(method="dart"), "darts"),
+        (lambda content: content["entries"][0]["dataset"].update(name="../.."), r"\.\./"),
+        (lambda content: content.update(seeds=[1, 1]), "seeds"),
+    ],
+)
+def test_unknown_or_bad_setting_of_a_grid_is_named(tmp_path: Path, edit: Any, word: str) -> None:
+    extend(tmp_path, GridSettings("smoke", seeds=(0,), methods=("darts",)), COMMAND)[0].save()
+    change(tmp_path, edit)
+    with pytest.raises(InvalidValueError, match=rf"grid\.json: .*{word}") as caught:
         load_grid(tmp_path)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("seeds", [[], [1, 1], list(range(2501))])
-def test_a_plan_has_seeds_each_once_and_not_too_many(tmp_path: Path, seeds: list[int]) -> None:
-    plan(tmp_path, "smoke", (), (1,), COMMAND)[0].save()
-    kept = json.loads((tmp_path / "grid.json").read_text())
-    (tmp_path / "grid.json").write_text(json.dumps({**kept, "seeds": seeds}))
-    with pytest.raises(RunFolderError, match=r"must be a grid of this version"):
+@pytest.mark.parametrize("rest", ["", ', "preset": "smoke", "entries": 3', ', "preset": "smoke", "entries": [{}]'])
+def test_damaged_grid_is_one_line(tmp_path: Path, rest: str) -> None:
+    (tmp_path / "grid.json").write_text('{"format": "sgenas-table1", "version": 2' + rest + "}")
+    with pytest.raises(RunDirError, match=r"grid\.json") as caught:
         load_grid(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_plan_that_could_not_be_read_again_is_not_made(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must have at most 20,000 runs, got 20,008$"):
-        plan(tmp_path, "smoke", (), tuple(range(2501)), COMMAND)
-
-
-def test_other_folders_are_not_touched(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--preset must be given"):
-        plan(tmp_path, None, (), (), COMMAND)
-    with pytest.raises(ConfigError, match="--preset must be one of paper, small, smoke, got 'huge'"):
-        plan(tmp_path, "huge", (), (), COMMAND)
+def test_other_preset_dataset_or_directory_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    extend(out, GridSettings("smoke", seeds=(0,), methods=("darts",)), COMMAND)[0].save()
+    for settings, field in (
+        (GridSettings("small"), "preset"),
+        (GridSettings(data=("digits=svhn",)), "data"),
+    ):
+        with pytest.raises(InvalidValueError) as caught:
+            extend(out, settings, COMMAND)
+        assert caught.value.field == field
+    with pytest.raises(InvalidValueError, match="preset must be one of"):
+        extend(tmp_path / "new", GridSettings(), COMMAND)
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="must be new, empty or hold a grid, got other files"):
-        plan(tmp_path, "smoke", (), (), COMMAND)
-    with pytest.raises(RunFolderError, match="must be a folder"):
-        plan(tmp_path / "mine.txt", "smoke", (), (), COMMAND)
-    with pytest.raises(RunFolderError, match="holds no grid"):
+    for path in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(RunDirError):
+            extend(path, GridSettings("smoke"), COMMAND)
+    with pytest.raises(RunDirError, match="holds no grid"):
         load_grid(tmp_path)
 
 
-def test_a_place_is_found_by_its_name(grid: Grid) -> None:
-    for place in grid.places:
-        assert grid.place(place.name) == place
-    with pytest.raises(ConfigError, match=r"--place must be one of the 16 of .* such as digits/.*, got 'x'"):
-        grid.place("x")
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"preset": "huge"}, "preset"),
+        ({"seeds": (-1,)}, "seeds"),
+        ({"seeds": (0, 0)}, "seeds"),
+        ({"methods": ("dartz",)}, "method"),
+        ({"estimators": ("sgee",)}, "estimator"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        GridSettings(**settings)
+    assert caught.value.field == field
 
 
-def test_a_worker_makes_the_settings_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of 1,000 workers would otherwise begin with the settings of all."""
-    made, _ = plan(tmp_path, "smoke", (), tuple(range(50)), COMMAND)
-    made.save()
-    calls, make = [], grid_module.search_config
-    monkeypatch.setattr(grid_module, "search_config", lambda *key: calls.append(key) or make(*key))
-    loaded = load_grid(tmp_path)
-    place = loaded.place("digits/fair-darts-sge/seed-49")
-    # the 8 rows of one seed, to compare with the plan, and the place
-    assert len(calls) == 9
-    assert place == loaded.places[-2]
-    assert len(loaded.places) == 400
+def test_job_is_found_by_its_name(grid: Grid) -> None:
+    for job in grid.jobs:
+        assert grid.job(job.name) == job
+    with pytest.raises(InvalidValueError, match=r"job must be one of the 16 .* got 'x'"):
+        grid.job("x")

@@ -1,203 +1,221 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from sgenas.cli import main
-from sgenas.errors import RunFolderError
-from sgenas.experiments import workers
+from sgenas.errors import DataError, InvalidValueError, RunDirError
+from sgenas.experiments import table1
 from sgenas.experiments.formats import FORMATS
-from sgenas.experiments.grid import Grid, Place, load_grid
-from sgenas.experiments.outcome import held, is_done, read_outcome
-from sgenas.experiments.table1 import Request
-
-
-def table1(out: Path, *more: str) -> list[str]:
-    return ["table1", "--out", str(out), *more]
+from sgenas.experiments.grid import Grid, GridSettings, Job, load_grid
+from sgenas.experiments.launchers import Local, log_path
+from sgenas.experiments.outcome import is_done, read_outcome
 
 
 @pytest.fixture
-def one_missing(grid: Grid, done: Callable[..., None]) -> Place:
-    """A grid of which one place is not done."""
-    for place in grid.places[1:]:
-        done(place, 0.5)
-    return grid.places[0]
+def one_missing(grid: Grid, done: Callable[..., None]) -> Job:
+    """A grid of which one job is not done."""
+    for job in grid.jobs[1:]:
+        done(job, 0.5)
+    return grid.jobs[0]
 
 
-def in_this_process(monkeypatch: pytest.MonkeyPatch, *after: str) -> None:
-    """Makes the workers run the tiny preset of the tests, which another process would not know."""
-    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import worker; worker.main()"
-    monkeypatch.setattr(
-        workers,
-        "command_of",
-        lambda place: [
-            *(sys.executable, "-c", script),
-            *("table1", "--out", str(place.grid), "--place", place.name),
-            *after,
-        ],
-    )
-
-
-def test_a_grid_is_finished_and_its_tables_written(
-    one_missing: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    in_this_process(monkeypatch)
-    out = one_missing.grid
-    assert main(table1(out)) == 0
-    said = capsys.readouterr().out
-    assert f"{one_missing.name}: begins" in said
-    assert f"{one_missing.name}: done, test accuracy" in said
-    assert "16 of 16 runs over" in said
-    assert is_done(one_missing)
-    for name in FORMATS:
-        assert f"  {out / name}" in said
-        assert (out / name).stat().st_size > 1000
-    assert "epoch 2/2" in workers.log_path(one_missing).read_text()
-    data = json.loads((out / "table.json").read_text())
-    assert data["rows"][0]["done"] == 2
-    # what is done is not run again, and the command is remembered
+def test_grid_is_finished_and_its_tables_written(one_missing: Job) -> None:
+    out, said = one_missing.grid, StringIO()
+    found = table1.run(out, launcher=Local(1, 1), console=Console(file=said, width=200), command="the command")
+    assert {status.state for status in found} == {"done"}
+    assert f"{one_missing.name}: begins" in said.getvalue()
+    assert f"{one_missing.name}: done, test accuracy" in said.getvalue()
+    assert "16 of 16 jobs are over" in said.getvalue()
+    assert "\x1b" not in said.getvalue()
+    assert all((out / name).stat().st_size > 1000 for name in FORMATS)
+    assert log_path(one_missing).stat().st_size > 0
+    assert json.loads((out / "table.json").read_text())["rows"][0]["done"] == 2
+    # what is done is not run again, and commands are remembered
     before = read_outcome(one_missing)
-    assert main(table1(out, "--seeds", "0", "--jobs", "1")) == 0
+    found = table1.run(out, GridSettings(seeds=(0,)), command="again")
+    assert len(found) == 8
     assert read_outcome(one_missing) == before
-    commands = [command for _, command in load_grid(out).commands]
-    assert commands[1:] == [f"sgenas table1 --out {out}", f"sgenas table1 --seeds 0 --out {out} --jobs 1"]
+    assert [command for _, command in load_grid(out).plan.commands][1:] == ["the command", "again"]
 
 
-def test_a_failed_run_is_in_the_table_and_ends_with_1(
-    one_missing: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    monkeypatch.setattr(workers, "command_of", lambda place: [sys.executable, "-S", "-c", script])
+def test_failed_job_is_in_the_table_and_is_tried_again(one_missing: Job) -> None:
     out = one_missing.grid
-    assert main(table1(out)) == 1
-    said = capsys.readouterr().out
-    assert f"{one_missing.name}: FAILED in the search: the process was killed (SIGKILL" in said
-    assert f"To try them again from their last checkpoints:  sgenas table1 --out {out}" in said
+    outcome = Local(1, 1, "os:kill")  # a function that cannot take these arguments
+    found = table1.run(out, launcher=outcome)
+    assert [status.state for status in found].count("failed") == 1
     assert "1 of 2, 1 failed" in (out / "table.md").read_text()
-    in_this_process(monkeypatch)
-    assert main(table1(out)) == 0
+    assert table1.run_job(out, one_missing.name) is not None
     assert is_done(one_missing)
 
 
-def test_one_place_alone(grid: Grid, capsys: pytest.CaptureFixture[str]) -> None:
-    place = grid.place("digits/darts-first-order/seed-1")
-    assert main(table1(grid.out, "--place", place.name)) == 0
-    assert is_done(place)
-    assert "epoch 2/2" in capsys.readouterr().out
-    # a cell of other settings in the way
-    other = grid.place("digits/darts-first-order/seed-0")
-    place.search_folder.rename(place.folder / "moved")
-    other.folder.mkdir(parents=True)
-    (place.folder / "moved").rename(other.search_folder)
-    assert main(table1(grid.out, "--place", other.name)) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"sgenas: {other.name} failed in the search: ")
-    assert error.count("\n") == 1
+def test_bad_data_is_one_error_before_anything_runs(grid: Grid, tmp_path: Path) -> None:
+    before = (grid.path / "grid.json").read_text()
+    for spec in ("nonsense", "parquet:/nowhere/at/all"):
+        with pytest.raises((DataError, InvalidValueError)):
+            table1.make_grid(grid.path, GridSettings(data=(spec,)))
+    assert (grid.path / "grid.json").read_text() == before
+    made = table1.make_grid(tmp_path / "new", GridSettings("smoke", seeds=(0,), methods=("darts",)))
+    assert load_grid(tmp_path / "new") == made
 
 
-def test_only_tables_runs_nothing(grid: Grid, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(table1(grid.out, "--only-tables")) == 0
-    assert (grid.out / "table.html").exists()
-    assert not (grid.out / "runs").exists()
-    assert str(grid.out / "table.csv") in capsys.readouterr().out
+def test_tables_of_nothing_are_written(grid: Grid) -> None:
+    assert [path.name for path in table1.write_tables(grid.path)] == list(FORMATS)
+    assert not (grid.path / "runs").exists()
+
+
+def test_status_says_how_far_every_job_is(
+    grid: Grid, done: Callable[..., None], failed: Callable[[Job, str], None]
+) -> None:
+    first, second, third, fourth = grid.jobs[:4]
+    done(first, 0.75)
+    failed(second, "inner loss is nan")
+    third.search_dir.mkdir(parents=True)
+    (third.search_dir / "config.json").write_text("{}")
+    rows = ({"kind": "step", "epoch": 0}, {"kind": "epoch", "epoch": 0})
+    (third.search_dir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"ki')
+    before = sorted(grid.path.rglob("*"))
+    found = table1.status(grid.path)
+    assert json.loads(json.dumps(found)) == found
+    assert found["preset"] == "smoke"
+    assert found["counts"] == {"done": 1, "failed": 1, "begun": 1, "missing": 13}
+    assert [row["job"] for row in found["jobs"]] == [job.name for job in grid.jobs]
+    of = {row["job"]: row for row in found["jobs"]}
+    assert (of[first.name]["state"], of[first.name]["test_accuracy"]) == ("done", 0.75)
+    assert (of[second.name]["state"], of[second.name]["reason"]) == ("failed", "inner loss is nan")
+    begun = of[third.name]
+    assert (begun["state"], begun["stage"], begun["epoch"], begun["epochs"]) == ("begun", "search", 1, 2)
+    assert (of[fourth.name]["state"], of[fourth.name]["stage"]) == ("missing", None)
+    lines = table1.status_text(found).splitlines()
+    said = dict(line.split(maxsplit=1) for line in lines[:-1])
+    assert said[first.name] == "done, test accuracy 75.00 %"
+    assert said[third.name] == "search, 1 of 2 epochs"
+    assert lines[-1] == "16 jobs: 1 done, 1 failed, 1 begun, 13 missing"
+    assert sorted(grid.path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("change", "word"),
     [
-        (["--seeds", "0,x"], "--seeds must be whole numbers with commas between, got '0,x'"),
-        (["--seeds", "0,0"], "--seeds must be different, got 0,0"),
-        (["--seeds", "-1"], "--seeds must be from 0 to"),
-        (["--jobs", "0"], "--jobs must be >= 1, got 0"),
-        (["--threads", "-2"], "--threads must be >= 1, got -2"),
-        (["--preset", "small"], "--preset must be smoke as in"),
-        (["--data", "nonsense"], "data set must be one of"),
-        (["--data", "parquet:/nowhere/at/all"], "/nowhere/at/all does not exist"),
-        (["--ray", "a", "b"], "--ray must be followed by one address or none, got a b"),
-        (["--ray", "a:1", "--jobs", "2"], "--jobs must not be given with --ray a:1"),
-        (["--place", "x", "--only-tables"], "--place must not stand beside --only-tables"),
-        (["--place", "x", "--ray"], "--ray must not stand beside --place"),
-        (["--place", "x"], "--place must be one of the 16"),
+        (lambda text: text[:-40], "."),
+        (lambda text: "[]", "object"),
+        (lambda text: '{"when": "today"}', "neither"),
+        (lambda text: text.replace("test_accuracy", "test_bccuracy"), "test_bccuracy"),
+        (lambda text: text.replace("1800.0", "[]"), "seconds"),
+        (lambda text: text.replace('"figures": {', '"figures": {"x": 1,'), "'x'"),
     ],
 )
-def test_bad_input_is_one_line_and_changes_nothing(
-    grid: Grid, fails: Callable[..., str], flags: list[str], message: str
+def test_damaged_outcome_hides_no_other_job(
+    grid: Grid, done: Callable[..., None], change: Callable[[str], str], word: str
 ) -> None:
-    before = (grid.out / "grid.json").read_text()
-    assert message in fails(*table1(grid.out, *flags))
-    assert (grid.out / "grid.json").read_text() == before
+    good, bad = grid.jobs[:2]
+    for job in (good, bad):
+        done(job, 0.75)
+    path = bad.path / "outcome.json"
+    path.write_text(change(path.read_text()))
+    found = table1.status(grid.path)
+    assert found["counts"] == {"done": 1, "failed": 1, "begun": 0, "missing": 14}
+    row = found["jobs"][1]
+    assert (row["job"], row["state"], row["stage"]) == (bad.name, "failed", "search")
+    assert str(path) in row["reason"]
+    assert re.search(word, row["reason"])
+    assert "\n" not in row["reason"]
+    table1.write_tables(grid.path)
+    assert f"{bad.name}: failed in the search" in (grid.path / "table.txt").read_text()
+    assert is_done(good)
+    assert not is_done(bad)
 
 
-def test_a_new_grid_needs_a_preset(tmp_path: Path, fails: Callable[..., str]) -> None:
-    assert "--preset must be given" in fails(*table1(tmp_path / "new"))
-    assert not (tmp_path / "new").exists()
-    assert "--out" in fails("table1", "--preset", "smoke")
+SCRIPT = """
+import signal, sys
+from sgenas.experiments import table1
+from sgenas.experiments.launchers import Local
+from rich.console import Console
+
+if __name__ == "__main__":
+    stopped = []
+    signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+    found = table1.run(sys.argv[1], launcher=Local(2, 1), console=Console(), stop=lambda: bool(stopped))
+    sys.exit(any(status.state != "done" for status in found))
+"""
 
 
-def test_ray_is_asked_for_by_name_where_it_is_missing(
-    grid: Grid, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    assert fails(*table1(grid.out, "--ray")) == (
-        "sgenas: --ray needs Ray, which is not installed: pip install 'sgenas[ray]'"
+def start(path: Path, out: Path) -> subprocess.Popen[str]:
+    path.write_text(SCRIPT)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(path), str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
 
 
-def test_the_command_line_is_told_as_it_can_be_typed() -> None:
-    request = Request(Path("a b"), "small", ("cifar10=parquet:/x y",), (0, 1), 2, 1, "")
-    assert request.command() == (
-        "sgenas table1 --preset small --seeds 0,1 --out 'a b' --data 'cifar10=parquet:/x y' --jobs 2"
-        " --threads 1 --ray"
-    )
-    assert Request(Path("o"), ray="h:1").command() == "sgenas table1 --out o --ray h:1"
-
-
-def smoke(out: Path, *, jobs: int) -> list[str]:
-    flags = ("--preset", "smoke", "--seeds", "0", "--jobs", str(jobs))
-    return [sys.executable, "-m", "sgenas", *table1(out, *flags)]
-
-
-def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def long_grid(tmp_path: Path) -> Grid:
+    return table1.make_grid(tmp_path / "grid", GridSettings("smoke", seeds=(0,), methods=("darts",)))
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_runs_and_the_same_command_finishes_smoke(tmp_path: Path) -> None:
-    out = tmp_path / "grid"
-    process = subprocess.Popen(
-        smoke(out, jobs=2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    wait_until(lambda: list(out.glob("runs/*/*/*/search/checkpoint.pt")))
-    place = load_grid(out).places[0]
+def test_stopped_and_then_killed_grid_is_finished_by_the_same_call(tmp_path: Path) -> None:
+    grid = long_grid(tmp_path)
+    first = grid.jobs[0]
+
+    process = start(tmp_path / "script.py", grid.path)
+    wait_until(lambda: list(grid.path.glob("runs/*/*/*/search/checkpoint.safetensors")))
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert f"Go on with:  sgenas table1 --out {out}" in said
-    assert "FAILED" not in said
-    assert (place.search_folder / "checkpoint.pt").exists()
-    finished = subprocess.run(smoke(out, jobs=2), capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout
-    assert all(is_done(place) for place in load_grid(out).places)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "failed" not in said
+    assert not any(is_done(job) for job in grid.jobs)
+
+    # a killed command leaves its jobs, and they are not run twice
+    process = start(tmp_path / "script.py", grid.path)
+    wait_until(lambda: (first.path / "job.owner").exists())
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    with pytest.raises(RunDirError, match="in use"), first.locked():
+        pass
+    wait_until(lambda: all(is_done(job) for job in grid.jobs))
+
+    process = start(tmp_path / "script.py", grid.path)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
 
 
 @pytest.mark.slow
-def test_a_killed_command_leaves_its_runs_and_they_are_not_run_twice(tmp_path: Path) -> None:
-    out = tmp_path / "grid"
-    process = subprocess.Popen(smoke(out, jobs=1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_until(lambda: list(out.glob("runs/*/*/*/search/config.json")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    place = load_grid(out).places[0]
-    with pytest.raises(RunFolderError, match="must be used by one process"), held(place):
-        pass
-    wait_until(lambda: read_outcome(place))
-    assert is_done(place)
+def test_killed_job_fails_alone_and_resumes(tmp_path: Path) -> None:
+    grid = long_grid(tmp_path)
+    victim = grid.jobs[1]
+    process = start(tmp_path / "script.py", grid.path)
+    metrics = victim.search_dir / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and b'"kind": "epoch"' in metrics.read_bytes())
+    os.kill(int((victim.path / "job.owner").read_text().split()[1]), signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    assert "SIGKILL" in said
+    outcome = read_outcome(victim)
+    assert outcome is not None
+    assert outcome.stage == "search"
+    assert is_done(grid.jobs[0])
+    process = start(tmp_path / "script.py", grid.path)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert f"{victim.name}: resumes, search" in said

@@ -1,6 +1,5 @@
-"""Runs side by side: grouped by settings, mean and deviation, one page."""
+"""Comparison of runs: grouped by settings, mean and standard deviation, one page."""
 
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,26 +9,38 @@ from typing import Any
 import pytest
 from html_page import EVIL, Page
 
-from sgenas.cli import main
-from sgenas.errors import InvalidValueError, RunFolderError
-from sgenas.report import compare, read_run, run_folder, write_comparison
-from sgenas.report.compare import best_first, grouped, mean_and_deviation
+from sgenas.errors import InvalidValueError, RunDirError, RunWarning
+from sgenas.report import compare, read_run, write_comparison
+from sgenas.report.compare import Group, grouped, mean_and_deviation
+from sgenas.report.formatting import NOTHING
+
+Make = Callable[..., Path]
 
 
 @pytest.fixture
-def runs(make_run: Callable[..., Path]) -> list[Path]:
+def runs(make_run: Make) -> list[Path]:
     """Two groups: sge with seeds 0 and 1, first order with seed 0."""
 
     def run(name: str, seed: int, estimator: str, epochs: int) -> Path:
-        config = {"seed": seed, "data": {"name": "digits"}, "estimator": {"name": estimator, "q": 10}}
+        config = {"seed": seed, "data": {"name": "digits"}, "estimator": {"name": estimator}}
         return make_run(name, epochs, config)
 
     return [run("a", 0, "sge", 3), run("b", 0, "first-order", 3), run("c", 1, "sge", 2)]
 
 
-def test_groups_are_runs_that_differ_in_the_seed_alone(runs: list[Path]) -> None:
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered: the test is about the rest of the page."""
+    monkeypatch.setattr(compare, "image_bytes", lambda _: b"")
+
+
+def groups_of(make_run: Make, *configs: dict[str, Any]) -> list[Group]:
+    return grouped([read_run(make_run(f"{n}", 1, config), brief=True) for n, config in enumerate(configs)])
+
+
+def test_runs_of_a_group_differ_in_the_seed_only(runs: list[Path]) -> None:
     sge, first = grouped([read_run(path) for path in runs])
-    assert (sge.name, first.name) == ("name sge", "name first-order")
+    assert (sge.name, first.name) == ("sge", "first-order")
     assert sge.differences == {"estimator.name": "sge"}
     assert [record.path.name for record in sge.records] == ["a", "c"]
     assert sge.last("val_accuracy") == [0.5, 0.375]
@@ -37,179 +48,114 @@ def test_groups_are_runs_that_differ_in_the_seed_alone(runs: list[Path]) -> None
     assert (alone.name, alone.differences) == ("b", {})
 
 
-def test_trainings_differ_in_their_cells(make_run: Callable[..., Path]) -> None:
-    def record(name: str, cells: Any, seed: int) -> Any:
-        return read_run(make_run(name, 1, {"seed": seed, "genotype": {"cells": cells}}))
-
-    one, two = grouped([record("a", [1], 0), record("b", [2], 0), record("c", [1], 1)])
+def test_training_runs_are_grouped_by_their_cells(make_run: Make) -> None:
+    configs = [{"seed": seed, "genotype": {"cells": [cell]}} for seed, cell in ((0, 1), (0, 2), (1, 1))]
+    one, two = groups_of(make_run, *configs)
     assert (one.name, two.name) == ("genotype cells 1", "genotype cells 2")
     assert len(one.records) == 2
 
 
-def test_a_group_is_named_by_few_settings(make_run: Callable[..., Path]) -> None:
-    def record(name: str, method: str, lr: float, estimator: str) -> Any:
-        return read_run(
-            make_run(name, 1, {"lr": lr, "method": method, "seed": 0, "estimator": {"estimator": estimator}})
-        )
-
-    records = [
-        record("a", "darts", 0.025, "sge"),
-        record("b", "darts", 0.025, "first-order"),
-        record("c", "fair-darts", 0.1 * 0.05, "sge"),
-    ]
-    found = grouped(records)
-    assert [group.name for group in found] == [
-        "darts, sge",
-        "darts, first-order",
-        "fair-darts, sge",
-    ]
+def test_group_is_named_by_few_settings(make_run: Make) -> None:
+    found = groups_of(
+        make_run,
+        {"lr": 0.025, "method": "darts", "seed": 0, "estimator": {"name": "sge"}},
+        {"lr": 0.025, "method": "darts", "seed": 0, "estimator": {"name": "first-order"}},
+        {"lr": 0.1 * 0.05, "method": "fair-darts", "seed": 0, "estimator": {"name": "sge"}},
+    )
+    assert [group.name for group in found] == ["darts, sge", "darts, first-order", "fair-darts, sge"]
     # 0.1 * 0.05 is 0.005000000000000001
-    assert found[2].differences == {"lr": "0.005", "method": "fair-darts", "estimator.estimator": "sge"}
-    # where method and estimator do not tell, the next setting does
-    other = grouped([records[0], record("d", "darts", 0.5, "sge")])
-    assert [group.name for group in other] == ["lr 0.025", "lr 0.5"]
+    assert found[2].differences == {"lr": "0.005", "method": "fair-darts", "estimator.name": "sge"}
+
+
+def test_other_settings_name_a_group_if_method_and_estimator_are_equal(make_run: Make) -> None:
+    found = groups_of(make_run, *({"method": "darts", "lr": lr} for lr in (0.025, 0.5)))
+    assert [group.name for group in found] == ["lr 0.025", "lr 0.5"]
 
 
 def test_mean_and_deviation() -> None:
-    assert mean_and_deviation([]) is None
-    assert mean_and_deviation([3.0]) == (3.0, None)
-    assert mean_and_deviation([1.0, 2.0, 6.0]) == (3.0, stdev([1.0, 2.0, 6.0]))
+    assert mean_and_deviation([]) == NOTHING
+    assert mean_and_deviation([3.0]) == "3.00"
+    assert mean_and_deviation([1.0, 2.0, 6.0]) == f"3.00 ± {stdev([1.0, 2.0, 6.0]):.2f}"
 
 
-def test_the_page_has_a_row_for_each_group(runs: list[Path], tmp_path: Path) -> None:
+def test_page_has_a_row_per_group_best_first(runs: list[Path], tmp_path: Path) -> None:
     page = Page(write_comparison(runs, tmp_path / "all.html").read_text())
-    assert {"name sge", "name first-order", "0, 1", "43.75 \u00b1 8.84", "50.00", "estimator.name"} < set(
-        page.words
-    )
-    # searches of different lengths: 3 and 2 epochs of 1,200 passes
-    assert "3,000" in page.words
-    assert page.tags.count("svg") == 1 + 2 * 3
+    words = page.words
+    assert {"sge", "first-order", "0, 1", "43.75 ± 8.84", "50.00", "estimator.name"} < set(words)
+    assert "3,000" in words, "the mean of 3 and 2 epochs of 1,200 passes"
+    assert words.index("first-order") < words.index("sge")
+    # the curves and the cells of the first run of each group; the third run is text
+    assert page.tags.count("img") == 3
+    assert any("normal  2: sep_conv_3x3(0)" in text for text in words)
     assert "script" not in page.tags
-    for name, value in page.attributes:
-        assert name.startswith("xmlns") or "http" not in value
+    assert not any("http" in value for _, value in page.attributes)
 
 
-def test_hostile_settings_stay_text(make_run: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_hostile_settings_stay_text(make_run: Make, tmp_path: Path) -> None:
     paths = [make_run(f"<b>{name}", 2, {EVIL: name, "data": EVIL}) for name in (EVIL.replace("/", ""), "x")]
     text = write_comparison(paths, tmp_path / "all.html").read_text()
     assert "<script" not in text
     assert "<b>" not in text
 
 
-def test_runs_that_have_not_finished_an_epoch(make_run: Callable[..., Path], tmp_path: Path) -> None:
-    paths = [make_run("a", 0), make_run("b", 0)]
+@pytest.mark.usefixtures("undrawn")
+def test_runs_without_an_epoch_and_modules_are_compared(make_run: Make, module_run: Path, tmp_path: Path) -> None:
+    paths = [make_run("a", 0), make_run("b", 0), module_run]
     words = Page(write_comparison(paths, tmp_path / "all.html").read_text()).words
-    assert words.count("no cell yet") == 2
+    assert words.count("none yet") == 2
+    assert "block.0  conv5\nact  gelu" in words
 
 
-def test_what_cannot_be_compared(runs: list[Path], make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_are_refused(runs: list[Path], make_run: Make, tmp_path: Path) -> None:
     out = tmp_path / "all.html"
-    with pytest.raises(InvalidValueError, match=r"runs must be given once, got .*/a twice"):
-        write_comparison([runs[0], runs[1], runs[0]], out)
     training = make_run("training", 1)
     config = training / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"kind": "training"}))
-    with pytest.raises(InvalidValueError, match="all searches or all trainings, got search and training"):
-        write_comparison([runs[0], training], out)
-    with pytest.raises(RunFolderError, match="holds no run"):
-        write_comparison([tmp_path, tmp_path / "none"], out)
-    with pytest.raises(RunFolderError, match="must be a file to write, got a folder"):
-        write_comparison(runs, tmp_path)
+    for given in ([runs[0], runs[1], runs[0]], [runs[0], training], []):
+        with pytest.raises(InvalidValueError) as caught:
+            write_comparison(given, out)
+        assert caught.value.field == "run_dirs"
+    for given, where in (([tmp_path, tmp_path / "none"], out), (runs, tmp_path)):
+        with pytest.raises(RunDirError):
+            write_comparison(given, where)
     assert not out.exists()
 
 
-def test_a_run_that_cannot_be_read_hides_no_other(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("undrawn")
+def test_unreadable_run_hides_no_other(runs: list[Path], tmp_path: Path) -> None:
     whole = Page(write_comparison(runs, tmp_path / "all.html").read_text()).words
     damaged = tmp_path / "<b>damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text('{"format": "sgenas-')
-    lines = [
-        f"{damaged / 'config.json'} must be JSON, got text that is not",
-        f"run folder {tmp_path / 'gone'} does not exist or is not a folder",
+    with pytest.warns(RunWarning) as warned:
+        write_comparison([runs[0], damaged, *runs[1:], tmp_path / "gone"], tmp_path / "all.html")
+    assert [("damaged" in str(one.message), "gone" in str(one.message)) for one in warned] == [
+        (True, False),
+        (False, True),
     ]
-    given = [runs[0], damaged, *runs[1:], tmp_path / "gone"]
-    assert main(["report", *map(str, given), "--out", str(tmp_path / "all.html")]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == "".join(f"sgenas: warning: left out: {line}\n" for line in lines)
-    assert str(tmp_path / "all.html") in captured.out
     words = Page((tmp_path / "all.html").read_text()).words
-    for new in ("Left out", *lines):
-        words.remove(new)
+    for one in warned:
+        words.remove(str(one.message).removeprefix("left out: "))
+    words.remove("Left out")
     assert "".join(words).split() == "".join(whole).split()
 
 
-def test_of_many_runs_each_has_a_row_and_few_are_drawn(
-    make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """45 runs in 23 groups: what is read and drawn is counted."""
-
-    def run(group: int, seed: int) -> Path:
-        path = make_run(f"g{group}-{seed}", 2, {"lr": float(group), "seed": seed})
-        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-        # the later ones are the better ones
-        rows = [row | {"val_accuracy": group / 100} if row["kind"] == "epoch" else row for row in rows]
-        (path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        return path
-
-    paths = [run(group, seed) for group in range(23) for seed in range(2 if group else 1)]
-    parsed, drawn = [], []
-    loads, cell_svg = json.loads, compare.cell_svg
-    monkeypatch.setattr(run_folder, "read_arrays", None)
-    monkeypatch.setattr(run_folder.json, "loads", lambda text: parsed.append(text) or loads(text))
-    monkeypatch.setattr(compare, "cell_svg", lambda cell, name: drawn.append(name) or cell_svg(cell, name))
-    text = write_comparison(paths, tmp_path / "all.html").read_text()
-    # a run's settings, its two epochs and its genotype; no steps, no alphas
-    assert len(parsed) == 4 * len(paths)
-    # both cells of one run of each group that has a curve
-    assert len(drawn) == 2 * compare.MOST_LINES
-    words = Page(text).words
-    headings = ["Results", "Curves", "What differs", "Cells"]
-    table, legend, differences = (
-        [word for word in words[words.index(one) : words.index(next_one)] if word.startswith("lr ")]
-        for one, next_one in itertools.pairwise(headings)
-    )
-    assert table == differences == [f"lr {group}" for group in range(22, -1, -1)]
-    assert sorted(legend) == sorted(table[: compare.MOST_LINES])
-    assert 'class="card scroll tall"' in text
-    # as many ranges would be one grey
-    assert "shades reach" not in text
+@pytest.mark.usefixtures("undrawn")
+def test_many_runs_have_rows_and_few_are_drawn(make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [make_run(f"{lr}-{seed}", 1, {"lr": lr, "seed": seed}) for lr in range(23) for seed in range(2)]
+    drawn, curves = [], []
+    figure, group = compare.genotype_figure, compare._draw_group
+    monkeypatch.setattr(compare, "genotype_figure", lambda cells: drawn.append(1) or figure(cells))
+    monkeypatch.setattr(compare, "_draw_group", lambda *given: curves.append(given[4]) or group(*given))
+    words = Page(write_comparison(paths, tmp_path / "all.html").read_text()).words
+    assert len(drawn) == compare.MAX_CELLS
+    assert curves == [False] * 2 * compare.MAX_CURVES, "as many ranges would be one gray"
+    assert all(f"lr {lr}" in words for lr in range(23))
 
 
-def test_few_runs_are_all_drawn_in_the_order_given(runs: list[Path], tmp_path: Path) -> None:
-    text = write_comparison(runs, tmp_path / "all.html").read_text()
-    assert 'class="card scroll tall"' not in text
-    assert "Best first" not in text
-    assert "shades reach" in text
-    assert [name for name in ("a", "c", "b") if f"<h3>{name}" in text] == ["a", "c", "b"]
-    assert text.index("<h3>a") < text.index("<h3>c") < text.index("<h3>b")
-
-
-def test_seeds_in_a_line() -> None:
-    assert compare._seeds([10, 2, 1, 0]) == "0 to 2, 10"
-    assert compare._seeds([1, 0]) == "0, 1"
-    assert compare._seeds([None, "x", 3]) == "\u2013, x, 3"
-    assert compare._seeds(range(1000)) == "0 to 999"
-
-
-def test_groups_without_an_accuracy_are_last(make_run: Callable[..., Path]) -> None:
-    records = [
-        read_run(make_run(name, epochs, {"lr": name})) for name, epochs in (("a", 0), ("b", 1), ("c", 2))
-    ]
-    assert [group.name for group in best_first(grouped(records), "val_accuracy")] == ["lr c", "lr b", "lr a"]
-
-
-def test_the_command(
-    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
-) -> None:
-    out = tmp_path / "all.html"
-    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
-    assert str(out) in capsys.readouterr().out
-    assert "mean and standard deviation" in out.read_text()
-    assert main(["report", str(runs[0])]) == 0
-    assert (runs[0] / "report.html").exists()
-    assert main(["report", str(runs[0]), "--out", str(tmp_path / "one.html")]) == 0
-    assert (tmp_path / "one.html").read_text() == (runs[0] / "report.html").read_text()
-    capsys.readouterr()
-    assert "holds no run" in fails("report", str(tmp_path), str(tmp_path))
+@pytest.mark.parametrize(
+    ("seeds", "text"), [([2, 1, 0], "0 to 2"), ([1, 0], "0, 1"), ([None, "x", 3], f"{NOTHING}, x, 3"), ([7, 3], "3, 7")]
+)
+def test_seeds_in_one_line(seeds: list[Any], text: str) -> None:
+    assert compare._seeds(seeds) == text

@@ -1,4 +1,4 @@
-"""The fast calls against the plain ones: values, gradients, second derivatives, and under torch.func."""
+"""The fast kernels against PyTorch's calls: values, gradients, second derivatives, and under torch.func."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgenas.spaces.kernels import depthwise, from_phases, to_phases
+from sgenas.spaces.kernels import channels_last, depthwise, from_phases, join, to_phases
+from sgenas.spaces.nonlinearity import maximum, smooth_maximum, stacked_maximum
 
-SHAPES = [
-    (2, 3, 8, 8, 1),
-    (2, 3, 7, 9, 1),
-    (1, 4, 8, 6, 2),
-    (2, 2, 9, 5, 2),
-    (1, 2, 1, 1, 1),
-    (1, 2, 2, 3, 2),
-]
+SHAPES = [(2, 3, 8, 8, 1), (2, 3, 7, 9, 1), (1, 4, 8, 6, 2), (2, 2, 9, 5, 2), (1, 2, 1, 1, 1), (1, 2, 2, 3, 2)]
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -46,14 +40,14 @@ def test_depthwise_equals_conv2d(kernel: int, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_second_derivatives(stride: int) -> None:
+def test_second_derivatives_of_depthwise(stride: int) -> None:
     inputs = [draw(0, 2, 2, 5, 6).requires_grad_(), draw(1, 2, 1, 5, 5).requires_grad_()]
     assert torch.autograd.gradcheck(lambda x, w: depthwise(x, w, stride), inputs, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(lambda x, w: depthwise(x, w, stride), inputs)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_under_torch_func(stride: int) -> None:
+def test_depthwise_works_under_torch_func(stride: int) -> None:
     x, weight = draw(0, 2, 3, 6, 7), draw(1, 3, 1, 5, 5)
     tangents = draw(2, 2, 3, 6, 7), draw(3, 3, 1, 5, 5)
     ours, theirs = loss_of(depthwise, stride), loss_of(plain, stride)
@@ -67,9 +61,7 @@ def test_under_torch_func(stride: int) -> None:
     many = torch.stack([weight, 2 * weight, draw(4, 3, 1, 5, 5)])
     for dims in ((None, 0), (0, None)):
         batch = (x, many) if dims[1] == 0 else (torch.stack([x, -x]), weight)
-        grads = [
-            torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=dims)(*batch) for loss in (ours, theirs)
-        ]
+        grads = [torch.func.vmap(torch.func.grad(loss, argnums=1), in_dims=dims)(*batch) for loss in (ours, theirs)]
         torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
 
 
@@ -97,3 +89,34 @@ def test_dilated_convolution_of_stride_2_reads_even_pixels_only(kernel: int, siz
     x, weight = draw(0, 2, 3, *size), draw(1, 3, 1, kernel, kernel)
     dilated = F.conv2d(x, weight, stride=2, padding=kernel - 1, dilation=2, groups=3)
     torch.testing.assert_close(depthwise(x[:, :, ::2, ::2], weight, 1), dilated)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_join_puts_the_channels_of_a_member_together_and_keeps_channels_last(members: int) -> None:
+    parts = [channels_last(draw(seed, 2, 3 * members, 4, 5)) for seed in (0, 1)]
+    apart = [part.reshape(2, members, 3, 4, 5) for part in parts]
+    whole = join(parts, members)
+    assert torch.equal(whole, torch.cat(apart, dim=2).reshape(2, 6 * members, 4, 5))
+    assert whole.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("pool", [stacked_maximum, smooth_maximum])
+def test_poolings_keep_channels_last(pool: Callable[..., Tensor]) -> None:
+    pooled = pool(channels_last(draw(0, 2, 3, 6, 7)), 3, 2, 1)
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side", [1, 5, 6])
+@pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_deterministic_maximum_equals_the_pooling_of_pytorch(kernel: int, stride: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # integers, so that many are equal: the first of them gets the derivative
+    x = torch.randint(-2, 3, (2, 3, side, side + 1), generator=generator, dtype=torch.float64).requires_grad_()
+    padding = kernel // 2 if kernel % 2 else 0
+    expected = F.max_pool2d(x, kernel, stride, padding, ceil_mode=kernel % 2 == 0)
+    found = stacked_maximum(x, kernel, stride, padding)
+    assert torch.equal(found, expected)
+    assert torch.equal(maximum(x, kernel, stride, padding), expected)
+    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(y, x, cotangent)[0] for y in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-14)

@@ -1,25 +1,35 @@
-"""Bilevel optimisation by hypergradients, for any PyTorch problem: nothing here knows of networks or images.
+"""Bilevel optimization by hypergradients, for any PyTorch problem.
 
-problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
-result = SGE()(problem, problem.init(weights), alphas, inner_batches, outer_batch, generator=g)
+Example:
+    >>> problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
+    >>> result = SGE()(problem, problem.init(weights), alphas, inner_batches, outer_batch, seed=0)
+    >>> result.backward()
 """
 
-from sgenas.bilevel.evolution import EvolutionStrategies
-from sgenas.bilevel.finite_difference import FiniteDifference
-from sgenas.bilevel.first_order import FirstOrder
-from sgenas.bilevel.implicit import ConjugateGradient, Implicit, Neumann
-from sgenas.bilevel.inner import SGD, InnerState
-from sgenas.bilevel.problem import BilevelProblem
-from sgenas.bilevel.result import Cost, Estimator, HypergradientResult
-from sgenas.bilevel.sge import SGE
-from sgenas.bilevel.sharing import Shards, Share
-from sgenas.bilevel.unrolled import Unrolled
+from sgenas.bilevel.estimators import (
+    ESTIMATORS,
+    SGE,
+    ConjugateGradient,
+    Context,
+    Estimator,
+    EvolutionStrategies,
+    FiniteDifference,
+    FirstOrder,
+    HypergradientResult,
+    Implicit,
+    Neumann,
+    Unrolled,
+)
+from sgenas.bilevel.problem import BilevelProblem, Cost, Loss
+from sgenas.bilevel.sharding import Shards, Share
+from sgenas.optim import InnerOptimizer, InnerState
 
 __all__ = [
-    "SGD",
+    "ESTIMATORS",
     "SGE",
     "BilevelProblem",
     "ConjugateGradient",
+    "Context",
     "Cost",
     "Estimator",
     "EvolutionStrategies",
@@ -27,7 +37,9 @@ __all__ = [
     "FirstOrder",
     "HypergradientResult",
     "Implicit",
+    "InnerOptimizer",
     "InnerState",
+    "Loss",
     "Neumann",
     "Shards",
     "Share",

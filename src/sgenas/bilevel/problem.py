@@ -1,231 +1,283 @@
 """A bilevel problem: min over alphas of outer_loss(w*(alphas), alphas), w* = argmin over w of inner_loss.
 
 Losses are pure: they take every tensor that they depend on, change nothing, and return a 0-d tensor. A batch
-may be anything, since only the losses look into it; randomness that a loss needs belongs into its batch.
+may be anything, since only the losses look into it. Randomness that a loss needs belongs into its batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sgenas import trees
-from sgenas.bilevel.inner import SGD, InnerState
-from sgenas.bilevel.sharing import Shards
-from sgenas.errors import InvalidValueError
-from sgenas.trees import Tree
+from sgenas import tree
+from sgenas.bilevel.sharding import Shards, Share
+from sgenas.errors import InvalidValueError, require
+from sgenas.optim import InnerOptimizer, InnerState
+from sgenas.tree import Tree
 
 Loss = Callable[[Tree, Tree, Any], Tensor]
 """loss(weights, alphas, batch) -> 0-d tensor."""
+ModuleLoss = Callable[[Callable[..., Any], Tree, Any], Tensor]
+"""loss(model, alphas, batch) -> 0-d tensor."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes through a loss: evaluations of one loss on one batch.
+
+    Attributes:
+        forward: Forward passes. A pass in forward mode, which also propagates a derivative, counts twice.
+        backward: Backward passes, counted alike.
+        inner_steps: Gradients of the inner loss with respect to the weights, one per inner step.
+    """
+
+    forward: float = 0
+    backward: float = 0
+    inner_steps: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.forward + other.forward, self.backward + other.backward, self.inner_steps + other.inner_steps)
+
+
+@dataclass
+class Counter:
+    """Adds up what a problem has spent; ``total`` is the sum."""
+
+    total: Cost = Cost()
+
+    def add(self, forward: float, backward: float = 0, inner_steps: int = 0) -> None:
+        self.total += Cost(forward, backward, inner_steps)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One inner step: the state before it, L_train and its gradient there, the state after it.
-
-    alpha_grad: d L_train / d alphas there, where it was asked for.
-    """
+    """One inner step: the state before it, d L_train / d weights there, the state after it."""
 
     before: InnerState
-    loss: Tensor
     grad: Tree
     after: InnerState
-    alpha_grad: Tree | None = None
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """N inner steps: the state before the last, the gradient that it used, the state after it, N losses.
+    """N inner steps.
 
-    last_alpha_grad: d L_train / d alphas where the last step begins, if `run` was asked for it.
+    Attributes:
+        end: The state after the last step.
+        losses: L_train before each step, N 0-d tensors.
+        steps: The last of the steps, as many as were asked for.
+        saved_bytes: Bytes that one forward pass saves for its backward pass; 0 if it was not measured.
     """
 
-    before_last: InnerState
-    last_grad: Tree
     end: InnerState
     losses: tuple[Tensor, ...]
-    last_alpha_grad: Tree | None = None
+    steps: tuple[Step, ...]
+    saved_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class BilevelProblem:
-    """Eq. 2 of the paper with the optimiser that solves its inner part; see the module's docstring.
+    """Eq. 2 of the paper with the optimizer that solves its inner problem.
 
-    inner_loss is L_train(w, alpha; batch), outer_loss is L_val(w, alpha; batch). stacked_inner_loss is
-    L_train of M pairs (w, alpha) on one batch: every tensor of both trees is (M, ...), the result (M,). It is
-    for problems that can do so faster than one pair after the other; without it torch.func.vmap does.
-    shards: how batches are cut, None for not at all; both losses are then the mean over the shards.
+    Args:
+        inner_loss: L_train(weights, alphas, batch), 0-d.
+        outer_loss: L_val(weights, alphas, batch), 0-d.
+        inner_optimizer: Takes the inner steps.
+        stacked_inner_loss: L_train of M pairs (weights, alphas) on one batch: every tensor of both trees is
+            (M, ...), the result (M,). None: torch.func.vmap of ``inner_loss``, if it is needed.
+        shards: How batches are cut. Both losses are then the mean over the shards. None: not at all.
+        share: The part of SGE's directions that this process follows. None: all.
+        initial_weights: Weights of ``init()`` without an argument.
+
+    Example:
+        >>> problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
+        >>> result = SGE()(problem, problem.init(weights), alphas, [inner_batch], outer_batch, seed=0)
     """
 
     inner_loss: Loss
     outer_loss: Loss
-    inner_optimizer: SGD
+    inner_optimizer: InnerOptimizer
     stacked_inner_loss: Loss | None = None
     shards: Shards | None = None
+    share: Share | None = None
+    initial_weights: Tree | None = field(default=None, repr=False, compare=False)
+    counter: Counter = field(default_factory=Counter, repr=False, compare=False)
+
+    @classmethod
+    def from_modules(
+        cls,
+        model: torch.nn.Module,
+        inner_loss: ModuleLoss,
+        outer_loss: ModuleLoss,
+        optimizer: InnerOptimizer,
+    ) -> Self:
+        """A problem whose inner variables are the parameters of a module that require a gradient.
+
+        Args:
+            model: The module. Its parameters and buffers are never changed.
+            inner_loss: L_train as ``loss(model, alphas, batch)``; ``model`` is called like the module.
+            outer_loss: L_val in the same form.
+            optimizer: Takes the inner steps.
+
+        Raises:
+            InvalidValueError: If dropout is active, since perturbed passes would draw other masks.
+
+        Example:
+            >>> problem = BilevelProblem.from_modules(model, inner_loss, outer_loss, SGD(lr=0.1))
+            >>> state = problem.init()
+        """
+        for name, part in model.named_modules():
+            rate = getattr(part, "p" if "Dropout" in type(part).__name__ else "dropout", 0)
+            active = part.training and (isinstance(part, torch.nn.RReLU) or (isinstance(rate, float) and rate > 0))
+            require(not active, "model", "without active dropout (call eval() on it)", name or type(part).__name__)
+
+        def bound(loss: ModuleLoss) -> Loss:
+            def function(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+                def call(*inputs: Any, **named: Any) -> Any:
+                    # normalization layers write running statistics, here into copies
+                    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+                    return torch.func.functional_call(model, {**buffers, **weights}, inputs, named)
+
+                return loss(call, alphas, batch)
+
+            return function
+
+        weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        return cls(bound(inner_loss), bound(outer_loss), optimizer, initial_weights=weights)
+
+    def init(self, weights: Tree | None = None) -> InnerState:
+        """The first state of the inner optimization, from copies of ``weights`` or ``initial_weights``."""
+        weights = self.initial_weights if weights is None else weights
+        require(weights is not None, "weights", "passed to init (this problem has no initial ones)", None)
+        return self.inner_optimizer.init(weights)
+
+    def counted(self) -> Self:
+        """The same problem with a counter of its own at zero."""
+        return replace(self, counter=Counter())
 
     def over_shards(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
-        """The detached tensors that `compute` makes of a batch; with `shards`, their mean over its shards.
+        """The detached tensors that ``compute`` makes of a batch; with ``shards``, their mean over them.
 
-        Whatever is computed from a batch goes through here, so that estimators need not know of shards.
+        Everything that is computed from a batch goes through here, so that estimators ignore shards.
         """
         return compute(batch) if self.shards is None else self.shards.mean(compute, batch)
 
-    def init(self, weights: Tree) -> InnerState:
-        """The first state of the inner optimisation, from copies of `weights`."""
-        return self.inner_optimizer.init(weights)
-
     def inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
-        """(L_train, d L_train / d weights), both detached. One forward and one backward pass."""
-        leaves, fixed = trees.leaves(weights), trees.detach(alphas)
-        return self._differentiated("inner_loss", leaves, fixed, leaves, batch)
+        """(L_train, d L_train / d weights), detached. One pass."""
+        loss, w, _ = self._gradients("inner_loss", weights, alphas, batch, "w")
+        return loss, w
+
+    def inner_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
+        """(L_train, d L_train / d alphas), detached. One pass."""
+        loss, _, a = self._gradients("inner_loss", weights, alphas, batch, "a")
+        return loss, a
+
+    def outer_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
+        """(L_val, d L_val / d alphas at fixed weights), detached. One pass."""
+        loss, _, a = self._gradients("outer_loss", weights, alphas, batch, "a")
+        return loss, a
+
+    def outer_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
+        """(L_val, d L_val / d weights, d L_val / d alphas), detached. One pass."""
+        return self._gradients("outer_loss", weights, alphas, batch, "wa")
+
+    def outer_value(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+        """L_val, detached. One forward pass."""
+        with torch.no_grad():
+            found = self.over_shards(
+                lambda part: [_scalar(self.outer_loss(weights, alphas, part), "outer_loss")], batch
+            )
+        self.counter.add(1)
+        return found[0].detach()
+
+    def _gradients(self, name: str, weights: Tree, alphas: Tree, batch: Any, of: str) -> tuple[Tensor, Tree, Tree]:
+        """(loss, its gradients), detached; ``of``: "w" for the weights, "a" for the alphas, "wa" for both."""
+        function: Loss = getattr(self, name)
+        w = tree.leaves(weights) if "w" in of else tree.detach(weights)
+        a = tree.leaves(alphas) if "a" in of else tree.detach(alphas)
+        of_w, of_a = tree.tensors(w) if "w" in of else [], tree.tensors(a) if "a" in of else []
+
+        def differentiated(part: Any) -> list[Tensor]:
+            with torch.enable_grad():
+                loss = _scalar(function(w, a, part), name)
+            return [loss.detach(), *_autograd(loss, [*of_w, *of_a])]
+
+        loss, *found = self.over_shards(differentiated, batch)
+        self.counter.add(1, 1, name == "inner_loss" and "w" in of)
+        split = len(of_w)
+        return loss, tree.rebuild(w, found[:split]) if of_w else None, tree.rebuild(a, found[split:]) if of_a else None
 
     def stacked_inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> Tree:
-        """d L_train / d weights of M pairs (w, alpha), every tensor (M, ...), detached."""
-        gradients = self.over_shards(lambda part: self._stacked(weights, alphas, part), batch)
-        return dict(zip(weights, gradients, strict=True))
+        """d L_train / d weights of M pairs (weights, alphas), every tensor (M, ...), detached. M passes."""
+        members = tree.tensors(weights)[0].shape[0]
+        found = self.over_shards(lambda part: self._stacked(weights, alphas, part, members), batch)
+        self.counter.add(members, members, members)
+        return tree.rebuild(weights, found)
 
-    def _stacked(self, weights: Tree, alphas: Tree, batch: Any) -> list[Tensor]:
+    def _stacked(self, weights: Tree, alphas: Tree, batch: Any, members: int) -> list[Tensor]:
         if self.stacked_inner_loss is None:
             with torch.no_grad():
                 # torch.func.grad, since vmap cannot enter autograd.grad
                 gradient = torch.func.grad(self.inner_loss)
-                found = torch.func.vmap(gradient, in_dims=(0, 0, None))(weights, alphas, batch)
-            return [found[name] for name in weights]
-        leaves = trees.leaves(weights)
-        losses = self.stacked_inner_loss(leaves, trees.detach(alphas), batch)
-        members = next(iter(weights.values())).shape[0]
-        if losses.shape != (members,):
-            raise InvalidValueError(
-                f"stacked_inner_loss must return shape ({members},), got {tuple(losses.shape)}"
-            )
-        # members do not share anything, so the gradient of the sum is each one's own
-        return _gradients(losses.sum(), list(leaves.values()))
+                return tree.tensors(torch.func.vmap(gradient, in_dims=(0, 0, None))(weights, alphas, batch))
+        leaves = tree.leaves(weights)
+        with torch.enable_grad():
+            losses = self.stacked_inner_loss(leaves, tree.detach(alphas), batch)
+        require(losses.shape == (members,), "stacked_inner_loss", f"of shape ({members},)", tuple(losses.shape))
+        # members share nothing, so the gradient of the sum holds the gradient of each
+        return _autograd(losses.sum(), tree.tensors(leaves))
 
-    def inner_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
-        """(L_train, d L_train / d alphas), both detached. One forward and one backward pass."""
-        leaves, fixed = trees.leaves(alphas), trees.detach(weights)
-        return self._differentiated("inner_loss", fixed, leaves, leaves, batch)
+    def check(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> None:
+        """Raises InvalidValueError unless there are batches, floating-point alphas and fitting slots."""
+        require(not torch.is_inference_mode_enabled(), "torch.inference_mode", "off for derivatives", "on")
+        require(len(batches) >= 1, "inner_batches", "at least 1 batch (N >= 1)", len(batches))
+        values = tree.tensors(alphas)
+        require(len(values) >= 1, "alphas", "at least one tensor", alphas)
+        for name, alpha in zip(tree.paths(alphas), values, strict=True):
+            require(alpha.is_floating_point(), "alphas", "floating-point tensors", f"{name!r} of {alpha.dtype}")
+        if hasattr(self.inner_optimizer, "check"):
+            self.inner_optimizer.check(state)
 
-    def outer_value(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-        """L_val, detached. One forward pass."""
+    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, keep: int = 0) -> Trajectory:
+        """Takes one inner step per batch.
 
-        def value(part: Any) -> list[Tensor]:
-            return [_scalar(self.outer_loss(weights, alphas, part), "outer_loss").detach()]
+        Args:
+            state: Where to start.
+            alphas: The outer variables, held fixed.
+            batches: N inner batches.
+            keep: Number of steps, the last ones, that the trajectory holds.
 
-        with torch.no_grad():
-            return self.over_shards(value, batch)[0]
-
-    def outer_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
-        """(L_val, d L_val / d alphas at fixed weights), both detached. One forward and one backward pass."""
-        leaves, fixed = trees.leaves(alphas), trees.detach(weights)
-        return self._differentiated("outer_loss", fixed, leaves, leaves, batch)
-
-    def inner_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
-        """(L_train, d L_train / d weights, d L_train / d alphas), detached. One forward and one backward."""
-        return self._differentiated_by_both("inner_loss", weights, alphas, batch)
-
-    def outer_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
-        """(L_val, d L_val / d weights, d L_val / d alphas), detached. One forward and one backward pass."""
-        return self._differentiated_by_both("outer_loss", weights, alphas, batch)
-
-    def _differentiated_by_both(
-        self, name: str, weights: Tree, alphas: Tree, batch: Any
-    ) -> tuple[Tensor, Tree, Tree]:
-        """(loss, its gradients with respect to weights and alphas), detached."""
-        weight_leaves, alpha_leaves = trees.leaves(weights), trees.leaves(alphas)
-        function: Loss = getattr(self, name)
-
-        def differentiated(part: Any) -> list[Tensor]:
-            loss = _scalar(function(weight_leaves, alpha_leaves, part), name)
-            return [
-                loss.detach(),
-                *_gradients(loss, [*weight_leaves.values(), *alpha_leaves.values()]),
-            ]
-
-        loss, *gradients = self.over_shards(differentiated, batch)
-        weight_gradients = dict(zip(weight_leaves, gradients, strict=False))
-        alpha_gradients = dict(zip(alpha_leaves, gradients[len(weight_leaves) :], strict=True))
-        return loss, weight_gradients, alpha_gradients
-
-    def _differentiated(
-        self, name: str, weights: Tree, alphas: Tree, leaves: Tree, batch: Any
-    ) -> tuple[Tensor, Tree]:
-        """(loss, its gradient with respect to `leaves`, the weights or the alphas), detached."""
-        function: Loss = getattr(self, name)
-
-        def differentiated(part: Any) -> list[Tensor]:
-            loss = _scalar(function(weights, alphas, part), name)
-            return [loss.detach(), *_gradients(loss, list(leaves.values()))]
-
-        loss, *gradients = self.over_shards(differentiated, batch)
-        return loss, dict(zip(leaves, gradients, strict=True))
-
-    def steps(
-        self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, alpha_gradient: bool = False
-    ) -> Iterator[Step]:
-        """Takes one inner step per batch, one whenever it is asked for.
-
-        alpha_gradient: the last step has d L_train / d alphas too, out of the same backward pass.
-        Raises InvalidValueError when there is no batch, when alphas are missing or not floating-point, and
-        when the momentum buffers are not shaped as the weights.
+        Raises:
+            InvalidValueError: See ``check``.
         """
-        if len(batches) < 1:
-            raise InvalidValueError("inner_batches must hold at least 1 batch (N >= 1), got 0")
-        _check_alphas(alphas)
-        _check_buffers(state)
-        for left, batch in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
-            alpha_grad = None
-            if alpha_gradient and left == 0:
-                loss, grad, alpha_grad = self.inner_gradients(state.weights, alphas, batch)
-            else:
-                loss, grad = self.inner_gradient(state.weights, alphas, batch)
-            after = self.inner_optimizer.step(state, grad)
-            yield Step(state, loss, grad, after, alpha_grad)
+        self.check(state, alphas, batches)
+        losses: list[Tensor] = []
+        steps: deque[Step] = deque()
+        for batch in batches:
+            if keep and len(steps) == keep:
+                steps.popleft()  # before the pass, so that its memory is free
+            loss, grad = self.inner_gradient(state.weights, alphas, batch)
+            with torch.no_grad():
+                after = self.inner_optimizer.step(state, grad)
+            if keep:
+                steps.append(Step(state, grad, after))
+            losses.append(loss)
             state = after
-
-    def run(
-        self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, alpha_gradient: bool = False
-    ) -> Trajectory:
-        """Takes one inner step per batch, see `steps`; raises what it does."""
-        losses = []
-        for step in self.steps(state, alphas, batches, alpha_gradient=alpha_gradient):
-            losses.append(step.loss)
-            if len(losses) < len(batches):
-                # else the weights before it would stay in memory during the next step
-                del step
-        return Trajectory(step.before, step.grad, step.after, tuple(losses), step.alpha_grad)
-
-
-def _check_alphas(alphas: Tree) -> None:
-    if not alphas:
-        raise InvalidValueError("alphas must hold at least one tensor, got none")
-    for name, alpha in alphas.items():
-        if not alpha.is_floating_point():
-            raise InvalidValueError(f"alphas must be floating-point tensors, got {name!r} of {alpha.dtype}")
-
-
-def _check_buffers(state: InnerState) -> None:
-    # sums of tensors of different shapes would pass by broadcasting
-    for name, buffer in state.buffers.items():
-        weight = state.weights.get(name)
-        if weight is None or weight.shape != buffer.shape:
-            wanted = "none" if weight is None else tuple(weight.shape)
-            raise InvalidValueError(
-                f"state.buffers must be shaped as state.weights, got {tuple(buffer.shape)} for {name!r},"
-                f" whose weight is {wanted}"
-            )
+            del grad
+        return Trajectory(state, tuple(losses), tuple(steps))
 
 
 def _scalar(loss: Tensor, name: str) -> Tensor:
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise InvalidValueError(f"{name} must return a 0-d tensor, got {got}")
+        raise InvalidValueError(f"{name} must return a 0-d tensor, got {got}", field=name)
     return loss
 
 
-def _gradients(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+def _autograd(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     # A loss that uses none of the leaves has no graph at all, which autograd.grad refuses.
     if not loss.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]

@@ -1,23 +1,45 @@
-"""Image data in memory: loading by name, stratified splits, augmentation on the device, resumable batches."""
+"""Labeled images in memory: sources by name, stratified splits, augmentation, resumable batches."""
 
-from sgenas.data.augment import Augmentation, statistics
+from sgenas.data import digits, downloads, folder, hugging_face, parquet  # noqa: F401  they register
+from sgenas.data.augmentation import Augmentation, statistics
+from sgenas.data.batches import BatchStream, balanced, ordered_batches
 from sgenas.data.images import ImageData, ImageSet
 from sgenas.data.python_dataset import from_dataset
-from sgenas.data.sources import KNOWN_SOURCES, limited, load
+from sgenas.data.settings import (
+    ImageSettings,
+    SearchImageSettings,
+    TrainImageSettings,
+    absolute_paths,
+    load_images,
+    make_augmentation,
+    make_class_weights,
+)
+from sgenas.data.sources import DATASET_SOURCES, DatasetSource, LoadRequest, load
 from sgenas.data.splits import sample_stratified, split_stratified
-from sgenas.data.stream import BatchStream, ordered_batches
+from sgenas.data.summary import DatasetSummary, summarize
 
 __all__ = [
-    "KNOWN_SOURCES",
+    "DATASET_SOURCES",
     "Augmentation",
     "BatchStream",
+    "DatasetSource",
+    "DatasetSummary",
     "ImageData",
     "ImageSet",
+    "ImageSettings",
+    "LoadRequest",
+    "SearchImageSettings",
+    "TrainImageSettings",
+    "absolute_paths",
+    "balanced",
     "from_dataset",
-    "limited",
     "load",
+    "load_images",
+    "make_augmentation",
+    "make_class_weights",
     "ordered_batches",
     "sample_stratified",
     "split_stratified",
     "statistics",
+    "summarize",
 ]

@@ -1,117 +1,81 @@
-"""The data sets that torchvision can fetch, as arrays: CIFAR-10, CIFAR-100, SVHN and Fashion-MNIST."""
+"""Datasets that torchvision downloads: CIFAR-10, CIFAR-100, SVHN and Fashion-MNIST."""
 
 import io
-from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from sgenas import limits
-from sgenas.data.images import ImageData, ImageSet, Pick
-from sgenas.errors import DataError
+from sgenas.data.images import ImageData, ImageSet
+from sgenas.data.sources import DATASET_SOURCES, DatasetSource, LoadRequest
+from sgenas.errors import DataError, one_line
 
-
-class _Source(NamedTuple):
-    """signs: one of these is in the folder where the data set is."""
-
-    torchvision: str
-    files: str
-    mirror: bool
-    signs: tuple[str, ...]
-
-
-_SOURCES = {
-    "cifar10": _Source(
-        "CIFAR10",
-        "cifar-10-python.tar.gz or its folder cifar-10-batches-py",
-        True,
-        ("cifar-10-batches-py", "cifar-10-python.tar.gz"),
-    ),
-    "cifar100": _Source(
-        "CIFAR100",
-        "cifar-100-python.tar.gz or its folder cifar-100-python",
-        True,
-        ("cifar-100-python", "cifar-100-python.tar.gz"),
-    ),
-    "svhn": _Source("SVHN", "train_32x32.mat and test_32x32.mat", False, ("train_32x32.mat",)),
-    "fashion_mnist": _Source(
-        "FashionMNIST", "FashionMNIST/raw with its four idx files", True, ("FashionMNIST/raw",)
-    ),
+DEFAULT_DIR = Path("~/.cache/sgenas")
+DOWNLOADS = {
+    "cifar10": ("CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py"),
+    "cifar100": ("CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python"),
+    "svhn": ("SVHN", "train_32x32.mat", "test_32x32.mat"),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
 }
-DOWNLOADS = tuple(_SOURCES)
-"""Names that `read_download` knows."""
-DEFAULT_FOLDER = Path("~/.cache/sgenas")
+"""name -> the class in torchvision.datasets, and its files."""
 
 
-def read_download(name: str, folder: Path | None, pick: Pick, with_test: bool = True) -> ImageData:
-    """The data set `name` from `folder` (~/.cache/sgenas if None), downloaded into it if not there.
+def load_download(name: str, place: str, request: LoadRequest) -> ImageData:
+    """The dataset ``name`` from ``request.data_dir``, downloaded there if it is missing.
 
-    torchvision checks the MD5 sums of CIFAR and SVHN files before it reads them. `pick` chooses the training
-    images to keep. Raises DataError, with the place to put the files, where they cannot be had or read.
+    torchvision checks the MD5 sums of CIFAR and SVHN files before it reads them.
     """
-    root = (folder or DEFAULT_FOLDER).expanduser()
-    train_images, train_labels, classes = _arrays(name, root, train=True)
-    test = None
-    if with_test:
-        test_images, test_labels, _ = _arrays(name, root, train=False)
-        test = ImageSet(test_images.contiguous(), test_labels)
-    chosen = pick(train_labels, classes)
+    root = (request.data_dir or DEFAULT_DIR).expanduser()
+    train, classes = _read(name, root, train=True)
+    chosen = request.choose(train.labels, classes)
     return ImageData(
-        name,
-        ImageSet(train_images[chosen].contiguous(), train_labels[chosen]),
-        test,
+        request.spec,
+        train if len(chosen) == len(train) else train.subset(chosen),
+        _read(name, root, train=False)[0] if request.test else None,
         classes,
-        mirror=_SOURCES[name].mirror,
+        horizontal_flip=name != "svhn",
         origin=f"{root}, through torchvision",
     )
 
 
-def is_there(name: str, folder: Path | None = None) -> bool:
-    """Whether files of the data set `name` are in `folder` (~/.cache/sgenas if None); they are not read."""
-    root = (folder or DEFAULT_FOLDER).expanduser()
-    return any((root / sign).exists() for sign in _SOURCES[name].signs)
+def is_downloaded(name: str, data_dir: Path | None = None) -> bool:
+    """Whether files of the dataset ``name`` are in ``data_dir``; they are not read."""
+    root = (data_dir or DEFAULT_DIR).expanduser()
+    return any((root / file).exists() for file in DOWNLOADS[name][1:])
 
 
-def _arrays(name: str, root: Path, train: bool) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (N, C, H, W), labels (N,) and class names of one part."""
-    data = _dataset(name, root, train)
-    images = torch.as_tensor(data.data)
-    if name == "svhn":
-        return images, torch.as_tensor(data.labels), tuple(str(digit) for digit in range(10))
-    images = images.unsqueeze(1) if name == "fashion_mnist" else images.permute(0, 3, 1, 2)
-    return images, torch.as_tensor(data.targets, dtype=torch.int64), tuple(data.classes)
-
-
-def _check_idx(folder: Path) -> None:
-    """Raises DataError for a file that is too large: torchvision reads these whole and compares no sum."""
-    for path in sorted(folder.glob("*-ubyte")):
-        size = path.stat().st_size
-        if size > limits.IDX:
-            raise DataError(f"{path} must have at most {limits.IDX:,} bytes, got {size:,}")
+def _read(name: str, root: Path, train: bool) -> tuple[ImageSet, tuple[str, ...]]:
+    """Images and class names of one part."""
+    dataset = _dataset(name, root, train)
+    images = torch.as_tensor(dataset.data)
+    labels = torch.as_tensor(dataset.labels if name == "svhn" else dataset.targets, dtype=torch.int64)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif name != "svhn":
+        images = images.permute(0, 3, 1, 2)
+    return ImageSet(images.contiguous(), labels), tuple(getattr(dataset, "classes", "0123456789"))
 
 
 def _dataset(name: str, root: Path, train: bool) -> Any:
-    """torchvision's data set; downloads only what is not already in `root`."""
     import torchvision
 
-    if name == "fashion_mnist":
-        _check_idx(root / "FashionMNIST" / "raw")
-    make: Callable[..., Any] = getattr(torchvision.datasets, _SOURCES[name].torchvision)
+    kind, *files = DOWNLOADS[name]
     part: dict[str, Any] = {"split": "train" if train else "test"} if name == "svhn" else {"train": train}
+    make = partial(getattr(torchvision.datasets, kind), root, **part)
     try:
         try:
-            return make(root, download=False, **part)
-        except RuntimeError:  # torchvision's way to say that files are missing or have the wrong MD5 sum
-            # what it prints is noise, but its progress bar, on stderr, is worth having
+            return make(download=False)
+        except RuntimeError:  # files are missing or have another MD5 sum
+            # torchvision prints to stdout, where a command's JSON goes; its progress bar is on stderr
             with redirect_stdout(io.StringIO()):
-                return make(root, download=True, **part)
+                return make(download=True)
     except Exception as error:
-        # network, disk, tar, pickle and scipy errors all end here, and have one remedy
-        raise DataError(
-            f"{name} cannot be read from {root} nor downloaded"
-            f" ({type(error).__name__}: {' '.join(str(error).split())});"
-            f" put {_SOURCES[name].files} into {root}"
-        ) from None
+        # errors of network, disk, tar, pickle and scipy, all with one remedy
+        message = f"{name} can be neither read from {root} nor downloaded ({one_line(error)})"
+        raise DataError(f"{message}; put {' or '.join(files)} into {root}") from None
+
+
+for _name in DOWNLOADS:
+    DATASET_SOURCES.register(_name, DatasetSource(partial(load_download, _name), resizes=False))

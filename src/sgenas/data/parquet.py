@@ -1,28 +1,20 @@
-"""Parquet files of encoded images with integer labels, in the layout of Hugging Face data sets or plainer."""
+"""``parquet:FILES_OR_DIR``: encoded images with integer labels, read with pyarrow."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sgenas import limits
-from sgenas.data.columns import find_column
-from sgenas.data.decode import Encoded, image_data
-from sgenas.data.images import ImageData, Pick, numbered_classes
-from sgenas.data.parquet_pages import RowGroup, largest_page, row_groups
-from sgenas.errors import DataError
+from sgenas.data.decode import Encoded, decoded
+from sgenas.data.images import ImageData, numbered_classes
+from sgenas.data.sources import DATASET_SOURCES, DatasetSource, LoadRequest, absolute_path
+from sgenas.data.tables import class_names, encoded, find_columns, read_labels
+from sgenas.errors import DataError, one_line
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-MOST_ROWS = 256
-"""Read at a time."""
 TEST_WORDS = {"test", "val", "valid", "validation"}
 
 
@@ -31,206 +23,98 @@ class _File(NamedTuple):
     image: str
     labels: Tensor
     names: tuple[str, ...] | None
-    groups: list[RowGroup]
+
+    @property
+    def is_test(self) -> bool:
+        return not TEST_WORDS.isdisjoint(re.split(r"[^a-z]+", self.path.stem.lower()))
 
 
-def read_parquet(
-    name: str, paths: str, pick: Pick, with_test: bool = True, image_size: int | None = None
-) -> ImageData:
-    """The images in `paths`, comma-separated files and folders of `*.parquet`, in the order given.
+def load_parquet(place: str, request: LoadRequest) -> ImageData:
+    """The images of comma-separated files and directories of ``*.parquet``, in the order given.
 
-    Files with `test`, `val`, `valid` or `validation` as a word of their name are the test set. `pick` chooses
-    the training images to decode. image_size: as in `layout_of`. Raises DataError for what is missing,
-    ambiguous or broken.
+    Files with ``test``, ``val``, ``valid`` or ``validation`` as a word of their name are the test set.
     """
-    files = [_open(path) for path in _find(paths)]
-    train = [file for file in files if not _is_test(file.path)]
-    test = [file for file in files if with_test and _is_test(file.path)]
+    files = [_open(path) for path in _find(place)]
+    train = [file for file in files if not file.is_test]
+    test = [file for file in files if file.is_test and request.test]
     if not train:
-        raise DataError(f"{name} has no training file: each file name says test or validation")
-    classes = _class_names(name, files)
+        raise DataError(f"{request.spec} has no training file: every file name says test or validation")
+    named = [file for file in files if file.names]
+    for file in named:
+        if file.names != named[0].names:
+            raise DataError(f"class names in {file.path} must be those in {named[0].path}, got others")
+    names = named[0].names if named else None
+    classes = names or numbered_classes(request.spec, *(file.labels for file in files))
     labels = torch.cat([file.labels for file in train])
-    chosen = pick(labels, classes)
-
-    train_images = _encoded(train, chosen)
-    test_labels = torch.cat([file.labels for file in test]) if test else torch.empty(0)
-    test_images = _encoded(test, torch.arange(len(test_labels)))
-    return image_data(
-        name,
-        (train_images, labels[chosen]),
-        (test_images, test_labels),
-        classes,
-        image_size=image_size,
-        origin=_named([file.path for file in train + test]),
-    )
+    chosen = request.choose(labels, classes)
+    tested = None
+    if test:
+        test_labels = torch.cat([file.labels for file in test])
+        tested = _images(test, torch.arange(len(test_labels))), test_labels
+    paths = [str(file.path) for file in train + test]
+    origin = ", ".join(paths) if len(paths) <= 3 else f"{len(paths)} files, {paths[0]} to {paths[-1]}"
+    return decoded(request, (_images(train, chosen), labels[chosen]), tested, classes, origin=origin)
 
 
-def _find(paths: str) -> list[Path]:
+def _find(place: str) -> list[Path]:
     found: list[Path] = []
-    for part in paths.split(","):
-        if not part.strip():
-            raise DataError(f"parquet paths must not be empty, got {paths!r}")
+    for part in place.split(","):
         path = Path(part.strip()).expanduser()
-        if path.is_dir():
-            inside = sorted(found for found in path.glob("*.parquet") if found.is_file())
-            if not inside:
-                raise DataError(f"folder {path} holds no .parquet file")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"parquet file or folder {path} does not exist")
+        inside = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        inside = [file for file in inside if file.is_file()]
+        if not part.strip() or not inside:
+            raise DataError(f"{part.strip() or repr(place)} must be a .parquet file or a directory of them")
+        found += inside
     return found
-
-
-def _named(paths: list[Path]) -> str:
-    """Some files in words."""
-    if len(paths) <= 3:
-        return ", ".join(str(path) for path in paths)
-    return f"{len(paths)} files, {paths[0]} to {paths[-1]}"
-
-
-def _is_test(path: Path) -> bool:
-    return not TEST_WORDS.isdisjoint(re.split(r"[^a-z]+", path.stem.lower()))
-
-
-def _open(path: Path) -> _File:
-    """Schema and labels of a file; the images stay on disk."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with _reading(path):
-        with path.open("rb") as content:
-            groups = row_groups(content)
-        _check_rows(groups)
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if len(set(schema.names)) < len(schema.names):
-                raise ValueError("its columns must have a name each")
-            image = _column(path, "image", schema, _holds_bytes)
-            label = _column(path, "label", schema, pa.types.is_integer)
-            _largest_page(path, groups, file.schema, label)
-            column = file.read(columns=[label]).column(label)
-    if column.null_count:
-        raise DataError(f"column {label!r} of {path} must have no null label, got {column.null_count}")
-    labels = torch.tensor(column.to_numpy().astype("int64"))
-    return _File(path, image, labels, _feature_names(schema, label), groups)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turns what is wrong with the file `path` into a DataError that names it."""
+    """Turns pyarrow's errors into a DataError that names the file."""
     import pyarrow as pa
 
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"parquet file {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from None
 
 
-def _check_rows(groups: list[RowGroup]) -> None:
-    """Raises ValueError for more rows than can be counted: few bytes may stand for any number of labels."""
-    parts = [group.rows for group in groups]
-    if not 0 <= sum(parts) <= limits.IMAGES or min(parts, default=0) < 0:
-        raise ValueError(f"it must have at most {limits.IMAGES:,} rows, got {sum(parts):,}")
+def _open(path: Path) -> _File:
+    """Columns and labels of a file; its images stay on disk."""
+    import pyarrow.parquet as pq
+
+    with _reading(path), pq.ParquetFile(path) as file:
+        image, label = find_columns(str(path), file.schema_arrow)
+        labels = read_labels(str(path), file.read(columns=[label]).column(label))
+        return _File(path, image, labels, class_names(file.schema_arrow, label))
 
 
-def _largest_page(path: Path, groups: list[RowGroup], schema: "pq.ParquetSchema", column: str) -> int:
-    """`largest_page` of the column of that name and of all that is inside of it."""
-    names = [schema.column(index).path for index in range(len(schema))]
-    inside = [index for index, name in enumerate(names) if f"{name}.".startswith(f"{column}.")]
-    with path.open("rb") as file:
-        return largest_page(file, groups, inside, column)
-
-
-def _holds_bytes(kind: "pa.DataType") -> bool:
-    """Whether a column of this type can hold encoded images: binary, or a struct with binary `bytes`."""
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        kind = kind.field(index).type if index >= 0 else pa.null()
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _column(path: Path, role: str, schema: "pa.Schema", fits: Any) -> str:
-    """The column for `role`, of a type that `fits`."""
-    fitting = [field.name for field in schema if fits(field.type)]
-    return find_column(f"parquet file {path}", role, fitting, schema.names)
-
-
-def _feature_names(schema: "pa.Schema", label: str) -> tuple[str, ...] | None:
-    """Class names from the metadata that Hugging Face's `datasets` writes; None where there are none."""
-    try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
-        return None
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return tuple(names)
-    return None
-
-
-def _class_names(name: str, files: list[_File]) -> tuple[str, ...]:
-    named = [file for file in files if file.names is not None]
-    for file in named:
-        if file.names != named[0].names:
-            raise DataError(f"class names in {file.path} must be those in {named[0].path}, got others")
-    if named and named[0].names is not None:
-        return named[0].names
-    return numbered_classes(name, [file.labels for file in files])
-
-
-def _encoded(files: list[_File], chosen: Tensor) -> list[Encoded]:
-    """The encoded images at the ascending indices `chosen`, counted through all `files`."""
-    images: list[Encoded] = []
-    start = 0
-    for file in files:
-        end = start + len(file.labels)
-        rows = chosen[(chosen >= start) & (chosen < end)] - start
-        with _reading(file.path):
-            images += _rows(file, rows)
-        start = end
-    return images
-
-
-def _rows(source: _File, rows: Tensor) -> list[Encoded]:
-    """The encoded images of a file in the ascending `rows`.
-
-    A value may be written once and stand in every row, so that a file says little about what its rows come
-    to: a few rows are read at a time, and what has been kept is added up.
-    """
+def _images(files: list[_File], chosen: Tensor) -> list[Encoded]:
+    """The encoded images at the ascending indices ``chosen``, which count through all ``files``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path, column, groups = source.path, source.image, source.groups
     images: list[Encoded] = []
-    most = max(limits.PARQUET, limits.UNPACKED * path.stat().st_size)
-    kept = first = 0
-    with pq.ParquetFile(path) as file:
-        if pa.types.is_struct(file.schema_arrow.field(column).type):
-            # what else stands beside them may be lists of any length
-            column = f"{column}.bytes"
-        # no value is larger than its page
-        size = max(1, min(MOST_ROWS, limits.PAGE // max(1, _largest_page(path, groups, file.schema, column))))
-        for index, group in enumerate(groups):
-            if not ((rows >= first) & (rows < first + group.rows)).any():
-                first += group.rows
-                continue
-            for batch in file.iter_batches(size, row_groups=[index], columns=[column]):
-                inside = rows[(rows >= first) & (rows < first + len(batch))]
-                values = batch.column(0).take(pa.array((inside - first).numpy())).to_pylist()
-                for row, value in zip(inside.tolist(), values, strict=True):
-                    content = _content(f"{path} row {row}", value)
-                    images.append(Encoded(f"{path} row {row}", content))
-                    kept += len(content)
-                if kept > most:
-                    raise ValueError(f"its images must have at most {most:,} bytes, got {kept:,}")
-                first += len(batch)
+    start = 0
+    for source in files:
+        first = start
+        with _reading(source.path), pq.ParquetFile(source.path) as file:
+            is_struct = pa.types.is_struct(file.schema_arrow.field(source.image).type)
+            # of a struct the bytes alone: its other fields may be large
+            columns = [f"{source.image}.bytes" if is_struct else source.image]
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                rows = chosen[(chosen >= start) & (chosen < end)]
+                if len(rows):
+                    values = file.read_row_group(group, columns=columns).column(source.image)
+                    taken = values.take(pa.array((rows - start).numpy()))
+                    images += encoded(str(source.path), (rows - first).tolist(), taken)
+                start = end
     return images
 
 
-def _content(name: str, value: Any) -> bytes:
-    content: bytes | None = value["bytes"] if isinstance(value, dict) else value
-    if content is None:
-        raise DataError(f"{name} holds no image bytes")
-    return content
+def _absolute(place: str) -> str:
+    return ",".join(absolute_path(part.strip()) for part in place.split(",") if part.strip())
+
+
+DATASET_SOURCES.register("parquet", DatasetSource(load_parquet, "FILES_OR_DIR", absolute=_absolute))

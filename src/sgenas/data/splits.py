@@ -1,75 +1,73 @@
-"""Drawing images class by class, so that every class keeps its share: splits and samples of a label list."""
+"""Stratified splits and samples: every class keeps its share.
+
+scikit-learn has both, but draws from NumPy's generators and takes 2 s to import.
+"""
 
 import torch
 from torch import Tensor
 
-from sgenas.errors import DataError, InvalidValueError
+from sgenas.errors import DataError, require
 
 
 def split_stratified(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Cuts the images in two at random, within each class: (first, second), ascending indices, int64.
+    """Splits images at random within each class.
 
-    `labels` is int64 (N,). The first part holds round(fraction * N) images, each class in proportion to its
-    size, as far as every class can keep an image in both parts. The indices are on the CPU, and depend on
-    the labels and the CPU `generator` alone.
+    The first part has round(fraction * N) images, each class in proportion to its size, as far as every class
+    keeps an image in both parts.
 
-    Raises InvalidValueError for a fraction outside (0, 1), DataError for a class with fewer than two images.
+    Args:
+        labels: int64 (N,), at least two of each class.
+        fraction: Share of the first part, in (0, 1).
+        generator: On the CPU.
+
+    Returns:
+        (first, second): ascending indices, int64, on the CPU.
     """
-    if not 0 < fraction < 1:
-        raise InvalidValueError(f"fraction must be between 0 and 1, both excluded, got {fraction!r}")
-    labels, counts = _counted(labels)
-    for index, count in enumerate(counts):
-        if count < 2:
-            raise DataError(f"class {index} must have at least 2 images to be split, got {count}")
-    parts = _apportion(counts, round(fraction * len(labels)), reserve=1)
-    first = _draw(labels, parts, generator)
+    require(0 < fraction < 1, "fraction", "in (0, 1)", fraction)
+    first = _draw(labels, round(fraction * len(labels)), generator, reserve=1)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[first] = True
     return first, (~chosen).nonzero().squeeze(1)
 
 
 def sample_stratified(labels: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Ascending indices, int64 (size,), of a random sample, at least one image of each class.
+    """Draws images, each class in proportion to its size as far as every class has one.
 
-    `labels` is int64 (N,), with at least one image in each class 0 .. max. Classes are in proportion to
-    their sizes as far as each can have an image. The indices are on the CPU, and depend on the labels and
-    the CPU `generator` alone.
+    Args:
+        labels: int64 (N,), at least one of each class.
+        size: Number of images, from the number of classes to N.
+        generator: On the CPU.
 
-    Raises DataError for a size below the number of classes or above N, or a class without an image.
+    Returns:
+        Ascending indices, int64 (size,), on the CPU.
     """
-    labels, counts = _counted(labels)
-    if 0 in counts:
-        raise DataError(f"class {counts.index(0)} must have at least 1 image to be sampled, got 0")
-    if not len(counts) <= size <= len(labels):
-        raise DataError(
-            f"sample size must be from {len(counts)} (one image per class) to {len(labels)}, got {size}"
-        )
-    return _draw(labels, _apportion(counts, size, reserve=0), generator)
+    return _draw(labels, size, generator, reserve=0)
 
 
-def _counted(labels: Tensor) -> tuple[Tensor, list[int]]:
-    """The labels on the CPU, and the number of images of each class 0 .. max."""
+def _draw(labels: Tensor, total: int, generator: torch.Generator, reserve: int) -> Tensor:
+    """Ascending indices of ``total`` images; ``reserve``: images of each class that are not drawn."""
     labels = labels.cpu()
     if labels.dtype != torch.int64 or labels.ndim != 1 or len(labels) == 0 or int(labels.min()) < 0:
-        raise DataError(
-            f"labels must be int64 of shape (N,), N >= 1, none negative, got {labels.dtype} of"
-            f" {tuple(labels.shape)}"
-        )
-    return labels, torch.bincount(labels).tolist()
-
-
-def _draw(labels: Tensor, parts: list[int], generator: torch.Generator) -> Tensor:
+        got = f"{labels.dtype} of {tuple(labels.shape)}"
+        raise DataError(f"labels must be int64 >= 0 of shape (N,), not empty, got {got}")
+    counts = torch.bincount(labels).tolist()
+    if min(counts) <= reserve:
+        index = counts.index(min(counts))
+        raise DataError(f"class {index} must have at least {reserve + 1} images, got {counts[index]}")
+    if not reserve and not len(counts) <= total <= len(labels):
+        limits = f"from {len(counts)} (one image per class) to {len(labels)}"
+        raise DataError(f"size of a sample must be {limits}, got {total}")
     drawn = []
-    for index, part in enumerate(parts):
+    for index, part in enumerate(_apportion(counts, total, reserve)):
         members = (labels == index).nonzero().squeeze(1)
         drawn.append(members[torch.randperm(len(members), generator=generator)[:part]])
     return torch.cat(drawn).sort().values
 
 
 def _apportion(counts: list[int], total: int, reserve: int) -> list[int]:
-    """Shares out `total` in proportion to `counts`: each share from 1 to count - reserve.
+    """Distributes ``total`` in proportion to ``counts``: each share from 1 to count - reserve.
 
-    Largest remainders first, the lower class on a tie; the sum is `total` unless those limits forbid it.
+    Largest remainders first, the lower class on a tie; the sum is ``total`` unless those limits forbid it.
     """
     images = sum(counts)
     shares = [min(max(total * count // images, 1), count - reserve) for count in counts]

@@ -1,34 +1,27 @@
-"""The table as Markdown, CSV, LaTeX, HTML and JSON. Equal tables give equal text."""
+"""The table as plain text, Markdown, CSV, LaTeX and JSON. Equal tables give equal files."""
 
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sgenas
-from sgenas.experiments.table import Line, Spread, Table, facts, notes, per_run
-from sgenas.files import locked, replacing, understood
-from sgenas.report.html import render_page
+from sgenas.experiments.table import QUANTITIES, Line, Spread, Table, facts, missing, notes, per_job
+from sgenas.files import locked, write_text
 
 NOTHING = "\u2013"
 HEADINGS = (
-    "Mode",
-    "Method",
-    "Top-1, %",
-    "Params, M",
-    "Search, h",
-    "Device",
-    "Passes forward / backward",
-    "Runs",
+    *("Mode", "Method", "Top-1, %", "Params, M", "Search, h"),
+    *("Device", "Passes forward / backward", "Jobs"),
 )
 PAPER = ("Top-1, %", "Params, M", "Cost, h")
-"""The headings of the columns that follow, with the paper's figures."""
+"""Headings of the columns that follow, with the paper's figures."""
 TEXT = (0, 1, 5, 7)
-"""Columns of words; the others hold numbers."""
+"""Columns of strings; the others hold numbers."""
 ESCAPES = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -43,70 +36,70 @@ ESCAPES = {
 
 
 def write_tables(table: Table) -> list[Path]:
-    """Writes the table in every format into its grid's folder; the paths.
-
-    Raises RunFolderError where they cannot be written, or an outcome.json holds figures that are none.
-    """
-    out = table.grid.out
-    written = []
-    with understood(out / "runs"):
-        texts = {name: render(table) for name, render in FORMATS.items()}
-    # the runs of a cluster may end at the same moment
-    with locked(out / "lock", f"folder {out}", patience=60):
-        for name, text in texts.items():
-            with replacing(out / name) as file:
-                file.write(text.encode("utf-8", errors="replace"))
-            written.append(out / name)
-    return written
+    """Writes the table in every format into its grid's directory; returns the paths."""
+    out = table.grid.path
+    # the jobs of a cluster may end at the same moment
+    with locked(out / "table.lock", f"the table in {out}", timeout=60):
+        for name, render in FORMATS.items():
+            write_text(out / name, render(table))
+    return [out / name for name in FORMATS]
 
 
-def texts(line: Line) -> list[str]:
-    """A line as text, a cell for each of HEADINGS and PAPER; what has no value is `NOTHING`."""
-    paper = line.published
+def cells(line: Line) -> list[str]:
+    """A line as text, a cell for each of HEADINGS and PAPER; NOTHING where there is no value."""
+    paper, passes = line.published, [_spread(line.spread(name), 0) for name in ("forward", "backward")]
     return [
         line.mode,
         line.name,
-        _spread(line.top1, 2),
-        _spread(line.params, 3),
-        _spread(line.search_hours, 3),
-        "; ".join(line.devices) or NOTHING,
-        f"{_spread(line.forward, 0)} / {_spread(line.backward, 0)}" if line.done else NOTHING,
-        line.runs,
-        *(
-            [f"{paper.top1:.2f}", f"{paper.params:.1f}", f"{paper.cost:.1f}"]
-            if paper
-            else [NOTHING] * len(PAPER)
-        ),
+        _spread(line.spread("top1"), 2),
+        _spread(line.spread("params"), 3),
+        _spread(line.spread("search_hours"), 3),
+        line.devices or NOTHING,
+        " / ".join(passes) if line.done else NOTHING,
+        line.jobs,
+        *([f"{paper.top1:.2f}", f"{paper.params:.1f}", f"{paper.cost:.1f}"] if paper else [NOTHING] * 3),
     ]
 
 
-def markdown(table: Table) -> str:
-    """Markdown: a table for each data set, notes, what is missing, and how it was made."""
-    lines = [f"# Table 1: {table.grid.preset}", ""]
-    headings = (*HEADINGS, *(f"Paper: {heading}" for heading in PAPER))
-    marks = ["---" if column in TEXT else "---:" for column in range(len(headings))]
+def _headings() -> list[str]:
+    return [*HEADINGS, *(f"Paper: {heading}" for heading in PAPER)]
+
+
+def text(table: Table) -> str:
+    """Aligned columns for a terminal: a table per dataset, then what is missing."""
+    lines = [f"Table 1: {table.grid.plan.preset}"]
     for dataset, rows in table.parts:
-        lines += [f"## {dataset.name}", "", _pipes(headings), _pipes(marks)]
-        lines += [_pipes(_markdown(cell) for cell in texts(row)) for row in rows] + [""]
+        found = [_headings(), *map(cells, rows)]
+        widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+        lines += ["", dataset.name]
+        lines += ["  ".join(_aligned(row, widths)).rstrip() for row in found]
+    for title, texts in missing(table):
+        lines += ["", f"{title}:", *(f"  {each}" for each in texts)]
+    return "\n".join(lines) + "\n"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if column in TEXT else cell.rjust(width)
+
+
+def markdown(table: Table) -> str:
+    """Markdown: a table per dataset, notes, what is missing, and how it was made."""
+    lines = [f"# Table 1: {table.grid.plan.preset}", ""]
+    marks = ["---" if column in TEXT else "---:" for column in range(len(HEADINGS) + len(PAPER))]
+    for dataset, rows in table.parts:
+        lines += [f"## {dataset.name}", "", _pipes(_headings()), _pipes(marks)]
+        lines += [_pipes(map(_markdown, cells(row))) for row in rows] + [""]
     lines += [f"- {note}" for note in notes(table)] + [""]
-    for title, statuses in missing(table):
-        lines += [f"## {title}", "", *(f"- {_markdown(text)}" for text in statuses), ""]
+    for title, texts in missing(table):
+        lines += [f"## {title}", "", *(f"- {_markdown(each)}" for each in texts), ""]
     lines += ["## How it was made", "", _pipes(("What", "Value")), _pipes(("---", "---"))]
     lines += [_pipes((what, _markdown(value))) for what, value in facts(table)]
     return "\n".join(lines) + "\n"
 
 
-def missing(table: Table) -> list[tuple[str, list[str]]]:
-    """(heading, a text for each run) of those that have failed and of those that are not finished."""
-    return [
-        (title, [f"{status.place.name}: {status}" for status in statuses])
-        for title, statuses in (("Failed", table.failed), ("Not finished", table.unfinished))
-        if statuses
-    ]
-
-
 def comma_separated(table: Table) -> str:
-    """CSV: a line for each data set and row, numbers in full; what has no value is empty."""
+    """CSV: a line per dataset and row, numbers in full; empty where there is no value."""
     file = io.StringIO()
     records = [_record(dataset.name, line) for dataset, lines in table.parts for line in lines]
     writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
@@ -116,16 +109,13 @@ def comma_separated(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """LaTeX for \\input (needs the package booktabs): a table for each data set, the facts as comments."""
+    r"""LaTeX for \input (needs the package booktabs): a table per dataset, the facts as comments."""
     lines = [f"% {what}: {' '.join(value.split())}" for what, value in facts(table)]
-    for title, statuses in missing(table):
-        lines += [f"% {title}: {' '.join(text.split())}" for text in statuses]
+    lines += [f"% {title}: {' '.join(each.split())}" for title, texts in missing(table) for each in texts]
+    count, plan = len(HEADINGS) + len(PAPER), table.grid.plan
+    columns = "".join("l" if column in TEXT else "r" for column in range(count))
     for dataset, rows in table.parts:
-        headings = (*HEADINGS, *PAPER)
-        columns = "".join("l" if column in TEXT else "r" for column in range(len(headings)))
-        caption = (
-            f"{dataset.name}, preset {table.grid.preset}, seeds {', '.join(map(str, table.grid.seeds))}."
-        )
+        caption = f"{dataset.name}, preset {plan.preset}, seeds {', '.join(map(str, plan.seeds))}."
         lines += [
             "",
             r"\begin{table}",
@@ -134,53 +124,36 @@ def latex(table: Table) -> str:
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             "& " * len(HEADINGS) + rf"\multicolumn{{{len(PAPER)}}}{{c}}{{Paper}} \\",
-            rf"\cmidrule(l){{{len(HEADINGS) + 1}-{len(headings)}}}",
-            " & ".join(map(_tex, headings)) + r" \\",
+            rf"\cmidrule(l){{{len(HEADINGS) + 1}-{count}}}",
+            " & ".join(map(_tex, (*HEADINGS, *PAPER))) + r" \\",
             r"\midrule",
         ]
         for before, row in zip((None, *rows), rows, strict=False):
             if before is not None and before.mode != row.mode:
                 lines.append(r"\midrule")
-            lines.append(" & ".join(map(_tex, texts(row))) + r" \\")
+            lines.append(" & ".join(map(_tex, cells(row))) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"
 
 
-def html(table: Table) -> str:
-    """One self-contained HTML page, without scripts and without network."""
-    return render_page(
-        "table",
-        package="sgenas.experiments",
-        preset=table.grid.preset,
-        purpose=table.preset.purpose,
-        headings=(*HEADINGS, *PAPER),
-        paper=len(PAPER),
-        words=TEXT,
-        parts=[(dataset.name, [(row.mode, texts(row)) for row in rows]) for dataset, rows in table.parts],
-        notes=notes(table),
-        missing=missing(table),
-        facts=facts(table),
-    )
-
-
 def as_json(table: Table) -> str:
-    """JSON: the lines of the CSV, the facts, and every figure of every run."""
+    """JSON: the lines of the CSV, the facts, and every figure of every job."""
     data = {
         "format": "sgenas-table1-figures",
+        "version": 2,
         "sgenas": sgenas.__version__,
-        "facts": [list(fact) for fact in facts(table)],
+        "facts": facts(table),
         "rows": [_record(dataset.name, line) for dataset, lines in table.parts for line in lines],
+        "jobs": per_job(table),
     }
-    # a line for each run: with indents Python writes 1,000 of them ten times as slowly, after every run
-    runs = ",\n  ".join(map(json.dumps, per_run(table)))
-    return f'{json.dumps(data, indent=1)[:-2]},\n "runs": [\n  {runs}\n ]\n}}\n'
+    return json.dumps(data, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Table], str]] = {
+    "table.txt": text,
     "table.md": markdown,
     "table.csv": comma_separated,
     "table.tex": latex,
-    "table.html": html,
     "table.json": as_json,
 }
 """File name -> what renders it."""
@@ -196,13 +169,13 @@ def _record(data: str, line: Line) -> dict[str, Any]:
         "name": line.name,
         "seeds": len(line.statuses),
         "done": len(line.done),
-        "failed": sum(status.failed for status in line.statuses),
+        "failed": sum(status.state == "failed" for status in line.statuses),
     }
-    for name in ("top1", "params", "search_hours", "training_hours", "forward", "backward"):
-        found: Spread | None = getattr(line, name)
+    for name in QUANTITIES:
+        found = line.spread(name)
         record[f"{name}_mean"] = None if found is None else found.mean
         record[f"{name}_deviation"] = None if found is None else found.deviation
-    record["device"] = "; ".join(line.devices)
+    record["device"] = line.devices
     paper = asdict(line.published) if line.published else dict.fromkeys(("top1", "params", "cost"))
     return record | {f"paper_{name}": value for name, value in paper.items()}
 
@@ -215,15 +188,15 @@ def _spread(value: Spread | None, digits: int) -> str:
     return text if not value.deviation else f"{text} ± {value.deviation:,.{digits}f}"
 
 
-def _pipes(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _pipes(values: Iterable[str]) -> str:
+    return f"| {' | '.join(values)} |"
 
 
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in one line of a table."""
-    # an underscore inside a word emphasises nothing
-    return " ".join(re.sub(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text).split())
+def _markdown(string: str) -> str:
+    """A string that Markdown shows as it is, in one line of a table."""
+    # an underscore inside a word emphasizes nothing
+    return " ".join(re.sub(r"[\\`*\[\]<>|]|(?<!\w)_|_(?!\w)", r"\\\g<0>", string).split())
 
 
-def _tex(text: str) -> str:
-    return "".join(ESCAPES.get(sign, sign) for sign in text)
+def _tex(string: str) -> str:
+    return "".join(ESCAPES.get(sign, sign) for sign in string)

@@ -1,271 +1,314 @@
-"""What is to be run: the places of the grid, their settings and folders, and grid.json, the plan."""
+"""What is to be run: every setting of every run, kept in grid.json."""
 
-import dataclasses
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sgenas import limits
-from sgenas.engine import SearchConfig, TrainConfig, TrainSettings
-from sgenas.engine.parts import with_absolute_paths
-from sgenas.engine.settings import first_difference
-from sgenas.errors import ConfigError, RunFolderError
-from sgenas.experiments.presets import ROWS, Row, preset, search_config, train_settings
-from sgenas.files import Document, naming, replacing
-from sgenas.spaces import Genotype
+from sgenas import data
+from sgenas.errors import InvalidValueError, RunDirError, did_you_mean, require
+from sgenas.experiments.presets import ANY_GENOTYPE, PRESETS, Row, preset, rows, search_config, train_config
+from sgenas.fields import option
+from sgenas.files import locked, naming, read_json, write_text
+from sgenas.run.config import from_plain, to_plain
+from sgenas.searching.config import SearchConfig
+from sgenas.spaces.genotype import Genotype
+from sgenas.training.config import TrainConfig
 
-GRID = Document("sgenas-table1", 1)
+FORMAT, VERSION = "sgenas-table1", 2
+FILE = "grid.json"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-"""What a data set may be called in --data NAME=SPEC: it becomes the name of a folder."""
+"""Name of a dataset in NAME=SPEC: it becomes the name of a directory."""
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """What is asked of a grid. Empty values stand for what the grid already holds.
+
+    Args:
+        preset: Sizes of the runs: paper (for GPUs), small (2 CPU cores) or smoke (a test); a new grid needs one.
+        data: Datasets, each SPEC or NAME=SPEC; a new grid takes those of the preset.
+        seeds: Seeds; a new grid takes 0, 1 and 2.
+        methods: Methods; a new grid takes all that support the DARTS space.
+        estimators: Estimators; a new grid takes first-order and sge.
+    """
+
+    preset: str | None = option(None, choices=tuple(PRESETS))
+    data: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    methods: tuple[str, ...] = ()
+    estimators: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.preset is not None:
+            preset(self.preset)
+        rows(self.methods, self.estimators)
+        for seed in self.seeds:
+            require(0 <= seed < 2**63, "seeds", "from 0 to 2^63 - 1", seed)
+        for name in ("data", "seeds", "methods", "estimators"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), name, "different from each other", values)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set of the table: its `name` there and in the folders, and the `spec` of `--data`."""
+    """A dataset of the table.
+
+    Args:
+        name: Name in the table and in paths.
+        spec: Value of ``data.data`` in the runs' settings.
+    """
 
     name: str
     spec: str
 
+    def __post_init__(self) -> None:
+        # a name such as ../.. would lead out of the grid's directory
+        good = NAME.fullmatch(self.name) is not None and bool(self.spec.strip())
+        limit = "SPEC or NAME=SPEC with a name of letters, digits and _.-"
+        require(good, "data", limit, f"{self.name}={self.spec}")
+
     @classmethod
     def parse(cls, text: str) -> "Dataset":
-        """Reads `SPEC` or `NAME=SPEC`; without a name it is the spec, or its last folder or file.
-
-        Raises ConfigError for an empty text, or one of which no name can be made.
-        """
+        """``SPEC`` or ``NAME=SPEC``; without a name, the spec or the last part of its path."""
         name, separator, spec = text.partition("=")
         if not separator or NAME.fullmatch(name) is None:
             name, spec = "", text
         kind, colon, paths = spec.partition(":")
-        # of a list of paths the first
         last = Path(paths.split(",")[0].strip() if colon else kind)
-        name = name or (last.stem if last.suffix == ".parquet" else last.name)
-        if not spec.strip() or NAME.fullmatch(name) is None:
-            raise ConfigError(
-                f"--data must be SPEC or NAME=SPEC with a name of letters, digits and _.-, got {text!r}"
-            )
-        return cls(name, spec.strip())
+        return cls(name or (last.stem if last.suffix == ".parquet" else last.name), spec.strip())
 
-
-def place_name(row: Row, dataset: Dataset, seed: int) -> str:
-    """What a place is called in messages and in `--place`, and where its folder is below that of the runs."""
-    return f"{dataset.name}/{row.name}/seed-{seed}"
+    def absolute(self) -> "Dataset":
+        """With absolute paths: a later command may run in another directory."""
+        settings = data.absolute_paths(data.SearchImageSettings(data=self.spec))
+        return replace(self, spec=settings.data)
 
 
 @dataclass(frozen=True)
-class Place:
-    """One search with the training of the cell that it finds: a row, a data set and a seed."""
+class Entry:
+    """A row on a dataset: what its jobs have in common.
 
-    row: Row
+    Args:
+        dataset: The dataset.
+        row: The row.
+        search: Settings of the searches but the seed.
+        training: Settings of the training runs but the seed and the genotype.
+    """
+
     dataset: Dataset
+    row: Row
+    search: SearchConfig
+    training: TrainConfig
+
+    @classmethod
+    def of_preset(cls, name: str, dataset: Dataset, row: Row) -> "Entry":
+        """At the size of a preset."""
+        return cls(dataset, row, search_config(name, row, dataset.spec), train_config(name, dataset.spec))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One search, and the training of the cell that it derives.
+
+    Args:
+        entry: Row, dataset and settings.
+        seed: Seed of both runs.
+        grid: Directory of the grid.
+    """
+
+    entry: Entry
     seed: int
     grid: Path
-    search: SearchConfig
-    training: TrainSettings
 
     @property
     def name(self) -> str:
-        """See `place_name`."""
-        return place_name(self.row, self.dataset, self.seed)
+        """Its name, and its directory below ``runs``."""
+        return f"{self.entry.dataset.name}/{self.entry.row.name}/seed-{self.seed}"
 
     @property
-    def folder(self) -> Path:
-        """Holds both run folders, `search` and `training`, with outcome.json and log.txt."""
+    def path(self) -> Path:
+        """Directory of both run directories, outcome.json and log.txt."""
         return self.grid / "runs" / self.name
 
     @property
-    def search_folder(self) -> Path:
-        """The run folder of the search."""
-        return self.folder / "search"
+    def search_dir(self) -> Path:
+        """Run directory of the search."""
+        return self.path / "search"
 
     @property
-    def training_folder(self) -> Path:
-        """The run folder of the training."""
-        return self.folder / "training"
+    def training_dir(self) -> Path:
+        """Run directory of the training."""
+        return self.path / "training"
 
-    def train_config(self, genotype: Genotype) -> TrainConfig:
-        """The settings of the training of `genotype`."""
-        settings = {
-            item.name: getattr(self.training, item.name) for item in dataclasses.fields(TrainSettings)
-        }
-        return TrainConfig(**settings, genotype=genotype)
+    @property
+    def search(self) -> SearchConfig:
+        """Settings of the search."""
+        return replace(self.entry.search, seed=self.seed)
+
+    def training(self, genotype: Genotype) -> TrainConfig:
+        """Settings of the training of ``genotype``."""
+        return replace(self.entry.training, seed=self.seed, genotype=genotype)
+
+    def locked(self, timeout: float = 0.0) -> AbstractContextManager[None]:
+        """Keeps other processes from running this job; RunDirError if one still does after ``timeout`` seconds."""
+        return locked(self.path / "job.lock", f"job {self.name}", timeout=timeout)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The content of grid.json. Entries keep their settings when presets or defaults change.
+
+    Args:
+        preset: Name of the preset of entries to come.
+        entries: Every row on every dataset; those of the preset if empty.
+        seeds: Seeds.
+        commands: (date, command line) of those that worked on it.
+    """
+
+    preset: str
+    entries: tuple[Entry, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    commands: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        GridSettings(self.preset, seeds=self.seeds)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The whole plan. commands: (date, command line) of those that worked on it."""
+    """A plan and its directory."""
 
-    out: Path
-    preset: str
-    data: tuple[Dataset, ...]
-    seeds: tuple[int, ...]
-    commands: tuple[tuple[str, str], ...] = field(default=())
+    path: Path
+    plan: Plan
 
     @property
-    def size(self) -> int:
-        """How many places there are."""
-        return len(ROWS) * len(self.data) * len(self.seeds)
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Each dataset once."""
+        return tuple(dict.fromkeys(entry.dataset for entry in self.plan.entries))
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Each row once."""
+        return tuple(dict.fromkeys(entry.row for entry in self.plan.entries))
 
     @cached_property
-    def places(self) -> tuple[Place, ...]:
-        """Every place, seed by seed, so that a grid that is cut short has whole tables of fewer seeds."""
-        return tuple(self._make(*key) for key in self._keys())
+    def jobs(self) -> tuple[Job, ...]:
+        """Every job, seed by seed, so that a grid that is cut short has whole tables of fewer seeds."""
+        return tuple(Job(entry, seed, self.path) for seed in self.plan.seeds for entry in self.plan.entries)
 
-    def _keys(self) -> Iterator[tuple[Row, Dataset, int]]:
-        return ((row, dataset, seed) for seed in self.seeds for dataset in self.data for row in ROWS)
-
-    def _make(self, row: Row, dataset: Dataset, seed: int) -> Place:
-        return Place(
-            row,
-            dataset,
-            seed,
-            self.out,
-            search_config(self.preset, row, dataset.spec, seed),
-            train_settings(self.preset, dataset.spec, seed),
-        )
-
-    def place(self, name: str) -> Place:
-        """The place of that name; raises ConfigError where there is none."""
-        # the settings of 1,000 places take a second to make, which every worker would pay
-        for key in self._keys():
-            if place_name(*key) == name:
-                return self._make(*key)
-        raise ConfigError(
-            f"--place must be one of the {self.size} of {self.out / 'grid.json'}, such as"
-            f" {self.places[0].name}, got {name!r}"
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting of every run but the seed: {data set: {row: {search, training}}}."""
-        found: dict[str, Any] = {}
-        for dataset in self.data:
-            for row in ROWS:
-                place = self._make(row, dataset, self.seeds[0])
-                runs = {"search": place.search.to_dict(), "training": dataclasses.asdict(place.training)}
-                for run in runs.values():
-                    del run["seed"]
-                found.setdefault(dataset.name, {})[row.name] = runs
-        return found
+    def job(self, name: str) -> Job:
+        """The job ``name``; InvalidValueError if there is none."""
+        names = {job.name: job for job in self.jobs}
+        if name not in names:
+            close = did_you_mean(name, tuple(names)) or f"; one of them is {next(iter(names))}"
+            raise InvalidValueError(
+                f"job must be one of the {len(names)} of {self.path / FILE}, got {name!r}{close}", field="job"
+            )
+        return names[name]
 
     def save(self) -> None:
-        """Writes grid.json; raises RunFolderError where that is impossible."""
-        with naming(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        data = {
-            **GRID.head,
-            "preset": self.preset,
-            "data": {dataset.name: dataset.spec for dataset in self.data},
-            "seeds": list(self.seeds),
-            "commands": [list(command) for command in self.commands],
-            "settings": self.settings(),
-        }
-        with replacing(self.out / "grid.json") as file:
-            file.write(json.dumps(data, indent=1).encode() + b"\n")
+        """Writes grid.json."""
+        plain = to_plain(self.plan)
+        for entry in plain["entries"]:
+            del entry["training"]["genotype"]
+        with naming(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / FILE, json.dumps({"format": FORMAT, "version": VERSION, **plain}, indent=1) + "\n")
 
 
-def load_grid(out: Path) -> Grid:
-    """The grid that the folder `out` holds, once its settings are those that this version would take.
+def load_grid(path: str | Path) -> Grid:
+    """The grid in a directory. Missing entries take their defaults.
 
-    Raises RunFolderError where there is none or it is damaged, ConfigError for other settings.
+    Raises:
+        RunDirError: If there is none, or it is damaged.
+        InvalidValueError: If a setting is unknown or out of range.
     """
-    path = out / "grid.json"
-    if not path.exists():
-        raise RunFolderError(f"--out {out} holds no grid: it has no {path.name}")
-    data = GRID.read(path)
+    path = Path(path)
+    if not (path / FILE).exists():
+        raise RunDirError(f"{path} holds no grid: it has no {FILE}")
+    content = read_json(path / FILE, FORMAT, VERSION)
+    plain: dict[str, Any] = {key: value for key, value in content.items() if key not in ("format", "version")}
     try:
-        grid = Grid(
-            out,
-            str(data["preset"]),
-            tuple(_dataset(name, spec) for name, spec in data["data"].items()),
-            tuple(_seed(seed) for seed in data["seeds"]),
-            tuple((str(date), str(command)) for date, command in data["commands"]),
-        )
-        settings = data["settings"]
-        _check_places(grid)
+        for entry in plain.get("entries", ()):
+            entry["training"]["genotype"] = ANY_GENOTYPE.to_dict()
+        plan = from_plain(Plan, plain, "grid")
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{path / FILE}: {error}", field=error.field) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{path} must be a grid of this version of sgenas, got {error!r}") from None
-    difference = first_difference(grid.settings(), settings, "now")
-    if difference:
-        raise ConfigError(f"--out {out} holds a grid of other settings: {difference}; choose another folder")
-    return grid
+        raise RunDirError(f"{path / FILE} must be a grid, got {error!r:.200}") from None
+    if not plan.entries:
+        plan = _with_entries(plan, _preset_data(plan.preset), rows())
+    return Grid(path, plan)
 
 
-def _check_places(grid: Grid) -> None:
-    if not grid.data or not grid.seeds or len(set(grid.seeds)) < len(grid.seeds):
-        raise ValueError("a data set or more, and a seed or more, each once")
-    if grid.size > limits.PLACES:
-        raise ValueError(f"at most {limits.PLACES:,} runs, got {grid.size:,}")
+def _preset_data(name: str) -> tuple[Dataset, ...]:
+    return tuple(Dataset.parse(text) for text in preset(name).data)
 
 
-def _dataset(name: str, spec: Any) -> Dataset:
-    """Both become parts of paths: a name such as ../.. would lead out of the grid's folder."""
-    if NAME.fullmatch(name) is None or not isinstance(spec, str):
-        raise ValueError(f"data set {name[:40]!r}: {str(spec)[:40]!r}")
-    return Dataset(name, spec)
+def _with_entries(plan: Plan, datasets: Iterable[Dataset], wanted: Iterable[Row]) -> Plan:
+    """The plan with each of these rows on each of these datasets, estimator by estimator."""
+    known = {(entry.dataset, entry.row): entry for entry in plan.entries}
+    estimators = list(dict.fromkeys(row.estimator for row in wanted))
+    ordered = sorted(wanted, key=lambda row: estimators.index(row.estimator))
+    pairs = [(dataset, row) for dataset in datasets for row in ordered]
+    return replace(plan, entries=tuple(known.get(pair) or Entry.of_preset(plan.preset, *pair) for pair in pairs))
 
 
-def _seed(seed: Any) -> int:
-    if type(seed) is not int:
-        raise ValueError(f"seed {str(seed)[:40]!r}")
-    return seed
+def extend(path: Path, asked: GridSettings, command: tuple[str, str]) -> tuple[Grid, tuple[Job, ...]]:
+    """(the grid of ``path`` with what is asked added to it, the jobs that are asked for); writes nothing.
 
-
-def plan(
-    out: Path, name: str | None, data: tuple[str, ...], seeds: tuple[int, ...], command: tuple[str, str]
-) -> tuple[Grid, tuple[Place, ...]]:
-    """(the grid of `out` with what is asked added to it, the places that are asked); writes nothing.
-
-    A folder that holds a grid may be given more seeds and data sets. None and () stand for what it holds;
-    in a new one for the preset's data sets and the seeds 0, 1, 2. Raises ConfigError and RunFolderError.
+    Raises:
+        InvalidValueError: If what is asked contradicts the grid.
+        RunDirError: If the directory holds other files, or a damaged grid.
     """
-    asked = tuple(_absolute(Dataset.parse(text)) for text in data)
-    if (out / "grid.json").exists():
-        kept = load_grid(out)
-        if name not in (None, kept.preset):
-            raise ConfigError(
-                f"--preset must be {kept.preset} as in --out {out}, or the folder another, got {name!r}"
+    datasets = tuple(Dataset.parse(text).absolute() for text in asked.data)
+    if (path / FILE).exists():
+        old = load_grid(path)
+        same = asked.preset in (None, old.plan.preset)
+        require(same, "preset", f"{old.plan.preset} as in {path}, or the directory another", asked.preset)
+        wanted, plan = old.rows, old.plan
+        if asked.methods or asked.estimators:
+            wanted = rows(
+                asked.methods or tuple(dict.fromkeys(row.method for row in wanted)),
+                asked.estimators or tuple(dict.fromkeys(row.estimator for row in wanted)),
             )
     else:
-        _require_new(out)
-        if name is None:
-            raise ConfigError(f"--preset must be given: --out {out} holds no grid to go on with")
-        kept = Grid(out, name, (), ())
-        asked = asked or tuple(Dataset.parse(text) for text in preset(name).data)
-        seeds = seeds or (0, 1, 2)
-    known = {dataset.name: dataset for dataset in kept.data}
-    for dataset in asked:
-        found = known.setdefault(dataset.name, dataset)
-        if found != dataset:
-            raise ConfigError(
-                f"--data {dataset.name} must be {found.spec} all through --out {out}, got {dataset.spec}"
-                "; name it otherwise, NAME=SPEC"
+        _require_new(path)
+        if asked.preset is None:
+            raise InvalidValueError(
+                f"preset must be one of {', '.join(PRESETS)} for the new grid in {path}", field="preset"
             )
-    grid = Grid(
-        out,
-        kept.preset,
-        tuple(known.values()),
-        tuple(sorted({*kept.seeds, *seeds})),
-        (*kept.commands, command),
+        old = Grid(path, Plan(asked.preset, seeds=asked.seeds or (0, 1, 2)))
+        wanted, plan = rows(asked.methods, asked.estimators), old.plan
+        datasets = datasets or _preset_data(asked.preset)
+    known = {dataset.name: dataset for dataset in old.datasets}
+    for dataset in datasets:
+        found = known.setdefault(dataset.name, dataset)
+        limit = f"{found.spec} under the name {found.name} (use NAME=SPEC for another one)"
+        require(found == dataset, "data", limit, dataset.spec)
+    plan = replace(
+        _with_entries(plan, known.values(), dict.fromkeys((*old.rows, *wanted))),
+        seeds=tuple(sorted({*plan.seeds, *asked.seeds})),
+        commands=(*plan.commands, command),
     )
-    if grid.size > limits.PLACES:
-        raise ConfigError(f"--out {out} must have at most {limits.PLACES:,} runs, got {grid.size:,}")
-    names, numbers = {dataset.name for dataset in asked or grid.data}, set(seeds or grid.seeds)
-    chosen = [place for place in grid.places if place.dataset.name in names and place.seed in numbers]
+    grid = Grid(path, plan)
+    chosen = [
+        job
+        for job in grid.jobs
+        if job.entry.row in wanted
+        and job.entry.dataset in (datasets or old.datasets)
+        and job.seed in (asked.seeds or plan.seeds)
+    ]
     return grid, tuple(chosen)
 
 
-def _absolute(dataset: Dataset) -> Dataset:
-    """With absolute paths: whoever goes on may stand in another folder."""
-    settings = with_absolute_paths(search_config("smoke", ROWS[0], dataset.spec, 0))
-    return Dataset(dataset.name, settings.data.data)
-
-
-def _require_new(out: Path) -> None:
+def _require_new(path: Path) -> None:
     try:
-        if out.exists() and any(out.iterdir()):
-            raise RunFolderError(f"--out {out} must be new, empty or hold a grid, got other files")
+        if path.exists() and any(path.iterdir()):
+            raise RunDirError(f"{path} must be new, empty or hold a grid, got other files")
     except OSError as error:
-        raise RunFolderError(f"--out {out} must be a folder: {error.strerror}") from None
+        raise RunDirError(f"{path} must be a directory: {error.strerror}") from None

@@ -1,223 +1,267 @@
-"""What became of a place: outcome.json, written at its end, and how far it is until then."""
+"""What became of a job: outcome.json, written at its end, and how far it is until then."""
 
 import contextlib
 import json
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sgenas import limits, reading
-from sgenas.engine.run_folder import read_environment, read_train_config
-from sgenas.errors import RunFolderError, one_line
-from sgenas.experiments.grid import Place
-from sgenas.files import locked, naming, replacing, require_inside
-from sgenas.nets import network_size
-from sgenas.report import RunRecord, read_run
+from sgenas.errors import InvalidValueError, RunDirError, SgenasError, one_line
+from sgenas.experiments.grid import Job
+from sgenas.files import naming, write_text
+from sgenas.report.run_record import read_run
+from sgenas.run.config import from_plain, to_plain
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.networks import network_size
+from sgenas.training.config import TrainConfig
 
 LONGEST = 300
 """Characters of a reason."""
 TAIL = 65536
-"""Bytes at the end of metrics.jsonl, or of a log, that surely hold a whole line."""
-OF_A_CONFIG = ("mean", "std", "input", "classes", "images")
-"""What a run's environment says about its images."""
+"""Bytes at the end of metrics.jsonl, or of a log, that hold at least one whole line."""
 
-NUMBER = (int, float)
-ENVIRONMENT = {
-    **dict.fromkeys(("sgenas", "torch", "python", "platform", "device", "device_name", "started"), str),
-    "threads": int,
-}
-SHOWN: dict[str, dict[str, Any]] = {
-    "failed": {"when": str, "stage": str, "reason": str},
-    "done": {
-        "when": str,
-        "figures": {
-            "test_accuracy": NUMBER,
-            "params": NUMBER,
-            "search": {
-                "environment": ENVIRONMENT,
-                "last": dict.fromkeys(("seconds", "forward", "backward"), NUMBER),
-            },
-            "training": {"environment": ENVIRONMENT, "last": {"seconds": NUMBER}},
-        },
-    },
-}
-"""State -> what the tables show of a place in it: all of that must be in outcome.json."""
+
+@dataclass(frozen=True)
+class Figures:
+    """Results of a job that is done.
+
+    Args:
+        test_accuracy: After the last epoch, a fraction.
+        best_test_accuracy: The largest of all epochs, hence chosen on the test set.
+        test_images: Number of test images.
+        params: Parameters of the trained network without auxiliary head.
+        params_with_auxiliary: Parameters with it.
+        macs: Multiply-adds for one image.
+        search_seconds: Wall-clock time of the search.
+        training_seconds: Wall-clock time of the training.
+        forward: Forward passes of the search.
+        backward: Backward passes of the search.
+        genotype: The trained cells.
+        started: Date at which the search began, UTC.
+        device: Device of the search.
+        machine: Platform and number of cores of both runs.
+        versions: Versions of sgenas, torch and Python of both runs.
+    """
+
+    test_accuracy: float
+    best_test_accuracy: float
+    test_images: int
+    params: int
+    params_with_auxiliary: int
+    macs: int
+    search_seconds: float
+    training_seconds: float
+    forward: float
+    backward: float
+    genotype: Genotype
+    started: str
+    device: str
+    machine: str
+    versions: str
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """state: "done" or "failed". stage: "search" or "training", in which it failed. reason: why, in one line.
+    """What became of a job.
 
-    figures: of a place that is done; see `figures_of`. when: date of writing, UTC.
+    Args:
+        when: Date of writing, UTC.
+        stage: ``"search"`` or ``"training"``, in which it failed; None if it is done.
+        reason: Why it failed, in one line; None if it is done.
+        figures: Results; None if it failed.
     """
 
-    state: str
     when: str
     stage: str | None = None
     reason: str | None = None
-    figures: dict[str, Any] | None = None
+    figures: Figures | None = None
 
-    @classmethod
-    def done(cls, figures: dict[str, Any]) -> "Outcome":
-        """Of a place that is through."""
-        return cls("done", _now(), figures=figures)
+    @property
+    def done(self) -> bool:
+        """Whether both runs are finished."""
+        return self.figures is not None
 
     @classmethod
     def failed(cls, stage: str, reason: str) -> "Outcome":
-        """Of a place that cannot go on; `reason` becomes one line."""
+        """Of a job that cannot continue; ``reason`` becomes one line."""
         line = " ".join(reason.split())
-        return cls("failed", _now(), stage, line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
+        return cls(now(), stage, line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}...")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far a place is. stage: "search", "training" or, where nothing has begun, "". epoch: finished ones
-    of `epochs` in that stage."""
+class JobStatus:
+    """How far a job is.
 
+    Args:
+        job: The job.
+        outcome: What became of it; None if it is not over.
+        stage: ``"search"``, ``"training"``, or ``""`` if nothing has begun.
+        epoch: Finished epochs of that stage.
+        epochs: All epochs of that stage.
+    """
+
+    job: Job
+    outcome: Outcome | None
     stage: str
     epoch: int
     epochs: int
 
+    @classmethod
+    def of(cls, job: Job) -> "JobStatus":
+        """The status by what the runs have written; a run writes with every checkpoint."""
+        stage, path, epochs = _latest(job)
+        epoch = _finished_epochs(path / "metrics.jsonl") if stage else 0
+        return cls(job, read_outcome(job), stage, epoch, epochs)
+
+    @property
+    def figures(self) -> Figures | None:
+        """Results of a job that is done."""
+        return None if self.outcome is None else self.outcome.figures
+
+    @property
+    def state(self) -> str:
+        """``"done"``, ``"failed"``, ``"begun"`` (running or cut short) or ``"missing"``."""
+        if self.outcome is not None:
+            return "done" if self.outcome.done else "failed"
+        return "begun" if self.stage else "missing"
+
     def __str__(self) -> str:
+        if self.figures is not None:
+            return f"done, test accuracy {100 * self.figures.test_accuracy:.2f} %"
+        if self.outcome is not None:
+            return f"failed in the {self.outcome.stage}: {self.outcome.reason}"
         return f"{self.stage}, {self.epoch} of {self.epochs} epochs" if self.stage else "not begun"
 
 
-def is_done(place: Place) -> bool:
-    """Whether both runs of `place` are through."""
-    outcome = read_outcome(place)
-    return outcome is not None and outcome.state == "done"
+def _latest(job: Job) -> tuple[str, Path, int]:
+    """(stage that has begun last or "", its run directory, its epochs)."""
+    if (job.training_dir / "config.json").exists():
+        return "training", job.training_dir, job.entry.training.epochs
+    stage = "search" if (job.search_dir / "config.json").exists() else ""
+    return stage, job.search_dir, job.entry.search.epochs
 
 
-def read_outcome(place: Place) -> Outcome | None:
-    """What became of `place`; None where it is not through, also when its training is no longer there.
+def is_done(job: Job) -> bool:
+    """Whether both runs of ``job`` are finished."""
+    outcome = read_outcome(job)
+    return outcome is not None and outcome.done
 
-    A damaged outcome.json, which must not hide the other places, is one that has failed for that reason: when
-    it is tried again its runs are read, and what became of them is written anew.
+
+def read_outcome(job: Job) -> Outcome | None:
+    """What became of ``job``; None if it is not over, or if its training run is gone.
+
+    A damaged outcome.json is a failure with that reason, so that it does not hide other jobs; another try reads
+    the runs and writes it again.
     """
-    path = place.folder / "outcome.json"
+    path = job.path / "outcome.json"
     try:
-        data = json.loads(reading.text(path, limits.SETTINGS))
-        outcome = Outcome(**data)
-        if outcome.state not in SHOWN:
-            raise ValueError(f"state must be one of {', '.join(SHOWN)}, got {outcome.state!r}")
-        _require_like(data, SHOWN[outcome.state], "the whole")
+        outcome: Outcome = from_plain(Outcome, json.loads(path.read_text(encoding="utf-8")), "outcome")
+        if outcome.figures is None and outcome.reason is None:
+            raise InvalidValueError("it has neither figures nor a reason")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        return Outcome.failed(progress(place).stage or "search", f"{path} cannot be read: {one_line(error)}")
-    if outcome.state == "done" and not (place.training_folder / "metrics.jsonl").exists():
+    except (SgenasError, OSError, ValueError, TypeError, RecursionError) as error:
+        return Outcome.failed(_latest(job)[0] or "search", f"{path} cannot be read: {one_line(error)}")
+    if outcome.done and not (job.training_dir / "metrics.jsonl").exists():
         return None
     return outcome
 
 
-def _require_like(found: Any, wanted: Any, name: str) -> None:
-    """Raises ValueError where `found` lacks an entry of `wanted`, nested types, or has it of another type."""
-    if not isinstance(wanted, dict):
-        if not isinstance(found, wanted):
-            raise ValueError(f"{name} is of the wrong type {type(found).__name__}")
-        return
-    if not isinstance(found, dict):
-        raise ValueError(f"{name} must be an object, got {type(found).__name__}")
-    for key, inner in wanted.items():
-        _require_like(found.get(key), inner, key)
-
-
-def write_outcome(place: Place, outcome: Outcome) -> None:
+def write_outcome(job: Job, outcome: Outcome) -> None:
     """Writes outcome.json, whole or not at all."""
-    with replacing(place.folder / "outcome.json") as file:
-        file.write(json.dumps(asdict(outcome), indent=1).encode() + b"\n")
+    write_text(job.path / "outcome.json", json.dumps(to_plain(outcome), indent=1) + "\n")
 
 
-def forget_outcome(place: Place) -> None:
-    """Removes outcome.json, if there is one: the place is worked on again."""
-    with naming(place.folder):
-        (place.folder / "outcome.json").unlink(missing_ok=True)
+def report_death(job: Job, reason: str) -> Outcome:
+    """The outcome of a job whose process ended without one; not written if another process runs the job."""
+    outcome = Outcome.failed(_latest(job)[0] or "search", reason)
+    with contextlib.suppress(RunDirError), job.locked():
+        kept = read_outcome(job)
+        if kept is not None:
+            return kept
+        write_outcome(job, outcome)
+    return outcome
 
 
-def progress(place: Place) -> Progress:
-    """How far `place` is by what its runs have written to the disk; a run writes with every checkpoint."""
-    for stage, folder, config in (
-        ("training", place.training_folder, place.training),
-        ("search", place.search_folder, place.search),
-    ):
-        if (folder / "config.json").exists():
-            return Progress(stage, _finished_epochs(folder / "metrics.jsonl"), config.epochs)
-    return Progress("", 0, place.search.epochs)
+def forget_outcome(job: Job) -> None:
+    """Removes outcome.json, if there is one: the job is tried again."""
+    with naming(job.path):
+        (job.path / "outcome.json").unlink(missing_ok=True)
+
+
+def tail(path: Path) -> list[bytes]:
+    """The last lines of a file; the first of them may be cut."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            return file.read(TAIL).splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunDirError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _finished_epochs(metrics: Path) -> int:
-    try:
-        with reading.opened(metrics, limits.METRICS) as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read(TAIL).splitlines()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise RunFolderError(f"{metrics} cannot be read: {error.strerror or error}") from None
-    for line in reversed(lines):
+    for line in reversed(tail(metrics)):
         try:
             row = json.loads(line)
             return int(row["epoch"]) + (row["kind"] == "epoch")
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-            continue  # cut by a kill, or by the reading above
+            continue  # cut by a kill, or by `tail`
     return 0
 
 
-def figures_of(place: Place) -> dict[str, Any]:
-    """The figures of a place whose training is through.
-
-    test_accuracy: of the last epoch, a fraction; best_test_accuracy: the largest, chosen on the test set;
-    params (without auxiliary head), params_with_auxiliary and macs of the trained network; genotype; and
-    under `search` and `training` the last row of metrics.jsonl with the run's environment. Raises what
-    `read_run` raises.
-    """
-    search, training = read_run(place.search_folder), read_run(place.training_folder)
-    config = read_train_config(place.training_folder)
-    facts = read_environment(place.training_folder)
+def figures_of(job: Job) -> Figures:
+    """The results of a job whose training run is finished; raises what ``read_run`` raises."""
+    search, training = (read_run(path, brief=True) for path in (job.search_dir, job.training_dir))
+    config, facts, environment = TrainConfig.from_dict(training.config), training.environment, search.environment
     input_channels, side, _ = facts["input"]
     size = network_size(
         config.genotype,
-        channels=config.network.channels,
-        layers=config.network.layers,
-        classes=len(facts["classes"]),
+        channels=config.channels,
+        layers=config.layers,
+        num_classes=len(facts["classes"]),
         resolution=side,
         input_channels=input_channels,
     )
-    last = training.epochs[-1]
-    return {
-        "test_accuracy": last["test_accuracy"],
-        "best_test_accuracy": last["best_test_accuracy"],
-        "test_images": facts["images"]["test"],
+    last, searched = training.epochs[-1], search.epochs[-1]
+    return Figures(
+        test_accuracy=last["test_accuracy"],
+        best_test_accuracy=last["best_test_accuracy"],
+        test_images=facts["images"]["test"],
         **asdict(size),
-        "genotype": config.genotype.to_dict(),
-        "search": _run(search),
-        "training": _run(training),
-    }
+        search_seconds=searched["seconds"],
+        training_seconds=last["seconds"],
+        forward=searched["forward"],
+        backward=searched["backward"],
+        genotype=config.genotype,
+        started=environment["started"],
+        device=device_text(environment),
+        machine="; ".join(dict.fromkeys(map(_machine, (environment, facts)))),
+        versions="; ".join(dict.fromkeys(map(_versions, (environment, facts)))),
+    )
 
 
-def _run(record: RunRecord) -> dict[str, Any]:
-    environment = {key: value for key, value in record.environment.items() if key not in OF_A_CONFIG}
-    return {"environment": environment, "last": record.epochs[-1]}
+def device_text(environment: Mapping[str, Any]) -> str:
+    """The device of a run in words."""
+    name, threads = environment["device_name"], environment["threads"]
+    if environment["device"].startswith("cuda"):
+        return str(name)
+    return f"CPU ({name}, {threads} thread{'s' if threads > 1 else ''})"
 
 
-def give_outcome(place: Place, outcome: Outcome) -> None:
-    """Writes the outcome of a place whose process could not; not where another one works at it by now."""
-    with contextlib.suppress(RunFolderError), held(place):
-        write_outcome(place, outcome)
+def _machine(environment: Mapping[str, Any]) -> str:
+    return f"{environment['platform']}, {environment['cores']} cores"
 
 
-def held(place: Place, *, patience: float = 0.0) -> AbstractContextManager[None]:
-    """Keeps other processes from working at `place` meanwhile, see `sgenas.files.locked`.
-
-    Raises RunFolderError when one still does after `patience` seconds, or the folder cannot be written.
-    """
-    for folder in (place.folder, place.search_folder, place.training_folder):
-        require_inside(place.grid, folder, place.name)
-    return locked(place.folder / "lock", place.name, patience=patience)
+def _versions(environment: Mapping[str, Any]) -> str:
+    at = f" at {environment['git_commit'][:12]}" if environment.get("git_commit") else ""
+    return f"sgenas {environment['sgenas']}{at}, torch {environment['torch']}, Python {environment['python']}"
 
 
-def _now() -> str:
+def now() -> str:
+    """The date in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")

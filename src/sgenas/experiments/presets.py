@@ -1,44 +1,72 @@
-"""How large the runs of the table are: the only place with these numbers."""
+"""How large the runs of a table are: the only place with these numbers."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgenas.engine import EstimatorSettings, SearchConfig, TrainSettings
-from sgenas.engine.settings import changed
-from sgenas.errors import ConfigError
+from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.errors import require_choice
 from sgenas.methods import METHODS
+from sgenas.run.config import to_plain
+from sgenas.searching.config import SearchConfig
+from sgenas.spaces.darts_space.published import published
+from sgenas.spaces.discretization import TopEdges
+from sgenas.training.config import TrainConfig
+
+SPACE = "darts"
+# The baselines are first-order searches: their costs in the paper, 0.4 and 0.1 GPU days, are those that DARTS and
+# PC-DARTS report for first order (second order took DARTS 1 GPU day), and the released codes of PC-DARTS, Fair
+# DARTS and beta-DARTS search with first order.
+TABLE_ESTIMATORS = ("first-order", "sge")
+ANY_GENOTYPE = published("darts-v2")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a method of METHODS with an estimator, `first-order` or `sge`."""
+    """A row of the table.
+
+    Args:
+        method: Registered method.
+        estimator: Registered estimator.
+    """
 
     method: str
     estimator: str
 
+    def __post_init__(self) -> None:
+        METHODS.get(self.method)
+        ESTIMATORS.get(self.estimator)
+
     @property
     def name(self) -> str:
-        """In paths and messages."""
+        """Name in paths and messages."""
         return f"{self.method}-{self.estimator}"
 
 
-# The baselines are first-order searches: their costs in the paper, 0.4 and 0.1 GPU days, are those that
-# DARTS and PC-DARTS give for first order (second order took DARTS 1 GPU day), and the released codes of
-# PC-DARTS, Fair DARTS and beta-DARTS search with first order.
-ROWS = tuple(Row(method, estimator) for estimator in ("first-order", "sge") for method in METHODS)
-"""In the order of the paper's table."""
+def rows(methods: tuple[str, ...] = (), estimators: tuple[str, ...] = ()) -> tuple[Row, ...]:
+    """The rows of a table, estimator by estimator as in the paper.
+
+    Args:
+        methods: Registered methods; all that support the DARTS space if empty.
+        estimators: Registered estimators; first-order and sge if empty.
+    """
+    methods = methods or tuple(name for name in METHODS if SPACE in METHODS.get(name).spaces)
+    return tuple(Row(method, estimator) for estimator in estimators or TABLE_ESTIMATORS for method in methods)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a run is given beyond the settings of its method and the recipe of its training.
+    """Sizes of the runs, on top of the settings of a method and a recipe.
 
-    data: the data sets by default. recipe: of the training. search, training: by flag name, the sizes. sge:
-    the settings that the SGE rows start from: of the method's source (and sge as it is by default,
-    docs/choosing.md says why) or the paper's. alpha_lr_scale: factor of the method's own learning rate of the
-    alphas, which would hardly move them in a short search. What it is for is said in `purpose`.
+    Args:
+        purpose: What it is for.
+        data: Default datasets.
+        recipe: Recipe of the training runs.
+        search: Settings of the searches by dotted path.
+        training: Settings of the training runs by dotted path.
+        alpha_lr_scale: Factor of the method's learning rate of the alphas, which would hardly move them in a
+            short search.
+        sge: Settings of the sge rows: ``"source"`` (of the method's source) or ``"paper"``.
     """
 
     purpose: str
@@ -50,7 +78,7 @@ class Preset:
     sge: str = "source"
 
 
-# The derived cell is not measured in the supernet: a search's time is to be that of the search.
+# The derived cell is not evaluated in the supernet: the time of a search must be that of the search alone.
 PRESETS = {
     "paper": Preset(
         "the paper's size, for GPUs",
@@ -60,48 +88,48 @@ PRESETS = {
         sge="paper",
     ),
     "small": Preset(
-        "a small version for 2 CPU cores and 2 hours with 2 seeds",
+        "a small version for 2 CPU cores: about 15 minutes per method and seed",
         ("cifar10",),
         "fast",
         search={
             "derived_every": 0,
             "epochs": 6,
-            "train_images": 1024,
-            "batch_size": 32,
-            "channels": 8,
-            "layers": 4,
+            "data.train_images": 1024,
+            "data.batch_size": 32,
+            "space.channels": 8,
+            "space.layers": 4,
         },
         training={
             "epochs": 12,
-            "train_images": 5000,
-            "test_images": 5000,
-            "batch_size": 64,
+            "data.train_images": 5000,
+            "data.test_images": 5000,
+            "data.batch_size": 64,
             "channels": 8,
             "layers": 5,
         },
         alpha_lr_scale=20.0,
     ),
     "smoke": Preset(
-        "a trial of the machinery; its figures mean nothing",
+        "a test of the machinery; its figures mean nothing",
         ("digits",),
         "fast",
         search={
             "derived_every": 0,
             "epochs": 4,
-            "train_images": 128,
-            "batch_size": 32,
-            "channels": 8,
-            "layers": 3,
-            "nodes": 2,
+            "data.train_images": 128,
+            "data.batch_size": 32,
+            "space.channels": 8,
+            "space.layers": 3,
+            "space.nodes": 2,
         },
         training={
             "epochs": 6,
-            "batch_size": 64,
+            "data.batch_size": 64,
+            "data.cutout": 0,
             "channels": 4,
             "layers": 3,
             "warmup": 1,
             "ema": None,
-            "cutout": 0,
         },
         alpha_lr_scale=20.0,
     ),
@@ -109,37 +137,36 @@ PRESETS = {
 
 
 def preset(name: str) -> Preset:
-    """The preset `name`; raises ConfigError for an unknown one."""
-    if name not in PRESETS:
-        raise ConfigError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    """The preset ``name``; InvalidValueError if there is none."""
+    require_choice("preset", name, tuple(PRESETS))
     return PRESETS[name]
 
 
-def search_config(name: str, row: Row, data: str, seed: int) -> SearchConfig:
-    """The search of `row` at the size of the preset `name`.
+def search_config(name: str, row: Row, data: str) -> SearchConfig:
+    """The search of ``row`` on ``data`` at the size of a preset.
 
-    A baseline has the settings of its method's source, sge those that the preset says (`--settings`). Where
-    the sizes shorten a search, its warm-up is the same share of the epochs.
+    A baseline has the settings of its method's source, sge those of ``Preset.sge``. If the preset shortens the
+    search, the warm-up is the same share of the epochs.
     """
     sizes = preset(name)
-    source = SearchConfig.of_method(row.method, sizes.sge if row.estimator == "sge" else "source")
-    if row.estimator != "sge":
-        source = dataclasses.replace(source, estimator=EstimatorSettings(estimator=row.estimator))
+    kind = sizes.sge if row.estimator == "sge" else "source"
+    source = SearchConfig.of_method(row.method, {"estimator.name": row.estimator}, preset=kind)
     epochs = sizes.search.get("epochs", source.epochs)
-    flags: dict[str, Any] = {
+    rate = to_plain(source.arch_optimizer)["lr"]
+    changes = {
         **sizes.search,
-        "data": data,
-        "seed": seed,
-        "alpha_lr": sizes.alpha_lr_scale * source.alphas.alpha_lr,
-        "warmup_epochs": round(source.alphas.warmup_epochs * epochs / source.epochs),
+        "data.data": data,
+        "arch_optimizer.lr": sizes.alpha_lr_scale * rate,
+        "warmup_epochs": round(source.warmup_epochs * epochs / source.epochs),
     }
-    if row.method == "fair-darts" and epochs < source.epochs:
-        # in a few epochs no sigmoid climbs from 1/2 to the threshold: every cell would be empty
-        flags["derivation"] = "top2"
-    return changed(source, flags)
+    rule = METHODS.get(row.method).discretization.get(SPACE)
+    if epochs < source.epochs and getattr(rule, "threshold", None) is not None:
+        # in a few epochs no sigmoid rises from 1/2 to the threshold: every cell would be empty
+        changes["discretization"] = to_plain(TopEdges())
+    return SearchConfig.of_method(row.method, changes, base=source)
 
 
-def train_settings(name: str, data: str, seed: int) -> TrainSettings:
-    """The training of any cell at the size of the preset `name`."""
+def train_config(name: str, data: str) -> TrainConfig:
+    """The training on ``data`` at the size of a preset; any genotype stands for the one to come."""
     sizes = preset(name)
-    return changed(TrainSettings.of_recipe(sizes.recipe), {**sizes.training, "data": data, "seed": seed})
+    return TrainConfig.of_recipe(sizes.recipe, ANY_GENOTYPE, {**sizes.training, "data.data": data})

@@ -1,164 +1,212 @@
-"""Table 1 of the paper by one command: what is missing is run, and the table written."""
+"""Table 1 by one call: runs the jobs that are missing, and writes the table after each.
 
-import shlex
+Example:
+    >>> run("runs/table1", GridSettings(preset="smoke", seeds=(0,)), launcher=Local(jobs=2))
+    >>> print(status_text(status("runs/table1")))
+"""
+
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from sgenas.engine.parts import load_images
-from sgenas.errors import ConfigError, DataError
-from sgenas.experiments import slurm
-from sgenas.experiments.formats import markdown, write_tables
-from sgenas.experiments.grid import Grid, Place, load_grid, plan
-from sgenas.experiments.outcome import is_done
-from sgenas.experiments.progress import GridDisplay
+from sgenas import data
+from sgenas.errors import DataError
+from sgenas.experiments import formats
+from sgenas.experiments import run_job as running
+from sgenas.experiments.grid import Grid, GridSettings, Job, extend, load_grid
+from sgenas.experiments.launchers import Launcher, Local
+from sgenas.experiments.outcome import JobStatus, Outcome, is_done, now
 from sgenas.experiments.table import collect
-from sgenas.experiments.workers import run_local, shares
 
-Stop = Callable[[], bool]
-DONE, FAILED, STOPPED = 0, 1, 130
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command is asked for. preset, data and seeds: see `plan`. jobs, threads: see `shares`; ray:
-    address of a cluster, "" for one on this machine, None for none."""
-
-    out: Path
-    preset: str | None = None
-    data: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    jobs: int | None = None
-    threads: int | None = None
-    ray: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("jobs", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name} must be >= 1, got {value}")
-        if self.ray and self.jobs is not None:
-            raise ConfigError(
-                f"--jobs must not be given with --ray {self.ray}: that cluster says how many runs fit it"
-            )
-        for seed in self.seeds:
-            if not 0 <= seed < 2**63:
-                raise ConfigError(f"--seeds must be from 0 to 2^63 - 1, got {seed}")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigError(f"--seeds must be different, got {','.join(map(str, self.seeds))}")
-
-    def command(self) -> str:
-        """The command line that asks for this."""
-        words = ["sgenas", "table1"]
-        if self.preset is not None:
-            words += ["--preset", self.preset]
-        if self.seeds:
-            words += ["--seeds", ",".join(map(str, self.seeds))]
-        words += ["--out", str(self.out)]
-        if self.data:
-            words += ["--data", *self.data]
-        for name in ("jobs", "threads"):
-            value = getattr(self, name)
-            if value is not None:
-                words += [f"--{name}", str(value)]
-        if self.ray is not None:
-            words += ["--ray", *([self.ray] if self.ray else [])]
-        return shlex.join(words)
+__all__ = [
+    "Grid",
+    "GridSettings",
+    "make_grid",
+    "run",
+    "run_job",
+    "status",
+    "status_text",
+    "write_tables",
+]
+REFRESH = 1.0
+"""Seconds between two looks at the run directories."""
 
 
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0,1,2` as numbers; raises ConfigError for what is none."""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds must be whole numbers with commas between, got {text!r}") from None
+def make_grid(out: str | Path, settings: GridSettings | None = None, command: str = "") -> Grid:
+    """Writes the plan ``out``/grid.json and runs nothing.
 
+    Args:
+        out: Directory of the grid, new or with a grid to which new rows, datasets and seeds are added.
+        settings: What is asked for; what the grid already holds if None.
+        command: Command line to note in the plan and the tables.
 
-def table1(request: Request, console: Console, stop: Stop) -> int:
-    """Runs what is missing of the grid and writes the table after every run.
-
-    The exit code: 0 when all that is asked is done, 1 when runs have failed, 130 when `stop` said to stop.
-    Raises ConfigError, DataError or RunFolderError before anything runs.
+    Raises:
+        InvalidValueError: If the settings contradict the grid.
+        DataError: If a dataset is missing or has no test images.
+        RunDirError: If the directory holds other files.
     """
-    grid, places = begin(request)
-    todo = [place for place in places if not is_done(place)]
-    with GridDisplay(console, grid, len(todo), len(places) - len(todo)) as display:
-        if request.ray is not None:
-            from sgenas.experiments.ray_workers import run_on_ray
-
-            # how many cores the machines of a cluster have is not known here
-            threads = request.threads or (1 if request.ray else None)
-            run_on_ray(todo, request.ray, shares(request.jobs, threads), display, stop)
-        else:
-            run_local(todo, shares(request.jobs, request.threads), display, stop)
-    return _close(grid, places, console, stopped=stop())
+    return _begin(Path(out), settings, command)[0]
 
 
-def begin(request: Request) -> tuple[Grid, tuple[Place, ...]]:
-    """(grid, places asked for), once the settings are good and the data sets can be had; writes grid.json."""
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    grid, places = plan(request.out, request.preset, request.data, request.seeds, (date, request.command()))
-    _check_images(places)
+def run(
+    out: str | Path,
+    settings: GridSettings | None = None,
+    *,
+    launcher: Launcher | None = None,
+    console: Console | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    command: str = "",
+) -> list[JobStatus]:
+    """Runs the jobs that are asked for and not done, and writes the tables whenever one ends.
+
+    Args:
+        out: See ``make_grid``.
+        settings: See ``make_grid``.
+        launcher: Where jobs run; processes on this machine if None.
+        console: Where progress is shown; nowhere if None.
+        stop: Asked several times per second; True lets all jobs write a checkpoint and stop.
+        command: See ``make_grid``.
+
+    Returns:
+        The status of every job that was asked for.
+
+    Raises:
+        InvalidValueError, DataError, RunDirError: As ``make_grid``, before anything runs.
+    """
+    grid, jobs = _begin(Path(out), settings, command)
+    todo = [job for job in jobs if not is_done(job)]
+    with Display(console or Console(quiet=True), grid, len(todo), len(jobs)) as display:
+        if todo:
+            (launcher or Local()).run(todo, display, stop)
+    write_tables(out)
+    return [JobStatus.of(job) for job in jobs]
+
+
+def run_job(
+    out: str | Path, name: str, *, stop: Callable[[], bool] = lambda: False, patience: float = 0.0
+) -> Outcome | None:
+    """Runs or resumes one job of the grid in this process; see `sgenas.experiments.run_job.run_job`.
+
+    Args:
+        out: Directory of the grid.
+        name: Name of the job, such as ``"cifar10/darts-sge/seed-0"``.
+        stop: Asked after each step.
+        patience: Seconds to wait for another process that still runs the job.
+    """
+    return running.run_job(load_grid(out).job(name), stop=stop, patience=patience)
+
+
+def write_tables(out: str | Path) -> list[Path]:
+    """Writes table.txt, .md, .csv, .tex and .json of what the grid's directory holds; returns their paths."""
+    return formats.write_tables(collect(load_grid(out)))
+
+
+def status(out: str | Path) -> dict[str, Any]:
+    """How far each job of the grid is, as plain data: ``preset``, ``counts`` by state, and ``jobs``.
+
+    The state of a job is "done", "failed", "begun" (running or cut short) or "missing".
+    """
+    grid = load_grid(out)
+    found = [JobStatus.of(job) for job in grid.jobs]
+    counts = Counter(each.state for each in found)
+    return {
+        "preset": grid.plan.preset,
+        "counts": {state: counts[state] for state in ("done", "failed", "begun", "missing")},
+        "jobs": [
+            {
+                "job": each.job.name,
+                "state": each.state,
+                "stage": (each.outcome and each.outcome.stage) or each.stage or None,
+                "epoch": each.epoch,
+                "epochs": each.epochs,
+                "reason": None if each.outcome is None else each.outcome.reason,
+                "test_accuracy": None if each.figures is None else each.figures.test_accuracy,
+                "text": str(each),
+            }
+            for each in found
+        ],
+    }
+
+
+def status_text(found: dict[str, Any]) -> str:
+    """``status`` in lines, one per job."""
+    width = max(len(row["job"]) for row in found["jobs"])
+    lines = [f"{row['job']:{width}}  {row['text']}" for row in found["jobs"]]
+    counts = ", ".join(f"{count} {state}" for state, count in found["counts"].items())
+    return "\n".join([*lines, f"{len(lines)} jobs: {counts}"]) + "\n"
+
+
+def _begin(out: Path, settings: GridSettings | None, command: str) -> tuple[Grid, tuple[Job, ...]]:
+    grid, jobs = extend(out, settings or GridSettings(), (now(), command or f"table1.run({str(out)!r})"))
+    _check_data(jobs)
     grid.save()
-    return grid, places
+    return grid, jobs
 
 
-def submit(request: Request, console: Console) -> int:
-    """Writes a SLURM job script for the places that are not done, and prints how to submit it."""
-    grid, places = begin(request)
-    todo = [place for place in places if not is_done(place)]
-    if not todo:
-        console.print("All runs that are asked for are done: nothing to submit.")
-        return DONE
-    path = slurm.write_script(grid, todo, jobs=request.jobs, threads=request.threads)
-    console.print(
-        f"Wrote {path}: {len(todo)} runs, one a task. Submit it with what your cluster asks for, such as\n"
-        f"  sbatch --time=24:00:00 --gres=gpu:1 {shlex.quote(str(path))}",
-        soft_wrap=True,
-    )
-    return DONE
+def _check_data(jobs: Sequence[Job]) -> None:
+    """Reads each dataset once, unless a run has: a wrong path is one error, and a download one download."""
+    begun = {job.entry.dataset for job in jobs if job.search_dir.exists()}
+    for job in jobs:
+        if job.entry.dataset not in begun:
+            begun.add(job.entry.dataset)
+            if data.load_images(job.search.data, job.seed, test=True).test is None:
+                raise DataError(f"data {job.entry.dataset.spec} must have test images, got none")
 
 
-def only_tables(out: Path, console: Console) -> int:
-    """Writes the table of what the folder holds, and runs nothing."""
-    _say(console, write_tables(collect(load_grid(out))))
-    return DONE
+class Display:
+    """Shows the jobs on a console (a line per running job on a terminal), and writes the tables after each."""
 
+    def __init__(self, console: Console, grid: Grid, todo: int, total: int) -> None:
+        self._console, self._grid = console, grid
+        self._over, self._total = total - todo, total
+        self._running: dict[str, tuple[Job, float]] = {}
+        self._looked = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-def _check_images(places: Sequence[Place]) -> None:
-    """Reads each data set once, if no run has yet: a wrong path is one error, and a download one download."""
-    begun = {place.dataset for place in places if place.search_folder.exists()}
-    for place in places:
-        if place.dataset in begun:
-            continue
-        begun.add(place.dataset)
-        if load_images(place.search, test=True).test is None:
-            raise DataError(f"--data {place.dataset.spec} must have test images, got none")
+    def started(self, job: Job) -> None:
+        """A job runs from now on."""
+        self._running[job.name] = job, time.monotonic()
+        found = replace(JobStatus.of(job), outcome=None)  # that of an earlier try
+        self._say(f"{job.name}: {f'resumes, {found}' if found.stage else 'begins'}")
 
+    def ended(self, job: Job, outcome: Outcome | None) -> None:
+        """A job is over; None if it was stopped."""
+        _, since = self._running.pop(job.name, (job, time.monotonic()))
+        self._over += outcome is not None
+        write_tables(self._grid.path)
+        found = JobStatus.of(job)
+        text = f"stopped, {found}" if outcome is None else str(found)
+        self._say(f"{job.name}: {text} ({(time.monotonic() - since) / 60:.1f} min; {self._count()})")
 
-def _close(grid: Grid, places: Sequence[Place], console: Console, *, stopped: bool) -> int:
-    table = collect(grid)
-    written = write_tables(table)
-    console.print(markdown(table).split("## How it was made")[0].rstrip(), soft_wrap=True)
-    _say(console, written)
-    missing = [place for place in places if not is_done(place)]
-    again = f"sgenas table1 --out {shlex.quote(str(grid.out))}"
-    if stopped and missing:
-        console.print(f"Stopped, {len(missing)} runs missing. Go on with:  {again}", soft_wrap=True)
-        return STOPPED
-    if missing:
-        console.print(
-            f"{len(missing)} runs missing, the reasons above; each run's log.txt says more. To try them"
-            f" again from their last checkpoints:  {again}",
-            soft_wrap=True,
-        )
-        return FAILED
-    return DONE
+    def tick(self) -> None:
+        """Draws the lines of the running jobs."""
+        if self._live is None or time.monotonic() - self._looked < REFRESH:
+            return
+        self._looked = time.monotonic()
+        lines = [
+            f"{job.name}  {JobStatus.of(job)}  {(self._looked - since) / 60:.1f} min"
+            for job, since in self._running.values()
+        ]
+        self._live.update(Text("\n".join([*lines, self._count()])), refresh=True)
 
+    def _say(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-def _say(console: Console, written: Sequence[Path]) -> None:
-    for path in written:
-        console.print(f"  {path}", soft_wrap=True)
+    def _count(self) -> str:
+        return f"{self._over} of {self._total} jobs are over"
+
+    def __enter__(self) -> "Display":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()

@@ -1,14 +1,16 @@
-"""Draws what happened during a run: losses, accuracy, mixing weights and the estimator's two parts."""
+"""Draws the course of a run: losses, accuracy, mixing weights, entropy, gradient norms and the rest."""
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgenas.report.figures import PALETTE, check_suffix, colour, dashes, house_style, plain, save_figure
-from sgenas.report.run_folder import AlphaHistory, AlphaTable, RunRecord
+from sgenas.report.formatting import is_number
+from sgenas.report.run_record import AlphaHistory, MixingTable, RunRecord
+from sgenas.report.style import GRAY, PALETTE, STYLES, color, dashes, house_style, plain
 from sgenas.spaces.genotype import Cell
 
 if TYPE_CHECKING:
@@ -16,99 +18,146 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INNER, OUTER = "#0072B2", "#D55E00"
-MOST_POINTS = 1000
+MAX_POINTS = 1000
+MAX_NAMED = 6
+"""Lines of a panel that have a color and a name; of more, all are gray and their mean is drawn."""
+WIDTH, LEFT, GAP, RIGHT, ABOVE, BELOW = 10.0, 0.85, 0.95, 0.15, 0.38, 0.55
+"""Inches: of the figure, and around the panels. Fixed margins take a fraction of a layout engine's time."""
+Series = tuple[NDArray[Any], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A plot of a few lines.
+
+    Args:
+        title: Heading.
+        xlabel: Name of the x axis.
+        ylabel: Name of the y axis.
+        lines: (x, y) by name.
+        faint: Thin lines behind those of the same name.
+        scale: ``"linear"`` or ``"log"``.
+        extent: Values of y that the axis always includes.
+        level: A horizontal line and its name.
+        operations: Whether the lines are operations, which have fixed colors and a common legend.
+    """
+
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: Mapping[str, Series]
+    faint: Mapping[str, Series] = field(default_factory=dict)
+    scale: str = "linear"
+    extent: tuple[float, ...] = ()
+    level: tuple[float, str] | None = None
+    operations: bool = False
+
+    def draw(self, axes: "Axes") -> None:
+        """Draws the lines, a point on each value of short ones; of many lines, gray ones and their mean."""
+        lines, many = dict(self.lines), len(self.lines) > MAX_NAMED and not self.operations
+        if many:
+            for x, y in lines.values():
+                axes.plot(x, y, color=GRAY, linewidth=0.8, alpha=0.6)
+            x, same = next(iter(lines.values()))[0], [y for _, y in lines.values()]
+            lines = {f"mean of {len(lines)}": (x, np.mean(same, axis=0))} if len({*map(len, same)}) == 1 else {}
+        names = list(dict.fromkeys([*self.faint, *lines]))
+        for number, name in enumerate(names):
+            shade, style = PALETTE[number % len(PALETTE)], STYLES[number % len(STYLES)]
+            looks: dict[str, Any] = {"color": shade, "linestyle": style}
+            if self.operations:
+                looks = {"color": color(name), "linestyle": dashes(name)}
+            if name in self.faint:
+                axes.plot(*_thin(*self.faint[name]), color=looks["color"], alpha=0.3, linewidth=0.8)
+            if name in lines:
+                x, y = lines[name]
+                marker: dict[str, Any] = {"marker": "o", "markersize": 4} if len(x) <= 15 else {}
+                axes.plot(x, y, label=plain(name), linewidth=1.8, **looks, **marker)
+        if axes.has_data():
+            axes.set_yscale(self.scale)
+            if self.xlabel != "step":
+                whole_numbers(axes.xaxis)
+            if self.level is not None:
+                self._draw_level(axes, *self.level)
+            values = (*axes.get_ylim(), *self.extent)
+            axes.set_ylim(min(values), max(values))
+            if not self.operations and (many or len(self.lines) > 1):
+                _legend(axes)
+        finish(axes, self.title, self.xlabel, self.ylabel)
+
+    @staticmethod
+    def _draw_level(axes: "Axes", y: float, name: str) -> None:
+        axes.axhline(y, color="#666666", linestyle="--", linewidth=0.8, zorder=0)
+        axes.text(0.99, y, name, transform=axes.get_yaxis_transform(), ha="right", va="bottom", size=8)
 
 
 def draw_curves(record: RunRecord) -> "Figure":
-    """One figure of everything that `record` has data for; a panel without data says so."""
+    """One figure of everything that ``record`` has data for."""
     from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    alphas = record.alphas
-    tables = {} if alphas is None else alphas.tables
-    estimator = any(
-        len(_series(record.steps, "step", key, positive=True)[0]) for key in ("direct_norm", "indirect_norm")
-    )
-    known = sorted({key for row in record.epochs for key in row if key.startswith("true_")})
-    signs = any(key.startswith(("skips_", "entropy_")) for row in record.epochs for key in row)
-    rows = 1 + len(tables) + estimator + bool(known) + signs
-    # a row of mixing weights is as high as its heat map needs to keep the edges' names apart
-    edges = 0 if alphas is None else len(alphas.edges)
-    heights = [2.9, *[max(2.9, 0.9 + 0.17 * edges)] * len(tables), *[2.4] * (estimator + bool(known) + signs)]
+    tables = {} if record.alphas is None else record.alphas.tables
+    cells = {name: table for name, table in tables.items() if table.edges is not None}
+    rows: list[tuple[float, list[Callable[[Axes], None]]]] = [(2.2, [_losses(record).draw, _accuracies(record).draw])]
+    for name, table in cells.items():
+        assert record.alphas is not None
+        epoch = record.alphas.epoch
+        cell = dict(record.genotype.cells).get(name) if record.genotype is not None else None
+        leaders = partial(_draw_leaders, name=name, table=table, epoch=epoch, cell=cell)
+        # high enough to keep the names of the edges apart
+        rows.append((max(2.2, 0.17 * len(table.edges or ())), [_means(name, table, epoch).draw, leaders]))
+    panels = [panel for panel in _optional(record) if panel.lines]
+    rows += [(1.8, [one.draw for one in panels[at : at + 2]]) for at in range(0, len(panels), 2)]
+    bottom = 0.8 if cells else 0.0
+    height = bottom + sum(inches + ABOVE + BELOW for inches, _ in rows)
+    width = (WIDTH - LEFT - GAP - RIGHT) / 2
     with house_style():
-        figure = Figure(
-            figsize=(10, sum(heights) + (0.5 if tables else 0)),
-            layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1),
-        )
-        grid = figure.add_gridspec(rows, 2, height_ratios=heights)
-        _draw_losses(figure.add_subplot(grid[0, 0]), record)
-        _draw_accuracy(figure.add_subplot(grid[0, 1]), record)
-        for row, (name, table) in enumerate(tables.items(), start=1):
-            assert alphas is not None
-            _draw_means(figure.add_subplot(grid[row, 0]), name, table, alphas)
-            cell = dict(record.genotype.cells).get(name) if record.genotype is not None else None
-            _draw_strongest(figure.add_subplot(grid[row, 1]), name, table, alphas, cell)
-        row = 1 + len(tables)
-        if known:
-            _draw_true(figure.add_subplot(grid[row, 0]), record, known)
-            _draw_ranks(figure.add_subplot(grid[row, 1]), record, known)
-            row += 1
-        if signs:
-            _draw_skips(figure.add_subplot(grid[row, 0]), record)
-            _draw_sharpness(figure.add_subplot(grid[row, 1]), record)
-            row += 1
-        if estimator:
-            _draw_estimator(figure.add_subplot(grid[row, :]), record)
-        if alphas is not None and tables:
-            _add_legend(figure, alphas.operations)
+        figure = Figure(figsize=(WIDTH, height))
+        top = height
+        for inches, draws in rows:
+            top -= ABOVE + inches
+            for column, draw in enumerate(draws):
+                left = LEFT + column * (width + GAP)
+                draw(figure.add_axes((left / WIDTH, top / height, width / WIDTH, inches / height)))
+            top -= BELOW
+        if cells:
+            _add_legend(figure, next(iter(cells.values())).options)
     return figure
 
 
-def save_curves(record: RunRecord, path: str | Path) -> Path:
-    """Saves `draw_curves` as PNG or SVG by the suffix; InvalidValueError for any other suffix."""
-    check_suffix(path)
-    return save_figure(draw_curves(record), path)
-
-
-def _series(
-    rows: Iterable[Mapping[str, Any]], x: str, y: str, *, positive: bool = False
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The (x, y) of the rows where y is a finite number; with `positive`, one above 0."""
-    points = [
-        (row[x], row[y])
-        for row in rows
-        if isinstance(row.get(y), int | float) and np.isfinite(row[y]) and (row[y] > 0 or not positive)
-    ]
+def _series(rows: Iterable[Mapping[str, Any]], x: str, y: str, *, positive: bool = False) -> Series:
+    """The points (x, y) of the rows with a finite number y; with ``positive``, one above 0."""
+    points = [(row[x], row[y]) for row in rows if is_number(row.get(y)) and (row[y] > 0 or not positive)]
     array = np.array(points, dtype=float).reshape(-1, 2)
-    return array[:, 0], array[:, 1]
+    return array[:, 0] + (x == "epoch"), array[:, 1]
 
 
-def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """At most MOST_POINTS points: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(x) <= MOST_POINTS:
+def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> Series:
+    """At most MAX_POINTS points: the lowest and the highest of each stretch, so that every spike stays."""
+    if len(x) <= MAX_POINTS:
         return x, y
     keep: set[int] = set()
-    for stretch in np.array_split(np.arange(len(x)), MOST_POINTS // 2):
+    for stretch in np.array_split(np.arange(len(x)), MAX_POINTS // 2):
         keep |= {int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])}
     index = sorted(keep)
     return x[index], y[index]
 
 
-def _markers(points: int) -> dict[str, Any]:
-    """A marker on every point while there are few of them: a single one would otherwise not be seen."""
-    return {"marker": "o", "markersize": 4} if points <= 15 else {}
-
-
 def finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
-    """Title, labels and grid as every panel has them; one without data says so."""
-    axes.set_title(title, size=10, loc="left", weight="bold")
+    """Title, labels and grid of every panel; a panel without data says so."""
+    # fixed positions: matplotlib would measure every tick label, which takes half of the drawing's time
+    axes.set_title(title, size=10, loc="left", weight="bold", y=1.0)
     axes.set_xlabel(xlabel, size=9)
     axes.set_ylabel(ylabel, size=9)
+    width, height = axes.bbox.transformed(axes.figure.dpi_scale_trans.inverted()).size
+    axes.xaxis.set_label_coords(0.5, -0.27 / height)
+    axes.yaxis.set_label_coords(-0.5 / width, 0.5)
     axes.tick_params(labelsize=8)
     if axes.get_yscale() == "linear":
-        # 0.999991, not 1 and an offset in the corner
+        # 0.999991 instead of 1 with an offset in the corner
         axes.ticklabel_format(axis="y", useOffset=False)
+        axes.locator_params(axis="y", nbins=5)
+    else:
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#E5E5E5", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -118,253 +167,152 @@ def finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
         axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", color="#666666")
 
 
-def _legend_above(axes: "Axes") -> None:
-    """A legend in one line beside the title, where it covers no data."""
-    axes.legend(
-        fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, borderaxespad=0.0
-    )
+def _legend(axes: "Axes") -> None:
+    """A legend of up to three lines beside the title, where it covers no data; a larger one inside."""
+    where: dict[str, Any] = {"loc": "best", "ncols": 2, "framealpha": 0.7, "edgecolor": "none"}
+    if len(axes.get_legend_handles_labels()[0]) <= 3:
+        where = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "borderaxespad": 0.0, "ncols": 3}
+        where["frameon"] = False
+    axes.legend(fontsize=8, columnspacing=1.0, handlelength=1.8, **where)
 
 
 def whole_numbers(axis: "Axis") -> None:
-    """Ticks at whole numbers alone."""
+    """Ticks at integers only."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
 
 
-LOSSES = {
-    "search": (
-        ("inner_loss", "inner_loss", "inner, epoch mean"),
-        ("outer_loss", "outer_loss", "outer, epoch mean"),
-    ),
-    "training": (("loss", "train_loss", "training, epoch mean"), ("test_loss", "test_loss", "test")),
-}
-"""For each kind of run: key in step rows, key in epoch rows, name."""
+def _losses(record: RunRecord) -> Panel:
+    keys = {"inner": ("inner_loss", "inner_loss"), "outer": ("outer_loss", "outer_loss")}
+    if record.kind == "training":
+        keys = {"training": ("loss", "train_loss"), "test": ("", "test_loss")}
+    lines = {name: _series(record.epochs, "step", key) for name, (_, key) in keys.items()}
+    faint = {name: _series(record.steps, "step", key) for name, (key, _) in keys.items()}
+    return Panel("Losses, epoch means", "step", "loss", _present(lines), _present(faint))
 
 
-def _draw_losses(axes: "Axes", record: RunRecord) -> None:
-    shades = (INNER, OUTER)
-    for (step_key, epoch_key, name), shade in zip(LOSSES[record.kind], shades, strict=True):
-        x, y = _series(record.steps, "step", step_key)
-        if len(x):
-            axes.plot(*_thin(x, y), color=shade, alpha=0.3, linewidth=0.8)
-        x, y = _series(record.epochs, "step", epoch_key)
-        if len(x):
-            style = "-" if shade == INNER else "--"
-            axes.plot(x, y, style, color=shade, label=name, linewidth=1.8, **_markers(len(x)))
-    if axes.get_legend_handles_labels()[0]:
-        _legend_above(axes)
-    finish(axes, "Losses", "step", "loss")
+def _accuracies(record: RunRecord) -> Panel:
+    keys = {"supernet": "val_accuracy", "derived": "derived_accuracy"}
+    if record.kind == "training":
+        keys = {"test": "test_accuracy", "training": "train_accuracy"}
+    lines = {name: _series(record.epochs, "epoch", key) for name, key in keys.items()}
+    lines = {name: (x, 100 * y) for name, (x, y) in lines.items()}
+    classes = record.environment.get("classes")
+    level = None
+    if isinstance(classes, list) and len(classes) > 1:
+        level = 100 / len(classes), f"chance, {100 / len(classes):.3g} %"
+    title = "Validation accuracy" if record.kind == "search" else "Accuracy"
+    return Panel(title, "epoch", "percent", _present(lines), level=level)
 
 
-ACCURACIES = {
-    "search": (
-        ("val_accuracy", "supernet", INNER, "-"),
-        ("derived_accuracy", "derived cell", OUTER, "--"),
-        "Validation accuracy",
-    ),
-    "training": (
-        ("test_accuracy", "test", OUTER, "--"),
-        ("train_accuracy", "training", INNER, "-"),
-        "Accuracy",
-    ),
-}
-"""For each kind of run: key, name, colour and style of the accuracy that counts, of the other one; title."""
+def _present(lines: Mapping[str, Series]) -> dict[str, Series]:
+    return {name: (x, y) for name, (x, y) in lines.items() if len(x)}
 
 
-def _draw_accuracy(axes: "Axes", record: RunRecord) -> None:
-    main, other, title = ACCURACIES[record.kind]
-    key, name, shade, style = main
-    x, y = _series(record.epochs, "epoch", key)
-    if len(x):
-        axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
-        axes.annotate(
-            f"{100 * y[-1]:.1f} %",
-            (x[-1] + 1, 100 * y[-1]),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="right" if len(x) > 1 else "center",
-            size=9,
-        )
-        low, high = 100 * y.min(), 100 * y.max()
-        classes = record.environment.get("classes")
-        if isinstance(classes, list) and len(classes) > 1:
-            chance = 100 / len(classes)
-            low, high = min(low, chance), max(high, chance)
-            axes.axhline(chance, color="#666666", linestyle="--", linewidth=1)
-            axes.annotate(
-                f"chance, {chance:.3g} %",
-                (0.99, chance),
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                ha="right",
-                size=8,
-                color="#666666",
-            )
-        key, name, shade, style = other
-        x, y = _series(record.epochs, "epoch", key)
-        if len(x):
-            axes.plot(x + 1, 100 * y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
-            low, high = min(low, 100 * y.min()), max(high, 100 * y.max())
-            _legend_above(axes)
-        room = 0.15 * (high - low) or 1.0
-        axes.set_ylim(low - room, high + room)
-        whole_numbers(axes.xaxis)
-    finish(axes, title, "epoch", "per cent")
+def _means(name: str, table: MixingTable, epoch: NDArray[np.int64]) -> Panel:
+    lines = {option: (epoch, y) for option, y in zip(table.options, table.weights.mean(axis=1).T, strict=True)}
+    equal = 1 / len(table.options)
+    title = f"{plain(name)}: mean mixing weight per option"
+    # a tiny change must look tiny: the axis has 0.5 to 1.5 times the weight of an undecided option
+    extent = (0.5 * equal, 1.5 * equal)
+    return Panel(title, "finished epochs", "mean over edges", lines, extent=extent, operations=True)
 
 
-SERIES = PALETTE[:4]
-STYLES = ("-", "--", "-.", ":")
+def _draw_leaders(axes: "Axes", name: str, table: MixingTable, epoch: NDArray[np.int64], cell: Cell | None) -> None:
+    """A band per edge: its color is the leading operation, its thickness the lead as a share of the weight.
 
-
-def _draw_by_epoch(
-    axes: "Axes", record: RunRecord, keys: Mapping[str, str], *, positive: bool = False
-) -> None:
-    """A line over the epochs for each key, with its name."""
-    for (key, name), shade, style in zip(keys.items(), SERIES, STYLES, strict=False):
-        x, y = _series(record.epochs, "epoch", key, positive=positive)
-        if len(x):
-            axes.plot(x + 1, y, style, color=shade, linewidth=1.8, label=name, **_markers(len(x)))
-    if axes.has_data():
-        if len(keys) > 1:
-            _legend_above(axes)
-        whole_numbers(axes.xaxis)
-
-
-def _draw_true(axes: "Axes", record: RunRecord, known: list[str]) -> None:
-    _draw_by_epoch(axes, record, {key: key.removeprefix("true_").replace("16_120", "") for key in known})
-    finish(axes, "True accuracy", "epoch", "per cent")
-
-
-def _draw_ranks(axes: "Axes", record: RunRecord, known: list[str]) -> None:
-    names = {key.replace("true_", "rank_"): key.removeprefix("true_").replace("16_120", "") for key in known}
-    _draw_by_epoch(axes, record, names, positive=True)
-    if axes.has_data():
-        axes.set_yscale("log")
-        axes.invert_yaxis()
-    finish(axes, "Rank", "epoch", "rank")
-
-
-def _draw_skips(axes: "Axes", record: RunRecord) -> None:
-    names = sorted({key for row in record.epochs for key in row if key.startswith("skips_")})
-    _draw_by_epoch(axes, record, {key: key.removeprefix("skips_") for key in names})
-    if axes.has_data():
-        axes.set_ylim(bottom=-0.3, top=max(1.3, axes.get_ylim()[1]))
-        whole_numbers(axes.yaxis)
-    finish(axes, "Skip connections in the cell", "epoch", "number")
-
-
-def _draw_sharpness(axes: "Axes", record: RunRecord) -> None:
-    """The largest eigenvalue where it was measured, the entropy of the edges otherwise."""
-    if any("eigenvalue" in row for row in record.epochs):
-        _draw_by_epoch(axes, record, {"eigenvalue": "alpha Hessian"})
-        finish(axes, "Largest eigenvalue of the outer loss", "epoch", "eigenvalue")
-        return
-    names = sorted({key for row in record.epochs for key in row if key.startswith("entropy_")})
-    _draw_by_epoch(axes, record, {key: key.removeprefix("entropy_") for key in names})
-    finish(axes, "Entropy of the edges", "epoch", "share of the largest")
-
-
-def _draw_means(axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory) -> None:
-    means = table.mixing.mean(axis=1)
-    for operation, values in zip(alphas.operations, means.T, strict=True):
-        axes.plot(
-            alphas.epoch,
-            values,
-            color=colour(operation),
-            linestyle=dashes(operation),
-            linewidth=1.8,
-            **_markers(len(values)),
-        )
-    whole_numbers(axes.xaxis)
-    finish(axes, f"{plain(name)}: mean mixing weight of each operation", "finished epochs", "mean over edges")
-
-
-def _draw_strongest(
-    axes: "Axes", name: str, table: AlphaTable, alphas: AlphaHistory, cell: Cell | None
-) -> None:
-    """A band for each edge: its colour is the operation that leads, its thickness how far it leads the next.
-
-    `none` is left aside: it can lead, but a genotype cannot take it. Tints instead of thickness would make
-    the operations hard to tell apart.
+    ``none`` is left out: a derived cell of DARTS cannot have it, however large its weight.
     """
     from matplotlib.collections import PolyCollection
 
-    chosen = [k for k, name in enumerate(alphas.operations) if name != "none"] or [0]
-    mixing = table.mixing[:, :, chosen]
-    ordered = np.sort(mixing, axis=2)
-    lead = ordered[:, :, -1] - (ordered[:, :, -2] if len(chosen) > 1 else 0)
-    largest = lead[np.isfinite(lead)].max(initial=0.0)
-    bars, colours = [], []
+    assert table.edges is not None
+    kept = [k for k, option in enumerate(table.options) if option != "none"] or [0]
+    weights = table.weights[:, :, kept]
+    ordered = np.sort(weights, axis=2)
+    largest = ordered[:, :, -1]
+    lead = largest - (ordered[:, :, -2] if len(kept) > 1 else 0)
+    share = np.divide(lead, largest, out=np.zeros_like(lead), where=largest > 0)
+    bands, colors = [], []
     for time, edge in zip(*np.nonzero(np.isfinite(lead)), strict=True):
-        half = 0.08 + 0.38 * (lead[time, edge] / largest if largest > 0 else 0.0)
-        x = alphas.epoch[time]
-        corners = ((-0.5, -half), (0.5, -half), (0.5, half), (-0.5, half))
-        bars.append([(x + dx, edge + dy) for dx, dy in corners])
-        colours.append(colour(alphas.operations[chosen[int(mixing[time, edge].argmax())]]))
-    axes.add_collection(PolyCollection(bars, facecolors=colours, edgecolors="white", linewidths=0.3))
-    axes.set_xlim(alphas.epoch[0] - 0.5, alphas.epoch[-1] + 0.5)
-    axes.set_ylim(len(alphas.edges) - 0.5, -0.5)
-    kept = set() if cell is None else {(edge.source, edge.target) for edge in cell.edges}
-    finish(axes, f"{plain(name)}: leading operation of each edge", "finished epochs", "")
+        half, x = 0.06 + 0.38 * share[time, edge], epoch[time]
+        bands.append([(x - 0.5, edge - half), (x + 0.5, edge - half), (x + 0.5, edge + half), (x - 0.5, edge + half)])
+        colors.append(color(table.options[kept[int(weights[time, edge].argmax())]]))
+    axes.add_collection(PolyCollection(bands, facecolors=colors, edgecolors="white", linewidths=0.3))
+    axes.set_xlim(epoch[0] - 0.5, epoch[-1] + 0.5)
+    axes.set_ylim(len(table.edges) - 0.5, -0.5)
+    finish(axes, f"{plain(name)}: leading option per edge", "finished epochs", "")
     axes.grid(visible=False)
-    axes.set_yticks(
-        range(len(alphas.edges)), [f"{source}→{target}" for source, target in alphas.edges], size=7.5
-    )
-    for label, edge in zip(axes.get_yticklabels(), alphas.edges, strict=True):
-        label.set_fontweight("bold" if tuple(edge.tolist()) in kept else "normal")
-    axes.tick_params(axis="y", length=0)
+    axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     whole_numbers(axes.xaxis)
+    derived = set() if cell is None else {(edge.source, edge.target) for edge in cell.edges}
+    # texts instead of tick labels: a tick also has two marks and a grid line, each made at a cost
+    for row, (source, target) in enumerate(table.edges):
+        weight = "bold" if (source, target) in derived else "normal"
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+        axes.text(-0.01, row, f"{source}→{target}", weight=weight, size=7.5, **place)
 
 
-def _draw_estimator(axes: "Axes", record: RunRecord) -> None:
-    for key, name, shade in (
-        ("direct_norm", "direct part", INNER),
-        ("indirect_norm", "indirect part", OUTER),
-    ):
-        by_epoch: dict[int, list[dict[str, Any]]] = {}
-        for row in record.steps:
-            by_epoch.setdefault(row["epoch"], []).append(row)
-        means = []
-        for rows in by_epoch.values():
-            x, y = _series(rows, "step", key, positive=True)
-            if len(x):
-                means.append((x[-1], y.mean()))
-        if means:
-            axes.plot(
-                *_thin(*_series(record.steps, "step", key, positive=True)),
-                color=shade,
-                alpha=0.3,
-                linewidth=0.8,
-            )
-            x, y = np.array(means).T
-            style = "-" if key == "direct_norm" else "--"
-            axes.plot(
-                x, y, style, color=shade, linewidth=1.8, label=f"{name}, epoch mean", **_markers(len(x))
-            )
-    if axes.has_data():
-        axes.set_yscale("log")
-        _legend_above(axes)
-    finish(axes, "Hypergradient: norm of its parts", "step", "norm")
+def _optional(record: RunRecord) -> list[Panel]:
+    """Panels of what only some runs have; the others have no lines."""
+    keys = sorted({key for row in record.epochs for key in row})
+
+    def found(prefix: str) -> dict[str, Series]:
+        names = {key: key.removeprefix(prefix).removesuffix("16_120") or key for key in keys}
+        chosen = [key for key in keys if key.startswith(prefix)]
+        return _present({names[key]: _series(record.epochs, "epoch", key) for key in chosen})
+
+    ranks = {name: (x, np.maximum(y, 1)) for name, (x, y) in found("rank_").items()}
+    entropy = "share of the maximum"
+    return [
+        *_choices(record.alphas),
+        Panel("Tabulated accuracy", "epoch", "percent", found("tabulated_")),
+        Panel("Tabulated rank (1 is best)", "epoch", "rank", ranks, scale="log"),
+        Panel("Entropy of the mixing weights", "epoch", entropy, found("entropy_"), extent=(0.9, 1.005)),
+        Panel("Skip connections", "epoch", "number", found("skips_"), extent=(-0.1, 1.1)),
+        Panel("Largest eigenvalue in alpha", "epoch", "eigenvalue", found("eigenvalue")),
+        Panel("Gradient norms", "step", "norm, epoch mean", _norms(record), scale="log"),
+    ]
 
 
-def _add_legend(figure: "Figure", operations: Iterable[str]) -> None:
+def _choices(alphas: AlphaHistory | None) -> list[Panel]:
+    """Largest mixing weight of each choice of a module, and its lead over the next option."""
+    tables = {} if alphas is None else alphas.tables
+    choices = {name: np.sort(table.weights[:, 0]) for name, table in tables.items() if table.edges is None}
+    if alphas is None or not choices:
+        return []
+    largest = {name: (alphas.epoch, weights[:, -1]) for name, weights in choices.items()}
+    leads = {name: (alphas.epoch, w[:, -1] - w[:, -2]) for name, w in choices.items() if w.shape[1] > 1}
+    return [
+        Panel("Largest weight per choice", "finished epochs", "mixing weight", largest, extent=(0, 1)),
+        Panel("Lead per choice", "finished epochs", "difference of weights", leads, extent=(0, 1)),
+    ]
+
+
+def _norms(record: RunRecord) -> dict[str, Series]:
+    by_epoch: dict[int, list[dict[str, Any]]] = {}
+    for row in record.steps:
+        by_epoch.setdefault(row["epoch"], []).append(row)
+    lines = {}
+    for name, key in (("direct", "direct_norm"), ("indirect", "indirect_norm"), ("weights", "weight_grad_norm")):
+        series = [_series(rows, "step", key, positive=True) for rows in by_epoch.values()]
+        means = np.array([(x[-1], y.mean()) for x, y in series if len(x)]).reshape(-1, 2)
+        lines[name] = (means[:, 0], means[:, 1])
+    return _present(lines)
+
+
+def _add_legend(figure: "Figure", options: Iterable[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=colour(name), linestyle=dashes(name), linewidth=3, label=plain(name))
-        for name in operations
-    ]
+    looks = [(name, color(name), dashes(name)) for name in options]
     figure.legend(
-        handles=handles,
-        loc="outside lower center",
+        handles=[Line2D([], [], color=c, linestyle=d, linewidth=3, label=plain(n)) for n, c, d in looks],
+        loc="lower center",
         ncols=4,
         fontsize=8.5,
         frameon=False,
         handlelength=4,
-        title="Right: the further an operation leads the next one (none left aside), the thicker its band;"
-        " bold edges are in the genotype.",
+        title="Leading option: the thicker the band, the larger its lead; bold edges are derived.",
         title_fontsize=8.5,
     )

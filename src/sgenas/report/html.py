@@ -1,14 +1,15 @@
-"""Pages from templates: everything that comes from a file is escaped, and nothing points outside."""
+"""HTML pages from templates: strings are escaped, and nothing points outside the page."""
 
+import base64
 from functools import partial
 from importlib.resources import files
 from typing import Any
 
 
 def render_page(name: str, *, package: str = "sgenas.report", **values: Any) -> str:
-    """The template `name`.html.jinja in the folder of `package` with `values`; equal values give equal text.
+    """The template ``name``.html.jinja of ``package`` with ``values``; equal values give equal pages.
 
-    Strings are escaped unless they are Markup, and a name that has no value is an error.
+    Strings are escaped unless they are Markup, and a name without a value is an error.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -20,6 +21,11 @@ def render_page(name: str, *, package: str = "sgenas.report", **values: Any) -> 
         lstrip_blocks=True,
     )
     return environment.get_template(name).render(**values)
+
+
+def data_uri(png: bytes) -> str:
+    """An image as the ``src`` of an <img> element, so that the page is one file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _source(package: str, name: str) -> str:

@@ -1,60 +1,73 @@
-"""What can be searched: supernets, their alphas, and how to read a cell out of them."""
+"""What can be searched: spaces of cells and of choices in your own modules, and the parts of a method.
 
-from typing import Any, Literal, overload
+A space is a supernet with its architecture parameters (alphas). A relaxation turns alphas into mixing weights,
+a discretization turns mixing weights into an architecture, and a regularizer is a term of the outer loss.
+"""
 
-from sgenas.errors import InvalidValueError
-from sgenas.spaces.choices import Choice, InputChoice, WidthChoice
-from sgenas.spaces.darts import DartsSpace
-from sgenas.spaces.fair_darts import FairDartsSpace, FairNasBench201Space
+from typing import Any
+
+from sgenas.registry import Registry
+from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.cell_space import CellSettings, CellSpace
+from sgenas.spaces.costs import Budget, CostModel
+from sgenas.spaces.darts_space.space import DartsSettings, DartsSpace, darts
+from sgenas.spaces.discretization import DISCRETIZATIONS, Argmax, Discretization, ThresholdEdges, TopEdges
 from sgenas.spaces.genotype import Cell, Edge, Genotype
-from sgenas.spaces.modules import ModuleSpace
-from sgenas.spaces.nasbench201 import NasBench201Space
-from sgenas.spaces.nasbench201_table import AccuracyTable
-from sgenas.spaces.pc_darts import PCDartsSpace, PCNasBench201Space
-from sgenas.spaces.supernet import stacked_cross_entropy
+from sgenas.spaces.modules import Choice, InputChoice, ModuleSpace, WidthChoice
+from sgenas.spaces.nasbench201_space.space import NasBench201Settings, NasBench201Space, nasbench201
+from sgenas.spaces.nasbench201_space.table import AccuracyTable
+from sgenas.spaces.regularizers import REGULARIZERS, BetaDecay, ConcentrationAnchor, Regularizer, ZeroOne
+from sgenas.spaces.relaxations import (
+    RELAXATIONS,
+    Dirichlet,
+    EdgeNormalizedSoftmax,
+    GumbelSoftmax,
+    Relaxation,
+    Sigmoid,
+    Softmax,
+)
 
-SPACES: dict[str, type[DartsSpace] | type[NasBench201Space]] = {
-    "darts": DartsSpace,
-    "pc-darts": PCDartsSpace,
-    "fair-darts": FairDartsSpace,
-    "nasbench201": NasBench201Space,
-    "pc-darts-nasbench201": PCNasBench201Space,
-    "fair-darts-nasbench201": FairNasBench201Space,
-}
-
-
-@overload
-def space(name: Literal["darts"], **settings: Any) -> DartsSpace: ...
-@overload
-def space(name: Literal["nasbench201"], **settings: Any) -> NasBench201Space: ...
-@overload
-def space(name: str, **settings: Any) -> Any: ...
-def space(name: str, **settings: Any) -> Any:
-    """The search space `name` with its settings, for example space("darts", channels=16, layers=8).
-
-    Raises InvalidValueError for an unknown name.
-    """
-    if name not in SPACES:
-        raise InvalidValueError(f"space must be one of {', '.join(SPACES)}, got {name!r}")
-    return SPACES[name](**settings)
-
+SPACES: Registry[Any] = Registry("space", "sgenas.spaces")
+"""Settings class of each space by name; its ``build(input_channels, num_classes)`` makes the space."""
+SPACES.register("darts", DartsSettings)
+SPACES.register("nasbench201", NasBench201Settings)
 
 __all__ = [
+    "DISCRETIZATIONS",
+    "REGULARIZERS",
+    "RELAXATIONS",
     "SPACES",
     "AccuracyTable",
+    "Argmax",
+    "BetaDecay",
+    "Budget",
     "Cell",
+    "CellSettings",
+    "CellSpace",
     "Choice",
+    "ConcentrationAnchor",
+    "CostModel",
+    "DartsSettings",
     "DartsSpace",
+    "Dirichlet",
+    "Discretization",
     "Edge",
-    "FairDartsSpace",
-    "FairNasBench201Space",
+    "EdgeNormalizedSoftmax",
     "Genotype",
+    "GumbelSoftmax",
     "InputChoice",
     "ModuleSpace",
+    "NasBench201Settings",
     "NasBench201Space",
-    "PCDartsSpace",
-    "PCNasBench201Space",
+    "Regularizer",
+    "Relaxation",
+    "SearchSpace",
+    "Sigmoid",
+    "Softmax",
+    "ThresholdEdges",
+    "TopEdges",
     "WidthChoice",
-    "space",
-    "stacked_cross_entropy",
+    "ZeroOne",
+    "darts",
+    "nasbench201",
 ]

@@ -1,166 +1,203 @@
-"""Reading a cell out of alphas so that its network stays within a budget: the best cell that does."""
+"""Cost models of cell spaces: the best cell whose network stays within a budget, exactly."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from sgenas import trees
-from sgenas.errors import InvalidValueError
-from sgenas.spaces.costs import CostTable
+from sgenas import tree
+from sgenas.errors import InvalidValueError, require
+from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, expected_cost
+from sgenas.spaces.cell_space import CellSpace
+from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
+from sgenas.spaces.discretization import Rule
 from sgenas.spaces.genotype import Edge, Genotype
 from sgenas.spaces.knapsack import Floats, Options, Pick, best_choice, cheapest, joined, merged, single
-from sgenas.spaces.supernet import SupernetSpace
-from sgenas.trees import Tree
+from sgenas.spaces.latency import LatencyTable
+from sgenas.tree import TensorDict
 
 ROUNDING = 1e-12
-"""Relative: sums of costs that are equal but for the order of their terms count as equal."""
+"""Relative tolerance: sums of costs count as equal if they differ only in the order of their terms."""
 
 
-@dataclass(frozen=True)
-class Limit:
-    """The cost of `table` must be at most `most`; name: what a message calls it."""
+def cell_cost_model(space: CellSpace, budget: Budget, example: Any) -> "CellCostModel":
+    """The cost model of a cell space whose cells stack as those of DARTS or NAS-Bench-201.
 
-    name: str
-    table: CostTable
-    most: float
+    Args:
+        space: The space.
+        budget: Limits and penalty.
+        example: A batch of images, one image (C, H, W), or the shape of one.
+
+    Raises:
+        InvalidValueError: If no cell meets the limits, or the latency table is of another network.
+        DataError: If the latency table cannot be read.
+    """
+    shape = tuple(example.shape if isinstance(example, Tensor) else example)[-3:]
+    require(len(shape) == 3, "example", "images (B, C, H, W) or the shape of one", shape)
+    sizes = dict(zip(("input_channels", "height", "width"), shape, strict=True))
+    spec = NetworkSpec.of(
+        space.name, budget.channels, budget.layers, space.nodes, num_classes=space.num_classes, **sizes
+    )
+    if spec.space == "darts":
+        require(spec.layers >= 3, "Budget.layers", ">= 3", spec.layers)
+    return CellCostModel(space, budget, spec, {name: _table(space, budget, spec, name) for name in budget.quantities})
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """Choices of one kind of cell with a given set of nodes: how many its output joins, a group for each."""
+def _table(space: CellSpace, budget: Budget, spec: NetworkSpec, quantity: str) -> CostTable:
+    rule = _rule(space)
+    narrow = rule is None or rule.threshold is not None
+    measured: dict[str, Any] = {}
+    if quantity == "latency":
+        assert budget.latency_table is not None, "checked by the budget"
+        found = LatencyTable.load(budget.latency_table)
+        for name, wanted in asdict(spec).items():
+            got = getattr(found.network, name)
+            require(got == wanted, "Budget.latency_table", f"of a network with {name} {wanted}", got)
+        measured = {"milliseconds": found.milliseconds, "rest": found.rest}
+    try:
+        return cost_table(quantity, spec, space.edges, space.operations, narrow=narrow, **measured)
+    except (RuntimeError, OverflowError):
+        raise InvalidValueError(
+            "Budget.channels and Budget.layers must give a network that can be counted, got"
+            f" {spec.channels} and {spec.layers}",
+            field="Budget.channels",
+        ) from None
 
-    joins: int
-    groups: tuple[Options, ...]
 
-    @property
-    def best(self) -> float:
-        """The score of the best choice at any cost."""
-        return float(sum(group.scores.max() for group in self.groups))
+def _rule(space: CellSpace) -> Rule | None:
+    """What the discretization maximizes; None for a custom one that does not say."""
+    try:
+        return space.discretization.rule
+    except NotImplementedError:
+        return None
 
 
-class Budget:
-    """Derives the cells of a space within limits.
+class CellCostModel(CostModel):
+    """Costs of cells, and the exact derivation within limits; see `cell_cost_model` for its arguments.
 
-    Of all cells that the space's rule can read (`SupernetSpace.rule`) and whose network meets all limits,
-    `derive` gives one with the largest sum of scores over all kinds together; it is exact. Where the cell
-    that the rule reads without limits meets them, it is that one. So is it where one of its cells is empty
-    (Fair DARTS: no operation reaches the threshold yet): there is no network to measure. With a threshold, an
-    operation below it is taken only where no cell without it meets the limits, and an edge that leaves a
-    missing node never.
-
-    Raises InvalidValueError where no cell of the space meets the limits, with the least value that one can
-    have.
+    Of all cells that the discretization can derive (its ``rule``) and whose network meets all limits,
+    ``derive`` returns one with the largest sum of scores over all kinds together. If the unconstrained cell
+    meets the limits, it is that one; also if one of its cells is empty (Fair DARTS: no operation reaches the
+    threshold yet), since then there is no network to measure. With a threshold, an operation below it is
+    taken only if no cell without it meets the limits, and an edge that leaves a missing node never is.
     """
 
-    def __init__(self, space: SupernetSpace, limits: Sequence[Limit]) -> None:
-        self.space, self.limits = space, tuple(limits)
-        self._rule = space.rule
-        self._inputs = space.edges[0][1]
-        tables = [limit.table for limit in self.limits]
-        self._costs = {
-            kind: np.stack([table.values[kind].numpy() for table in tables], axis=-1) for kind in space.kinds
-        }
-        self._fixed = {joins: np.array([table.fixed[joins] for table in tables]) for joins in tables[0].fixed}
-        most = np.array([limit.most for limit in self.limits], dtype=np.float64)
-        self._allowed = most * (1 + ROUNDING)
-        self._check()
+    def __init__(
+        self, space: CellSpace, budget: Budget, spec: NetworkSpec | None, tables: Mapping[str, CostTable]
+    ) -> None:
+        super().__init__(space, budget)
+        self.spec, self.tables = spec, dict(tables)
+        self._edges, self._operations = tuple(space.edges), tuple(space.operations)
+        self._nodes, self._kinds = space.nodes, tuple(space.kinds)
+        self._inputs = self._edges[0][1]
+        limited = [self.tables[name] for name in budget.limits]
+        self._allowed = np.array(list(budget.limits.values()), dtype=np.float64) * (1 + ROUNDING)
+        if limited:
+            rule = _rule(space)
+            if rule is None:
+                kind = type(space.discretization).__name__
+                raise InvalidValueError(
+                    f"discretization must have a rule if there are limits, got {kind}; use a penalty",
+                    field="discretization",
+                )
+            self._rule = rule
+            self._costs = {
+                kind: np.stack([table.values[kind].numpy() for table in limited], axis=-1) for kind in self._kinds
+            }
+            self._fixed = {joins: np.array([table.fixed[joins] for table in limited]) for joins in limited[0].fixed}
+            self._check()
 
-    def met_by(self, genotype: Genotype) -> bool:
-        """Whether the network of the genotype is within all limits; True where an empty cell has none."""
-        costs = [limit.table.of(genotype) for limit in self.limits]
-        return all(
-            cost is None or cost <= allowed for cost, allowed in zip(costs, self._allowed, strict=True)
-        )
+    def of(self, architecture: Genotype) -> dict[str, float]:
+        found = {name: table.of(architecture) for name, table in self.tables.items()}
+        return {name: cost for name, cost in found.items() if cost is not None}
 
-    def derive(self, alphas: Tree) -> Genotype:
-        """The best cell of the moment within the limits."""
-        free = self.space.derive(alphas)
-        return free if self.met_by(free) else self.best(alphas)
+    def penalty(self, alphas: TensorDict) -> Tensor | None:
+        if self.budget.penalty is None:
+            return None
+        expected = expected_cost(self.tables[self.budget.penalty], self.space.mixing(alphas))
+        return self.budget.penalty_weight * expected
 
-    def best(self, alphas: Tree) -> Genotype:
-        """The same, searched for even where the space's own rule would do; with a cell of every kind."""
-        mixing = trees.detach(self.space.mixing(alphas))
-        weights = {kind: table.double().cpu().numpy() for kind, table in mixing.items()}
-        least = self._rule.least or 0.0
+    def is_within(self, architecture: Genotype) -> bool:
+        """Whether the network of the genotype meets all limits; True if an empty cell has none."""
+        costs = [self.tables[name].of(architecture) for name in self.budget.limits]
+        return all(cost is None or cost <= most for cost, most in zip(costs, self._allowed, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        return {} if self.spec is None else {"budget_network": asdict(self.spec)}
+
+    def best(self, alphas: TensorDict) -> Genotype:
+        """The best cells within the limits; every kind of cell has a node."""
+        mixing = tree.detach(self.space.mixing(alphas))
+        weights = {kind: mixing[kind].double().cpu().numpy() for kind in self._kinds}
+        least = self._rule.threshold or 0.0
         pick = self._best({kind: table - least for kind, table in weights.items()})
-        assert pick is not None, "checked when made: some cell meets the limits, whatever the alphas"
+        assert pick is not None, "checked at the start: some cell meets the limits, for any alphas"
+        free = self.space.derive(alphas)
         cells = []
-        for kind, cell in self.space.derive(alphas).cells:
+        for kind, cell in free.cells:
             kept = [(row, -weights[kind][row, column], column) for name, row, column in pick if name == kind]
             edges = [
-                Edge(*self.space.edges[row], self.space.operations[column])
+                Edge(*self._edges[row], self._operations[column])
                 for row, _, column in sorted(kept)
-                if self.space.operations[column] != "none"
+                if self._operations[column] != "none"
             ]
             cells.append((kind, replace(cell, edges=tuple(edges))))
-        return Genotype(self.space.derive(alphas).space, tuple(cells))
+        return Genotype(free.space, tuple(cells))
 
     def _check(self) -> None:
         alike = {kind: np.zeros(costs.shape[:2]) for kind, costs in self._costs.items()}
-        smallest = np.min(
-            [
-                self._fixed[joins] + cheapest([group for cell in cells for group in cell.groups])
-                for joins, cells in self._networks(alike)
-            ],
-            axis=0,
-        )
-        for limit, least, allowed in zip(self.limits, smallest.tolist(), self._allowed, strict=True):
-            if least > allowed:
-                raise InvalidValueError(
-                    f"{limit.name} must be >= {least:.12g}, which the smallest cell of this space has,"
-                    f" got {limit.most:.12g}"
-                )
-        if len(self.limits) > 1 and self._best(alike) is None:
-            names = " and ".join(f"{limit.name} {limit.most:.12g}" for limit in self.limits)
-            raise InvalidValueError(f"{names} must be met by one and the same cell, got none that meets all")
+        totals = [self._fixed[joins] + cheapest(groups) for joins, groups in self._networks(alike)]
+        smallest = np.min(totals, axis=0)
+        refuse_limits(self.budget, smallest.tolist(), self._allowed.tolist())
+        if len(self.budget.limits) > 1 and self._best(alike) is None:
+            refuse_combination(self.budget)
 
     def _best(self, scores: Mapping[str, Floats]) -> Pick | None:
-        """The operations of the best cells; None where none meet the limits."""
-        networks = sorted(self._networks(scores), key=lambda found: -sum(cell.best for cell in found[1]))
+        """The operations of the best cells; None if no cells meet the limits."""
         best, floor = None, -np.inf
-        for joins, cells in networks:
-            groups = [group for cell in cells for group in cell.groups]
+        # the most promising sets of nodes first, since a high floor ends the others early
+        for joins, groups in sorted(self._networks(scores), key=lambda found: -sum(g.scores.max() for g in found[1])):
             found = best_choice(groups, self._allowed - self._fixed[joins], floor)
             if found is not None:
                 floor, best = found
         return best
 
-    def _networks(self, scores: Mapping[str, Floats]) -> Iterator[tuple[tuple[int, ...], tuple[_Cell, ...]]]:
-        """Every set of nodes that the cells may have, with the choices that are left for each of them."""
-        for cells in product(*(self._cells(kind, scores[kind]) for kind in self.space.kinds)):
-            yield tuple(cell.joins for cell in cells), cells
+    def _networks(self, scores: Mapping[str, Floats]) -> Iterator[tuple[tuple[int, ...], list[Options]]]:
+        """Every set of nodes that the cells may have: how many the outputs join, and a group for each node."""
+        for cells in product(*(self._cells(kind, scores[kind]) for kind in self._kinds)):
+            yield tuple(count for count, _ in cells), [group for _, groups in cells for group in groups]
 
-    def _cells(self, kind: str, scores: Floats) -> list[_Cell]:
-        computed = range(self._inputs, self._inputs + self.space.nodes)
+    def _cells(self, kind: str, scores: Floats) -> list[tuple[int, list[Options]]]:
+        """``_networks`` for one kind of cell."""
+        computed = range(self._inputs, self._inputs + self._nodes)
         known: dict[tuple[int, ...], Options] = {}
 
-        def group(target: int, there: tuple[int, ...]) -> Options:
-            sources = (*range(self._inputs), *(node for node in there if node < target))
+        def group(target: int, existing: tuple[int, ...]) -> Options:
+            sources = (*range(self._inputs), *(node for node in existing if node < target))
             if (target, *sources) not in known:
                 known[target, *sources] = self._node(kind, scores, target, sources)
             return known[target, *sources]
 
-        if self._rule.hollow:
-            # all nodes are there, and the output is the last one alone
-            return [_Cell(1, tuple(group(target, tuple(computed)) for target in computed))]
-        fewest = 1 if self._rule.least is not None else self.space.nodes
+        if self._rule.keeps_none:
+            # all nodes exist, and the output is the last one alone
+            return [(1, [group(target, tuple(computed)) for target in computed])]
+        fewest = 1 if self._rule.threshold is not None else self._nodes
         return [
-            _Cell(count, tuple(group(target, there) for target in there))
-            for count in range(fewest, self.space.nodes + 1)
-            for there in combinations(computed, count)
+            (count, [group(target, existing) for target in existing])
+            for count in range(fewest, self._nodes + 1)
+            for existing in combinations(computed, count)
         ]
 
     def _node(self, kind: str, scores: Floats, target: int, sources: Sequence[int]) -> Options:
-        """All that may lead to a node, undominated."""
+        """All undominated sets of operations that may enter a node."""
         rule = self._rule
-        rows = [
-            row for row, (source, end) in enumerate(self.space.edges) if end == target and source in sources
-        ]
-        most = len(rows) if rule.keep is None else min(rule.keep, len(rows))
-        # by the number of edges that are used
-        partial = {0: single(np.zeros(len(self.limits)))}
+        rows = [row for row, (source, end) in enumerate(self._edges) if end == target and source in sources]
+        most = len(rows) if rule.edges_per_node is None else min(rule.edges_per_node, len(rows))
+        # by the number of edges used
+        partial = {0: single(np.zeros(len(self._allowed)))}
         for row in rows:
             edge = self._edge(kind, scores, row)
             parts: dict[int, list[Options]] = {}
@@ -169,16 +206,16 @@ class Budget:
                 if used < most:
                     parts.setdefault(used + 1, []).append(merged(options, edge))
             partial = {used: joined(found) for used, found in parts.items()}
-        if rule.least is None:
+        if rule.threshold is None:
             return partial[most]
-        return joined([options for used, options in partial.items() if used or rule.hollow])
+        return joined([options for used, options in partial.items() if used or rule.keeps_none])
 
     def _edge(self, kind: str, scores: Floats, row: int) -> Options:
-        """All that may stand on an edge, but for nothing."""
-        names = self.space.operations
-        columns = [column for column, name in enumerate(names) if name != "none" or self._rule.hollow]
+        """All sets of operations that an edge may have, except none at all."""
+        names = self._operations
+        columns = [column for column, name in enumerate(names) if name != "none" or self._rule.keeps_none]
         found = []
-        for count in range(1, self._rule.each + 1):
+        for count in range(1, self._rule.operations_per_edge + 1):
             for chosen in combinations(columns, count):
                 picked = list(chosen)
                 cost, score = self._costs[kind][row, picked].sum(axis=0), scores[row, picked].sum()

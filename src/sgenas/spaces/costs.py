@@ -1,72 +1,136 @@
-"""What the parts of a cell cost in the network that is built of it, as plain tables."""
+"""What a derived network may cost: the `Budget` setting, and the interface of cost models for all spaces."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from sgenas.errors import GenotypeError
-from sgenas.spaces.genotype import Genotype, existing_nodes
-from sgenas.trees import Tree
+from sgenas.errors import InvalidValueError, require, require_choice
+from sgenas.fields import option
+from sgenas.tree import TensorDict
+
+if TYPE_CHECKING:
+    from sgenas.spaces.base import SearchSpace
 
 QUANTITIES = ("params", "macs", "latency")
-"""Parameters, multiply-adds, and measured milliseconds."""
+"""Trainable parameters, multiply-adds of one image, and measured milliseconds."""
 
 
 @dataclass(frozen=True)
-class CostTable:
-    """The cost of a network as a sum over the operations of its cells:
+class Budget:
+    """Limits and a penalty on the cost of the derived network, counted as ``sgenas size`` counts it.
 
-        cost(genotype) = fixed[n] + sum over kinds, sum over kept (edge e, operation o) of values[kind][e, o]
+    A limit constrains only the derivation: the search is unchanged, and the highest-scoring architecture that
+    meets every limit is derived. A penalty adds ``penalty_weight * E[cost]`` to the outer loss, where the
+    expected cost is 1 if all operations have equal mixing weights.
 
-    quantity: one of QUANTITIES. edges, operations: rows and columns of the tables. values: {kind: (E, O)},
-    float64, each summed over all cells of that kind in the network. fixed: what does not depend on the
-    operations, by the number of nodes that each kind's output joins (n, in the order of `values`): with fewer
-    of them the cells are narrower. drops_nodes: whether a node that no operation leads to is left out of the
-    network, with the edges that leave it (`existing_nodes`), as in the cells of DARTS; in NAS-Bench-201 all
-    operations count.
+    Args:
+        max_params: Maximum number of trainable parameters; None for no limit.
+        max_macs: Maximum number of multiply-adds per image; None for no limit. In a module: of its example, which is
+            a whole batch in ``search``.
+        max_latency: Maximum latency in milliseconds, summed from ``latency_table``; None for no limit.
+        latency_table: JSON file written by ``sgenas latency``; needed for latencies only.
+        penalty: Quantity of the penalty: params, macs or latency; None for no penalty.
+        penalty_weight: Factor of the penalty.
+        channels: Channels of the first cell of the network whose cost is meant; None for 36 (nasbench201:
+            16).
+        layers: Number of cells of this network; None for 20 (nasbench201: 5 per stage).
+
+    Raises:
+        InvalidValueError: If a value is out of range, or needs another one that is missing.
     """
 
-    quantity: str
-    edges: tuple[tuple[int, int], ...]
-    operations: tuple[str, ...]
-    values: Mapping[str, Tensor]
-    fixed: Mapping[tuple[int, ...], float]
-    drops_nodes: bool
+    max_params: int | None = None
+    max_macs: int | None = None
+    max_latency: float | None = None
+    latency_table: str | None = None
+    penalty: str | None = option(None, choices=QUANTITIES)
+    penalty_weight: float = 1.0
+    channels: int | None = option(None, flag="budget-channels")
+    layers: int | None = option(None, flag="budget-layers")
 
-    def of(self, genotype: Genotype) -> float | None:
-        """The cost of the network of a cell of this space; None where a cell is empty and there is none.
+    def __post_init__(self) -> None:
+        for name, least in (("max_params", 1), ("max_macs", 1), ("channels", 2), ("layers", 1)):
+            value = getattr(self, name)
+            require(value is None or value >= least, f"Budget.{name}", f">= {least}", value)
+        for name in ("max_latency", "penalty_weight"):
+            value = getattr(self, name)
+            require(value is None or 0 < value < inf, f"Budget.{name}", "> 0 and finite", value)
+        if self.penalty is not None:
+            require_choice("Budget.penalty", self.penalty, QUANTITIES)
+        timed = self.max_latency is not None or self.penalty == "latency"
+        if timed and self.latency_table is None:
+            self._refuse("max_latency" if self.penalty != "latency" else "penalty", "a latency_table")
+        if self.latency_table is not None and not timed:
+            self._refuse("latency_table", "max_latency or penalty='latency'")
+        if self.penalty_weight != 1.0 and self.penalty is None:
+            self._refuse("penalty_weight", "a penalty")
+        for name in ("channels", "layers"):
+            if getattr(self, name) is not None and not self.quantities:
+                self._refuse(name, "a limit or a penalty")
 
-        Raises GenotypeError for an edge or an operation that the table does not have.
-        """
-        total, joined = 0.0, []
-        for kind, values in self.values.items():
-            cell = genotype[kind]
-            there = existing_nodes(cell) if self.drops_nodes else range(cell.inputs, cell.inputs + cell.nodes)
-            for edge in cell.edges:
-                place = (edge.source, edge.target)
-                if place not in self.edges or edge.operation not in self.operations:
-                    raise GenotypeError(f"cell {kind} must be of this space, got edge {edge}")
-                if edge.target in there and (edge.source < cell.inputs or edge.source in there):
-                    row, column = self.edges.index(place), self.operations.index(edge.operation)
-                    total += values[row, column].item()
-            joined.append(len(set(cell.concat) & set(there)))
-        return None if 0 in joined else self.fixed[tuple(joined)] + total
+    def _refuse(self, name: str, needed: str) -> None:
+        message = f"Budget.{name} needs {needed}, got {getattr(self, name)!r} without it"
+        raise InvalidValueError(message, field=f"Budget.{name}")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """{quantity: maximum} of the limits that are set."""
+        found = {name: getattr(self, f"max_{name}") for name in QUANTITIES}
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """The quantities that limits or the penalty need."""
+        return tuple(name for name in QUANTITIES if name in self.limits or name == self.penalty)
 
 
-def expected_cost(table: CostTable, mixing: Tree) -> Tensor:
-    """The searched part of a cost, expected: sum_kinds sum_e sum_o m[e, o] values[e, o] / its uniform value.
+class CostModel(ABC):
+    """Costs of the architectures of a space, and the best architecture within the limits of a budget."""
 
-    mixing: {kind: (E, O)}, the space's own relaxation. The expectation is that of a cell which keeps *every*
-    edge, each with an operation drawn with probability m (with sigmoids: each operation by itself; in
-    PC-DARTS m is weighed by the edge, so that every node has one edge in the mean). Which edges a derivation
-    keeps is not in it: that rule has no derivative. Divided by the value for m = 1 / O everywhere, so that 1
-    means as costly as the undecided softmax. A 0-d tensor, differentiable in `mixing`; 0 where nothing has a
-    cost.
-    """
-    uniform = sum(values.mean(dim=1).sum().item() for values in table.values.values())
-    total = torch.zeros((), device=next(iter(mixing.values())).device)
-    for kind, values in table.values.items() if uniform else ():
-        total = total + (mixing[kind] * (values / uniform).to(mixing[kind])).sum()
-    return total
+    def __init__(self, space: "SearchSpace", budget: Budget) -> None:
+        self.space, self.budget = space, budget
+
+    def derive(self, alphas: TensorDict) -> Any:
+        """The space's own derivation if it meets all limits, else the best architecture that does."""
+        free = self.space.derive(alphas)
+        return free if not self.budget.limits or self.is_within(free) else self.best(alphas)
+
+    @abstractmethod
+    def of(self, architecture: Any) -> dict[str, float]:
+        """{quantity: cost} of the network of ``architecture``; empty if an empty cell has no network."""
+
+    @abstractmethod
+    def penalty(self, alphas: TensorDict) -> Tensor | None:
+        """``penalty_weight * E[cost]``, a 0-d tensor differentiable in ``alphas``; None without penalty."""
+
+    @abstractmethod
+    def is_within(self, architecture: Any) -> bool:
+        """Whether the network of ``architecture`` meets all limits."""
+
+    @abstractmethod
+    def best(self, alphas: TensorDict) -> Any:
+        """The highest-scoring architecture within the limits; exact."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for ``config.json``: the network whose cost is meant."""
+        return {}
+
+
+def refuse_limits(budget: Budget, smallest: Sequence[float], allowed: Sequence[float]) -> None:
+    """Raises InvalidValueError for the first limit whose ``allowed`` (with a tolerance) is below the smallest cost."""
+    for (name, limit), least, most in zip(budget.limits.items(), smallest, allowed, strict=True):
+        if least > most:
+            field = f"Budget.max_{name}"
+            message = f"{field} must be >= {least:.12g} (the smallest architecture), got {limit:.12g}"
+            raise InvalidValueError(message, field=field)
+
+
+def refuse_combination(budget: Budget) -> None:
+    """Raises InvalidValueError for limits that can be met one by one, but not by one architecture."""
+    named = " and ".join(f"Budget.max_{name} {limit:.12g}" for name, limit in budget.limits.items())
+    message = f"no architecture meets {named}; raise one of them"
+    raise InvalidValueError(message, field=f"Budget.max_{next(iter(budget.limits))}")

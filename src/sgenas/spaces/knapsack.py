@@ -1,11 +1,11 @@
 """The best choice of one option from each of several groups within budgets, exactly.
 
-The multiple-choice knapsack problem: groups of options, each with a score and costs; take one of each group
-so that the total score is largest and no total cost exceeds its limit. Solved by dynamic programming over the
-groups: of partial choices only those are kept that no other one beats in score and in every cost
-(undominated, the Pareto front), that can still be completed within the limits, and whose best completion may
-still beat the best whole choice known, by the bound of the Lagrangian (Kellerer, Pferschy and Pisinger,
-Knapsack Problems, 2004, chapter 11). None of this drops every optimum.
+The multiple-choice knapsack problem: each group has options with a score and costs. Take one option from each
+group so that the total score is largest and no total cost exceeds its limit. Solved by dynamic programming
+over the groups. Of the partial choices it keeps those that are undominated (no other one is at least as good
+in score and in every cost), can still be completed within the limits, and may still beat the best complete
+choice found so far, by the Lagrangian bound (Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004,
+chapter 11). No step drops every optimum.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Pick = tuple[tuple[str, int, int], ...]
-"""What an option stands for: (kind of cell, row, column) of each operation that it keeps."""
+"""What an option selects: (table, row, column) of each operation."""
 HALVINGS, ROUNDS = 60, 3
-"""Of the search for good prices, which decide how fast it goes and not what comes out."""
+"""Effort of the search for good prices, which affect the speed and not the result."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """n options of a group, or partial choices: costs (n, budgets), scores (n,), and what each picks."""
+    """n options of a group, or n partial choices: costs (n, budgets), scores (n,), and their picks."""
 
     costs: Floats
     scores: Floats
@@ -33,7 +33,7 @@ class Options:
         return len(self.picks)
 
     def taken(self, indices: NDArray[np.intp]) -> "Options":
-        """Those of the given indices."""
+        """The options at ``indices``."""
         return Options(
             self.costs[indices], self.scores[indices], tuple(self.picks[index] for index in indices.tolist())
         )
@@ -45,7 +45,7 @@ def single(costs: Sequence[float] | Floats, score: float = 0.0, pick: Pick = ())
 
 
 def joined(parts: Sequence[Options]) -> Options:
-    """The options of all parts, of which there is at least one, without the dominated ones."""
+    """The undominated options of all parts (at least one part)."""
     together = Options(
         np.concatenate([part.costs for part in parts]),
         np.concatenate([part.scores for part in parts]),
@@ -55,14 +55,14 @@ def joined(parts: Sequence[Options]) -> Options:
 
 
 def merged(first: Options, second: Options) -> Options:
-    """Every option of the first with every one of the second, without the dominated ones."""
+    """The undominated sums of an option of ``first`` and one of ``second``."""
     costs, scores = _sums(first, second)
     return _pairs(first, second, costs, scores, undominated(costs, scores))
 
 
 def undominated(costs: Floats, scores: Floats) -> NDArray[np.intp]:
-    """Indices of the options that no other equals or beats in score and all costs; of equals the first."""
-    # by falling score, then rising costs: whoever dominates an option stands before it
+    """Indices of the undominated options; of equal ones the first."""
+    # by decreasing score, then increasing costs: an option comes after those that dominate it
     order = np.lexsort((*costs.T[::-1], -scores))
     if costs.shape[1] == 1:
         ranked = costs[order, 0]
@@ -78,24 +78,19 @@ def undominated(costs: Floats, scores: Floats) -> NDArray[np.intp]:
 
 
 def cheapest(groups: Sequence[Options]) -> Floats:
-    """For each budget the lowest total cost of any choice, (budgets,)."""
+    """The lowest total cost of any choice for each budget, (budgets,)."""
     return np.sum([group.costs.min(axis=0) for group in groups], axis=0)
 
 
-def best_choice(
-    groups: Sequence[Options], limits: Floats, floor: float = -np.inf
-) -> tuple[float, Pick] | None:
-    """(score, picks) of the best choice with every cost at most its limit (budgets,); all costs are >= 0.
-
-    None where no choice is within the limits, or none that scores more than `floor`.
-    """
+def best_choice(groups: Sequence[Options], limits: Floats, floor: float = -np.inf) -> tuple[float, Pick] | None:
+    """(score, picks) of the best choice within the limits (budgets,) and above ``floor``, or None; costs are >= 0."""
     least = [cheapest(groups[index:]) for index in range(len(groups))] + [np.zeros(len(limits))]
     if (least[0] > limits).any() or sum(group.scores.max() for group in groups) <= floor:
         return None
     prices, known = _prices(groups, limits)
     beaten = max(known, floor)
     if beaten > -np.inf:
-        # a choice as good as the best one known must stay, and rounding must not drop it
+        # keep choices as good as the best known one, in spite of rounding
         beaten -= 1e-9 * (1 + abs(beaten))
     relaxed = [(group.scores - group.costs @ prices).max() for group in groups]
     partial = single(np.zeros(len(limits)))
@@ -120,17 +115,16 @@ def _sums(first: Options, second: Options) -> tuple[Floats, Floats]:
 def _pairs(first: Options, second: Options, costs: Floats, scores: Floats, kept: NDArray[np.intp]) -> Options:
     rows, columns = np.divmod(kept, len(second))
     picks = tuple(
-        first.picks[row] + second.picks[column]
-        for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+        first.picks[row] + second.picks[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
     )
     return Options(costs[kept], scores[kept], picks)
 
 
 def _prices(groups: Sequence[Options], limits: Floats) -> tuple[Floats, float]:
-    """A price (budgets,) for each cost, and the score of the best whole choice met on the way (or -inf).
+    """A price (budgets,) for each cost, and the score of the best complete choice found meanwhile (or -inf).
 
     Any prices >= 0 bound the score of every choice within the limits from above, by sum_g max(score - price
-    cost) + price limit. Here each price in turn is brought by halving to where that bound is lowest.
+    cost) + price limit. Bisection brings each price in turn to where that bound is lowest.
     """
     prices = np.zeros(len(limits))
     best = -np.inf

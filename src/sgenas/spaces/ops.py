@@ -1,15 +1,15 @@
-"""The operations of the DARTS cells in their search form: batch statistics, no affine, no running buffers.
+"""The operations of the cells in a supernet: batch statistics, no scale and shift, no running buffers.
 
 Shapes: B images, C channels, H x W pixels. Every operation maps (B, C, H, W) to the same shape, or to
 (B, C, ceil(H / 2), ceil(W / 2)) with stride 2. Definitions: arXiv:1806.09055 and cnn/operations.py of the
-DARTS code.
+DARTS code; for NAS-Bench-201 arXiv:2001.00326.
 
-An operation does not read a plain tensor but a `NodeState`: what all edges that leave a node need from it
-(its activated values, its pooled values) is computed once for the node instead of once for each edge. It
-does not return a plain tensor but a `Term`, since the sum that it enters can finish it at less cost.
+An operation takes a `NodeState` instead of a tensor: what all edges that leave a node share (its activated
+values, its pooled values) is computed once per node, not once per edge. It returns a `Term` instead of a
+tensor, since the sum over terms can finish it at less cost.
 
-Several members, M copies of the network with their own weights and alphas, may go through one call: their
-channels lie side by side, C = M times the channels of one, and a convolution has one group for each.
+M members, copies of the network with their own weights and alphas, can go through one call: their channels
+are concatenated, C = M times the channels of one, and a convolution has one group per member.
 """
 
 from collections.abc import Callable
@@ -18,14 +18,20 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgenas.spaces.kernels import channels_last, depthwise, join, pointwise, to_phases
+from sgenas.spaces.kernels import channels_last, dense, depthwise, join, to_phases
 from sgenas.spaces.nonlinearity import Nonlinearity
-from sgenas.spaces.normalisation import normalise
+from sgenas.spaces.normalization import normalize
 
 
 @dataclass(frozen=True)
 class Term:
-    """What an operation adds to a node. raw: still to be normalised. phased: see `kernels.to_phases`."""
+    """What an operation adds to a node.
+
+    Args:
+        value: (B, C, H, W).
+        raw: Whether it still has to be normalized.
+        phased: Whether it is in the form of `kernels.to_phases`.
+    """
 
     value: Tensor
     raw: bool = False
@@ -33,7 +39,7 @@ class Term:
 
 
 class NodeState:
-    """The value of one node and, made on demand and once, what the operations take from it."""
+    """The value of one node, and what operations compute from it, each once and on demand."""
 
     def __init__(self, value: Tensor, nonlinearity: Nonlinearity) -> None:
         self.value = value
@@ -41,32 +47,38 @@ class NodeState:
         self._cache: dict[str, Tensor] = {}
 
     def activated(self) -> Tensor:
-        """max(value, 0), or what stands for it."""
+        """The activation of the value."""
         return self._once("activated", lambda: self.nonlinearity.activate(self.value))
 
     def max_pool(self, stride: int) -> Tensor:
-        """3x3 max pooling, then normalisation."""
-        return self._once(
-            f"max{stride}", lambda: normalise(self.nonlinearity.max_pool(self.value, 3, stride))
-        )
+        """3x3 max pooling, then normalization."""
+        return self._once(f"max{stride}", lambda: normalize(self.nonlinearity.max_pool(self.value, 3, stride)))
 
     def avg_pool(self, stride: int) -> Tensor:
-        """3x3 mean over the pixels inside the image, then normalisation."""
-        return self._once(f"avg{stride}", lambda: normalise(self._mean(stride)))
+        """3x3 mean over the pixels inside the image, then normalization."""
+        return self._once(f"avg{stride}", lambda: normalize(self._mean(stride)))
 
-    def mean_pool(self) -> Tensor:
-        """3x3 mean over the pixels inside the image, not normalised."""
-        return self._once("mean", lambda: self._mean(1))
+    def mean_pool(self, stride: int) -> Tensor:
+        """The same without normalization."""
+        return self._once(f"mean{stride}", lambda: self._mean(stride))
+
+    def identity(self, stride: int) -> Tensor:
+        """The value."""
+        return self.value
 
     def _mean(self, stride: int) -> Tensor:
         return F.avg_pool2d(self.value, 3, stride, padding=1, count_include_pad=False)
 
+    def bypass(self, stride: int) -> Tensor:
+        """The value, or with stride 2 the maxima of 2 x 2 pixels, at odd borders of those that exist (PC-DARTS)."""
+        return self.value if stride == 1 else self._once("bypass", lambda: self.nonlinearity.max_pool(self.value, 2, 2))
+
     def even(self) -> Tensor:
-        """activated() at the even pixels: all that a dilated convolution of stride 2 reads."""
+        """activated() at the even pixels, which are all that a dilated convolution of stride 2 reads."""
         return self._once("even", lambda: channels_last(self.activated()[:, :, ::2, ::2]))
 
     def phases(self) -> Tensor:
-        """activated() with the pixels of each parity apart, see `kernels.to_phases`."""
+        """activated() in the form of `kernels.to_phases`."""
         return self._once("phases", lambda: to_phases(self.activated()))
 
     @property
@@ -81,37 +93,19 @@ class NodeState:
         return self._cache[key]
 
 
-class MaxPool(nn.Module):
-    """3x3 max pooling with normalisation (the published cell has no normalisation there)."""
+class Shared(nn.Module):
+    """An operation without weights: the method ``name`` of the node, the same for all edges that leave it."""
 
-    def __init__(self, channels: int, stride: int) -> None:  # noqa: ARG002
+    def __init__(self, name: str, stride: int = 1) -> None:
         super().__init__()
-        self.stride = stride
+        self.name, self.stride = name, stride
 
     def forward(self, node: NodeState) -> Term:
-        return Term(node.max_pool(self.stride))
-
-
-class AvgPool(nn.Module):
-    """3x3 average pooling with normalisation."""
-
-    def __init__(self, channels: int, stride: int) -> None:  # noqa: ARG002
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, node: NodeState) -> Term:
-        return Term(node.avg_pool(self.stride))
-
-
-class Skip(nn.Module):
-    """The identity."""
-
-    def forward(self, node: NodeState) -> Term:
-        return Term(node.value)
+        return Term(getattr(node, self.name)(self.stride))
 
 
 class FactorizedReduce(nn.Module):
-    """ReLU, then two 1x1 convolutions of stride 2 side by side, the second one pixel further, normalised."""
+    """ReLU, two concatenated 1x1 convolutions of stride 2, the second shifted by one pixel, normalization."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -121,25 +115,36 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, node: NodeState) -> Term:
         x = node.activated()
-        # with an odd number of rows or columns the shifted half lacks its last one: zeros stand for it
+        # with odd sides the shifted half lacks its last row or column, which are zeros
         shifted = F.pad(x[:, :, 1:, 1:], (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        halves = [pointwise(x, self.even.weight, 2), pointwise(shifted, self.odd.weight, 2)]
+        halves = [dense(x, self.even.weight, 2), dense(shifted, self.odd.weight, 2)]
         return Term(join(halves, x.shape[1] // self.even.weight.shape[1]), raw=True)
 
 
 class PointwiseConv(nn.Module):
-    """ReLU, 1x1 convolution, normalisation: how a cell brings its inputs to its own number of channels."""
+    """ReLU, 1x1 convolution, normalization: brings the inputs of a cell to its number of channels."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.pointwise = nn.Conv2d(channels_in, channels_out, 1, bias=False)
 
     def forward(self, node: NodeState) -> Term:
-        return Term(pointwise(node.activated(), self.pointwise.weight), raw=True)
+        return Term(dense(node.activated(), self.pointwise.weight), raw=True)
+
+
+class DenseConv(nn.Module):
+    """ReLU, k x k convolution, normalization; k = 1 or 3 (NAS-Bench-201)."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, node: NodeState) -> Term:
+        return Term(dense(node.activated(), self.conv.weight), raw=True)
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise k x k convolution, then 1x1 convolution, of a value that is activated already."""
+    """Depthwise k x k convolution, then 1x1 convolution, of an activated value."""
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -148,19 +153,17 @@ class DepthwiseSeparable(nn.Module):
         self.pointwise = nn.Conv2d(channels, channels, 1, bias=False)
 
     def forward(self, activated: Tensor) -> Tensor:
-        return pointwise(depthwise(activated, self.depthwise.weight, self.stride), self.pointwise.weight)
+        return dense(depthwise(activated, self.depthwise.weight, self.stride), self.pointwise.weight)
 
     def dilated(self, activated: Tensor) -> Tensor:
-        """The same with dilation 2 and stride 1, in one call: for what cannot be cut into phases."""
+        """The same with dilation 2 and stride 1, for sides that are odd."""
         weight = self.depthwise.weight
-        spread = F.conv2d(
-            activated, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0]
-        )
-        return pointwise(spread, self.pointwise.weight)
+        spread = F.conv2d(activated, weight, None, padding=weight.shape[-1] - 1, dilation=2, groups=weight.shape[0])
+        return dense(spread, self.pointwise.weight)
 
 
 class SeparableConv(nn.Module):
-    """(ReLU, depthwise, pointwise, normalisation) twice, the stride in the first."""
+    """(ReLU, depthwise, pointwise, normalization) twice, the stride in the first."""
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -168,16 +171,16 @@ class SeparableConv(nn.Module):
         self.second = DepthwiseSeparable(channels, kernel, 1)
 
     def forward(self, node: NodeState) -> Term:
-        between = node.nonlinearity.activate(normalise(self.first(node.activated())))
+        between = node.nonlinearity.activate(normalize(self.first(node.activated())))
         return Term(self.second(between), raw=True)
 
 
 class DilatedConv(nn.Module):
-    """ReLU, depthwise with dilation 2, pointwise, normalisation.
+    """ReLU, depthwise with dilation 2, pointwise, normalization.
 
-    oneDNN has no fast kernel for dilated depthwise convolutions. Pixels of different parity never meet in
-    one, so it is an ordinary convolution of the even pixels (stride 2) or of each parity apart (stride 1).
-    In the latter case the output stays in phases, and the node's sum undoes it once.
+    oneDNN has no fast kernel for dilated depthwise convolutions. They never mix pixels of different parity,
+    so they are ordinary convolutions of the even pixels (stride 2) or of each parity (stride 1). In the
+    latter case the output keeps the form of `kernels.to_phases`, which the sum of the node undoes once.
     """
 
     def __init__(self, channels: int, kernel: int, stride: int) -> None:
@@ -193,17 +196,27 @@ class DilatedConv(nn.Module):
         return Term(self.conv.dilated(node.activated()), raw=True)
 
 
-def _skip(channels: int, stride: int) -> nn.Module:
-    return Skip() if stride == 1 else FactorizedReduce(channels, channels)
+Builder = Callable[[int, int], nn.Module]
+"""(channels, stride) -> an operation that takes a NodeState and returns a Term."""
 
-
-BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "max_pool_3x3": MaxPool,
-    "avg_pool_3x3": AvgPool,
-    "skip_connect": _skip,
+# the published cell does not normalize max pooling
+DARTS_BUILDERS: dict[str, Builder] = {
+    "max_pool_3x3": lambda channels, stride: Shared("max_pool", stride),
+    "avg_pool_3x3": lambda channels, stride: Shared("avg_pool", stride),
+    "skip_connect": lambda channels, stride: (
+        Shared("identity") if stride == 1 else FactorizedReduce(channels, channels)
+    ),
     "sep_conv_3x3": lambda channels, stride: SeparableConv(channels, 3, stride),
     "sep_conv_5x5": lambda channels, stride: SeparableConv(channels, 5, stride),
     "dil_conv_3x3": lambda channels, stride: DilatedConv(channels, 3, stride),
     "dil_conv_5x5": lambda channels, stride: DilatedConv(channels, 5, stride),
 }
-"""name -> (channels, stride) -> module. `none` is not here: its output is zero, so no one computes it."""
+"""Operations of the DARTS cells by name; not `none`, whose output is zero and is never computed."""
+
+NASBENCH201_BUILDERS: dict[str, Builder] = {
+    "skip_connect": lambda channels, stride: Shared("identity"),
+    "nor_conv_1x1": lambda channels, stride: DenseConv(channels, 1),
+    "nor_conv_3x3": lambda channels, stride: DenseConv(channels, 3),
+    "avg_pool_3x3": lambda channels, stride: Shared("mean_pool"),
+}
+"""Operations of the NAS-Bench-201 cells by name; their stride is always 1."""

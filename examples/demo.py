@@ -1,0 +1,94 @@
+"""What `make demo` runs: a search that decides, and a test of the decision, in about two minutes.
+
+1. Search for a cell on scikit-learn's digits with SGE.
+2. Train the network of the derived cell from scratch, and networks of random cells of about the same size in
+   the same way.
+3. Write the comparison to evaluation.json and a report with everything to report.html.
+
+    python examples/demo.py [--run-dir runs/demo]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import sgenas
+from sgenas.random import generator
+from sgenas.spaces.networks import build, network_size
+from sgenas.training import TrainConfig
+
+SEARCH: dict[str, Any] = {
+    "data.data": "digits",
+    "data.batch_size": 32,
+    "space.channels": 8,
+    "space.layers": 3,
+    "space.nodes": 2,
+    "estimator.name": "sge",
+    "estimator.num_directions": 4,
+    "estimator.control_variate": "finite-difference",
+    "arch_optimizer.lr": 0.1,
+    "epochs": 6,
+    "warmup_epochs": 2,
+}
+TRAIN: dict[str, Any] = {
+    "data.data": "digits",
+    "data.batch_size": 32,
+    "data.cutout": 0,
+    "channels": 8,
+    "layers": 3,
+    "epochs": 6,
+    "drop_path": 0.0,
+    "auxiliary_weight": 0.0,
+}
+RANDOM_CELLS = 2
+"""Random cells that are trained like the derived one."""
+
+
+def random_cell(space: Any, near: int, draw: torch.Generator) -> sgenas.Genotype:
+    """Of 200 random cells, the one whose network is nearest in size to ``near`` parameters."""
+    cells = []
+    for _ in range(200):
+        alphas = {name: torch.randn(shape, generator=draw) for name, shape in space.shapes.items()}
+        cells.append(space.derive(alphas))
+    return min(cells, key=lambda cell: abs(parameters(cell) - near))
+
+
+def parameters(cell: sgenas.Genotype) -> int:
+    size = network_size(cell, channels=TRAIN["channels"], layers=TRAIN["layers"], num_classes=10, resolution=8)
+    return size.parameters
+
+
+def trained(cell: sgenas.Genotype) -> dict[str, Any]:
+    """Test accuracy of the cell's network after training from scratch."""
+    start = time.perf_counter()
+    result = TrainConfig.of_recipe("source", cell, TRAIN).run(progress=False)
+    accuracy = result.history[-1]["test_accuracy"]
+    print(f"  {accuracy:.2%} on the test images, {parameters(cell):,} parameters", flush=True)
+    return {"test_accuracy": accuracy, "parameters": parameters(cell), "seconds": time.perf_counter() - start}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/demo"))
+    run_dir = parser.parse_args().run_dir
+    result = sgenas.SearchConfig.of_method("darts", SEARCH).run(run_dir, overwrite=True)
+    print(f"derived cell:\n{result.genotype}", flush=True)
+    print("training its network from scratch ...", flush=True)
+    derived = trained(result.genotype)
+    draw = generator(0, "random cells")
+    others = []
+    for number in range(RANDOM_CELLS):
+        print(f"training a random cell of about that size ({number + 1} of {RANDOM_CELLS}) ...", flush=True)
+        others.append(trained(random_cell(result.space, derived["parameters"], draw)))
+    comparison = {"derived": derived, "random": others}
+    (run_dir / "evaluation.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    sgenas.report.save_all(run_dir)
+    print(f"Open {run_dir / 'report.html'} in a browser.")
+
+
+if __name__ == "__main__":
+    main()

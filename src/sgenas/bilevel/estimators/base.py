@@ -1,0 +1,214 @@
+"""What all hypergradient estimators share: validation, unperturbed trajectory, outer gradients, costs."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sgenas import tree
+from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.errors import DivergenceError, InvalidValueError
+from sgenas.optim import InnerState
+from sgenas.registry import Registry
+from sgenas.tree import Tree
+
+
+@dataclass(frozen=True)
+class HypergradientResult:
+    """An estimate of d L_val(w*(alpha), alpha) / d alpha (Eq. 3, Eq. 6); detached from every graph.
+
+    Attributes:
+        grad: The hypergradient, ``direct + indirect``, with the structure of the alphas.
+        direct: d L_val / d alpha at fixed weights Y^N.
+        indirect: The second term of Eq. 3, J^T d L_val / d w.
+        state: The inner state after the N unperturbed steps; ``state.weights`` is Y^N.
+        inner_losses: L_train before each of the N steps, 0-d tensors.
+        outer_loss: L_val at Y^N, a 0-d tensor.
+        cost: Passes and steps that were really taken.
+        diagnostics: What the estimator measured of its own noise, by name.
+        alphas: The alphas that were passed.
+    """
+
+    grad: Tree
+    direct: Tree
+    indirect: Tree
+    state: InnerState
+    inner_losses: tuple[Tensor, ...]
+    outer_loss: Tensor
+    cost: Cost
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    alphas: Tree = field(default=None, repr=False)
+
+    @property
+    def direct_share(self) -> Tensor:
+        """||direct||^2 / (||direct||^2 + ||indirect||^2), 0-d: 1 if the indirect gradient is zero."""
+        direct, indirect = tree.norm(self.direct).square(), tree.norm(self.indirect).square()
+        return direct / (direct + indirect).clamp_min(torch.finfo(direct.dtype).tiny)
+
+    def backward(self) -> None:
+        """Adds ``grad`` to the ``.grad`` of the alphas that were passed, as ``Tensor.backward`` does.
+
+        Alphas that were computed from other tensors pass the gradient on to those.
+        """
+        pairs = list(zip(tree.tensors(self.alphas), tree.tensors(self.grad), strict=True))
+        recorded = [pair for pair in pairs if pair[0].requires_grad]
+        if recorded:
+            torch.autograd.backward([alpha for alpha, _ in recorded], [grad for _, grad in recorded])
+        for alpha, grad in pairs:
+            if not alpha.requires_grad:
+                alpha.grad = grad.clone() if alpha.grad is None else alpha.grad + grad
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an estimator has at hand when it computes the indirect gradient.
+
+    Attributes:
+        problem: The problem; it counts the passes.
+        state: The state Y^0 at which the inner steps start.
+        alphas: The outer variables, detached.
+        inner_batches: One batch per inner step.
+        outer_batch: The batch of the outer loss.
+        trajectory: The unperturbed trajectory with the steps that ``kept_steps`` asked for.
+        outer_loss: L_val(Y^N, alphas), 0-d.
+        v: d L_val / d weights at Y^N; None if the estimator does not use it.
+        direct: d L_val / d alphas at Y^N.
+        generator: For estimators that draw.
+        diagnostics: To be filled by the estimator.
+    """
+
+    problem: BilevelProblem
+    state: InnerState
+    alphas: Tree
+    inner_batches: Sequence[Any]
+    outer_batch: Any
+    trajectory: Trajectory
+    outer_loss: Tensor
+    v: Tree
+    direct: Tree
+    generator: torch.Generator | None
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Estimator(ABC):
+    """A way to compute a hypergradient: a frozen dataclass whose fields are its settings.
+
+    A subclass writes ``indirect_gradient``. The inner optimizer is ``context.problem.inner_optimizer``; its
+    steps are differentiated and compared by the functions of ``sgenas.optim``. Estimators have no side
+    effects: they change no weights, buffers or ``.grad``.
+    """
+
+    draws: ClassVar[bool] = False
+    """Whether the estimator draws random numbers."""
+    uses_v: ClassVar[bool] = True
+    """Whether the estimator uses d L_val / d weights."""
+
+    @abstractmethod
+    def indirect_gradient(self, context: Context) -> Tree:
+        """The indirect gradient J^T d L_val / d w, with the structure of the alphas."""
+
+    def indirect_cost(self, inner_steps: int) -> Cost:
+        """An upper bound of what ``indirect_gradient`` spends."""
+        return Cost()
+
+    def kept_steps(self, inner_steps: int) -> int:
+        """How many of the last inner steps ``indirect_gradient`` finds in ``context.trajectory.steps``."""
+        return 0
+
+    def cost(self, inner_steps: int) -> Cost:
+        """An upper bound of what one call with that many inner batches costs."""
+        return Cost(inner_steps + 1, inner_steps + 1, inner_steps) + self.indirect_cost(inner_steps)
+
+    def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
+        """The unperturbed trajectory."""
+        return problem.run(state, alphas, inner_batches, keep=self.kept_steps(len(inner_batches)))
+
+    def __call__(
+        self,
+        problem: BilevelProblem,
+        state: InnerState,
+        alphas: Tree,
+        inner_batches: Sequence[Any],
+        outer_batch: Any,
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> HypergradientResult:
+        """Estimates the hypergradient at ``alphas`` after one inner step per batch.
+
+        Args:
+            problem: The bilevel problem.
+            state: Where the inner steps start.
+            alphas: The outer variables, a tree of floating-point tensors.
+            inner_batches: N batches, at least one. Both sides of every difference use the same ones.
+            outer_batch: The batch of the outer loss (D_F of Algorithm 1).
+            generator: Source of random numbers, on any device.
+            seed: Seed of a new generator, instead of ``generator``.
+
+        Raises:
+            InvalidValueError: If an argument is unsuitable, or an estimator that draws gets neither
+                ``generator`` nor ``seed``.
+            DivergenceError: If a loss is NaN or infinite.
+        """
+        if seed is not None:
+            if generator is not None:
+                raise InvalidValueError("pass generator= or seed=, not both", field="seed")
+            generator = torch.Generator().manual_seed(seed)
+        if generator is None and self.draws:
+            name = type(self).__name__
+            raise InvalidValueError(f"{name} draws random directions: pass generator= or seed=", field="generator")
+        problem.check(state, alphas, inner_batches)
+        if any(
+            tensor.requires_grad for slot in (state.weights, *state.slots.values()) for tensor in tree.tensors(slot)
+        ):
+            state = replace(state, weights=tree.detach(state.weights), slots=tree.detach(state.slots))
+        passed, alphas, problem = alphas, tree.detach(alphas), problem.counted()
+        trajectory = self.run(problem, state, alphas, inner_batches)
+        weights, v = trajectory.end.weights, None
+        if self.uses_v:
+            outer_loss, v, direct = problem.outer_gradients(weights, alphas, outer_batch)
+        else:
+            outer_loss, direct = problem.outer_alpha_gradient(weights, alphas, outer_batch)
+        require_finite(trajectory.losses, outer_loss)
+        rest = (inner_batches, outer_batch, trajectory, outer_loss, v, direct, generator)
+        context = Context(problem, state, alphas, *rest)
+        indirect = self.indirect_gradient(context)
+        parts = (tree.add(direct, indirect), direct, indirect, trajectory.end, trajectory.losses, outer_loss)
+        return HypergradientResult(*parts, problem.counter.total, context.diagnostics, passed)
+
+
+ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "sgenas.estimators")
+"""Estimator classes by name."""
+
+
+def require_finite(inner_losses: Sequence[Tensor], outer_loss: Tensor, where: str = "") -> None:
+    """Raises DivergenceError naming the first loss that is NaN or infinite. Synchronizes once."""
+    if bool(torch.isfinite(torch.stack([*inner_losses, outer_loss])).all()):
+        return
+    for index, loss in enumerate(inner_losses):
+        if not bool(torch.isfinite(loss)):
+            step = f"inner step {index + 1} of {len(inner_losses)}"
+            raise DivergenceError(f"inner_loss is {loss.item()} in {step}{where}")
+    raise DivergenceError(f"outer_loss is {outer_loss.item()} after inner step {len(inner_losses)}{where}")
+
+
+def require_finite_directions(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
+    """Raises DivergenceError for the first direction whose value is NaN or infinite. Synchronizes once.
+
+    Args:
+        context: The call.
+        values: What was measured along each direction, (Q,).
+        perturbed: Index -> the alphas there. A trajectory is computed again only to find the inner step.
+    """
+    finite = torch.isfinite(values)
+    if bool(finite.all()):
+        return
+    index = finite.tolist().index(False)
+    where = f" along direction {index + 1} of {len(values)}"
+    problem, alphas = context.problem, perturbed(index)
+    again = problem.run(context.state, alphas, context.inner_batches)
+    require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
+    raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")

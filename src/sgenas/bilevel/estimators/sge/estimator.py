@@ -1,0 +1,175 @@
+"""The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sgenas import tree
+from sgenas.bilevel.estimators.base import ESTIMATORS, Context, Estimator, require_finite_directions
+from sgenas.bilevel.estimators.sge.aggregation import AGGREGATIONS, aggregate
+from sgenas.bilevel.estimators.sge.batched import SavedMemory, automatic, batched
+from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
+from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
+from sgenas.bilevel.estimators.sge.smoothing import choose_smoothing, num_probes
+from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.errors import DivergenceError, require, require_choice
+from sgenas.fields import option
+from sgenas.optim import InnerState
+from sgenas.tree import Tree
+
+COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
+    "auto": automatic,
+    "sequential": sequential,
+    "batched": batched,
+}
+"""How the projections are computed; all give the same numbers up to rounding."""
+
+
+@dataclass(frozen=True)
+class SGE(Estimator):
+    r"""Stochastic gradient estimator of the hypergradient (Algorithm 1 of the paper).
+
+    From the same start, Y^t follows N inner steps at alpha and Y_j^t at alpha + mu u_j, all on the same
+    batches. With delta_j = (Y_j^N - Y^N) / mu and v = d L_val(Y^N, alpha) / d w,
+
+        grad = d L_val(Y^N, alpha) / d alpha + (1/Q) sum_j <delta_j, v> u_j                           (Eq. 6).
+
+    The defaults of all options are the paper's estimator, with u_j ~ N(0, I) over all alphas jointly. A
+    projection <delta_j, v> differs from the derivative of the N steps along u_j by O(mu), with antithetic
+    directions by O(mu^2); the estimate is unbiased up to O(mu^2). With p alphas, the relative MSE of the
+    indirect gradient is about (p + 1) / Q; of ``least-squares`` 1 - Q / p for Q < p, and 0 from Q = p on
+    (noise in the projections is amplified there, most at Q = p).
+
+    ``diagnostics``: ``projections``, (Q,); ``standard_error``, of a mean over independent directions, the
+    estimated norm of the indirect gradient's error; ``coefficient`` of the control variate; ``smoothing`` and
+    ``noise_floor`` if mu is chosen: mu and the estimated error of a projection; ``chunk`` after an
+    out-of-memory error, the number of batched trajectories that still fit.
+
+    Cost: (Q + 1) N + 1 passes and those of the control variate; ``smoothing="auto"`` counts as 5 more
+    directions, 10 if antithetic. Memory: one more set of weights, but for batched trajectories.
+
+    Args:
+        num_directions: Number of random directions Q, >= 1; even if antithetic.
+        smoothing: Perturbation scale mu in units of alpha, > 0, or ``"auto"``: chosen at each call.
+        directions: Distribution of the directions, all with E[u u^T] = I: ``gaussian``, ``orthogonal``,
+            ``sphere`` (norm sqrt(p)) or ``antithetic`` (pairs u, -u, which make central differences).
+        control_variate: Deterministic estimator whose indirect gradient is the baseline of a control
+            variate: its name, the estimator itself, or None for none.
+        aggregate: ``mean`` (Eq. 6) or ``least-squares``: the g that explains the projections best,
+            <g, u_j> = <delta_j, v>, and of many the one nearest to the baseline (biased for Q < p).
+        computation: ``sequential``, ``batched``, or ``auto``, which batches if it is faster and fits.
+        chunk: Perturbed trajectories that are batched at a time, at most; None for as many as fit. Halved,
+            with a MemoryWarning, after an out-of-memory error.
+        memory_limit: Memory in GiB that batched trajectories may take; None for 80 % of a GPU's free
+            memory, or a quarter of the machine's.
+
+    Raises:
+        InvalidValueError: If a setting is out of range.
+        DivergenceError: If a loss or a projection is NaN or infinite.
+
+    Example:
+        >>> result = SGE(num_directions=8)(problem, state, alphas, inner_batches, outer_batch, seed=0)
+    """
+
+    num_directions: int = option(10, flag="directions")
+    smoothing: float | str = 0.01
+    directions: str = option("gaussian", flag="direction-kind", choices=tuple(DIRECTIONS))
+    control_variate: str | Estimator | None = None
+    aggregate: str = option("mean", choices=AGGREGATIONS)
+    computation: str = option("auto", choices=tuple(COMPUTATIONS))
+    chunk: int | None = None
+    memory_limit: float | None = None
+
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check("SGE", self.directions, self.num_directions)
+        mu = self.smoothing
+        good = mu == "auto" or (isinstance(mu, float | int) and 0 < mu < math.inf)
+        require(good, "SGE.smoothing", "> 0 and finite, or 'auto'", mu)
+        require_choice("SGE.aggregate", self.aggregate, AGGREGATIONS)
+        require_choice("SGE.computation", self.computation, tuple(COMPUTATIONS))
+        batches, limit = self.computation in ("auto", "batched"), self.memory_limit
+        good = self.chunk is None or (batches and self.chunk >= 1)
+        require(good, "SGE.chunk", ">= 1, with computation 'auto' or 'batched'", self.chunk)
+        good = limit is None or (batches and 0 < limit < math.inf)
+        require(good, "SGE.memory_limit", "> 0, with computation 'auto' or 'batched'", limit)
+        if isinstance(self.control_variate, str):
+            names = tuple(name for name in ESTIMATORS if not ESTIMATORS.get(name).draws)
+            require_choice("SGE.control_variate", self.control_variate, names)
+        variate = self._baseline()
+        good = variate is None or (isinstance(variate, Estimator) and not variate.draws)
+        require(good, "SGE.control_variate", "None, or a deterministic estimator or its name", variate)
+
+    def _baseline(self) -> Estimator | None:
+        if isinstance(self.control_variate, str):
+            return ESTIMATORS.get(self.control_variate)()
+        return self.control_variate
+
+    def kept_steps(self, inner_steps: int) -> int:
+        baseline = self._baseline()
+        return max(1, 0 if baseline is None else baseline.kept_steps(inner_steps))
+
+    def indirect_cost(self, inner_steps: int) -> Cost:
+        count = self.num_directions
+        if self.smoothing == "auto":
+            count += num_probes(self.directions == "antithetic")
+        perturbed = Cost(count * inner_steps, count * inner_steps, count * inner_steps)
+        baseline = self._baseline()
+        return perturbed if baseline is None else perturbed + baseline.indirect_cost(inner_steps)
+
+    def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
+        """The unperturbed trajectory; measures the memory of a pass if that decides how many are batched."""
+        needed = self.computation == "batched" and (self.chunk is None or self.memory_limit is not None)
+        # (torch.func inside a loss does not allow the hooks, so `auto` measures only if it may need it)
+        needed |= self.computation == "auto" and problem.stacked_inner_loss is not None
+        saved = SavedMemory()
+        with saved if needed else contextlib.nullcontext():
+            trajectory = super().run(problem, state, alphas, inner_batches)
+        return replace(trajectory, saved_bytes=saved.peak)
+
+    def indirect_gradient(self, context: Context) -> Tree:
+        alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
+        assert generator is not None
+        matrix, chunks, mu = draw(self.directions, self.num_directions, alphas, generator), list[int](), self.smoothing
+        rows = [tree.unflatten(row, alphas) for row in matrix]
+        fixed = 1.0 if isinstance(mu, str) else mu
+        task = Perturbation(context, rows, fixed, self.chunk, self.memory_limit, chunks.append)
+        if mu == "auto":
+            probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
+            chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")
+            task = replace(task, smoothing=chosen.smoothing, chunk=min(chunks, default=self.chunk))
+            diagnostics |= {name: matrix.new_tensor(value) for name, value in vars(chosen).items()}
+        projections = self._projections(task)
+        require_finite_directions(context, projections, task.perturbed)
+
+        estimator, baseline = self._baseline(), None
+        if estimator is not None:
+            baseline = tree.flatten(estimator.indirect_gradient(replace(context, diagnostics={})))
+            if not bool(torch.isfinite(baseline).all()):
+                raise DivergenceError(f"the indirect gradient of the control variate {estimator} is NaN or infinite")
+        found = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+        diagnostics["projections"] = projections
+        if chunks:
+            diagnostics["chunk"] = matrix.new_tensor(min(chunks))
+        return found.report(diagnostics, alphas)
+
+    def _projections(self, task: Perturbation) -> Tensor:
+        """<delta_j, v> of all directions, (Q,)."""
+        compute, share = COMPUTATIONS[self.computation], task.context.problem.share
+        if share is None:
+            return compute(task)
+        counter, before = task.context.problem.counter, task.context.problem.counter.total
+        mine = replace(task, directions=share.mine(task.directions))
+        # with more processes than directions, some follow none
+        nothing = torch.empty(0, dtype=task.context.outer_loss.dtype, device=task.context.outer_loss.device)
+        found = share.together(compute(mine) if mine.directions else nothing, len(task.directions))
+        # the passes of all processes: each one counts the same
+        passes = len(task.directions) * len(task.context.inner_batches)
+        counter.total = before + Cost(passes, passes, passes)
+        return found

@@ -1,0 +1,60 @@
+"""SGE's projections s_j = <delta_j, v>, delta_j = (Y_j^N - Y^N) / mu, one perturbed trajectory at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sgenas import tree
+from sgenas.bilevel.estimators.base import Context
+from sgenas.optim import projection
+from sgenas.tree import Tree
+
+
+def _ignore(size: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What the projections are computed from.
+
+    Attributes:
+        context: The call; its trajectory holds the last step.
+        directions: The u_j, each like the alphas.
+        smoothing: mu.
+        chunk: Batched trajectories at a time, at most; None for as many as fit.
+        memory_limit: GiB that batched trajectories may take; None for a part of what there is.
+        on_smaller_chunk: Called with the new chunk after an out-of-memory error.
+    """
+
+    context: Context
+    directions: Sequence[Tree]
+    smoothing: float
+    chunk: int | None = None
+    memory_limit: float | None = None
+    on_smaller_chunk: Callable[[int], None] = _ignore
+
+    def perturbed(self, index: int) -> Tree:
+        """alpha + mu u_j."""
+        return tree.add(self.context.alphas, self.directions[index], self.smoothing)
+
+
+def sequential(task: Perturbation) -> Tensor:
+    """The projections (Q,), one trajectory after the other.
+
+    The optimizer compares the last steps (``optim.projection``): for SGD, what the last step contributes to
+    <Y_j^N, v> is an inner product of its gradient with v, so the last step is never taken. With N = 1 both
+    sides start from the same state, and no set of weights is made at all.
+    """
+    context, last = task.context, task.context.trajectory.steps[-1]
+    problem, batches = context.problem, context.inner_batches
+    compare = projection(problem.inner_optimizer, last.before, last.grad, last.after, context.v)
+    found = []
+    for index in range(len(task.directions)):
+        alphas, state = task.perturbed(index), last.before
+        if len(batches) > 1:
+            state = problem.run(context.state, alphas, batches[:-1]).end
+        _, grad = problem.inner_gradient(state.weights, alphas, batches[-1])
+        found.append(compare(state, grad))
+    return torch.stack(found) / task.smoothing

@@ -1,0 +1,1 @@
+"""The command `sgenas`. Nothing here imports torch before a command needs it."""

@@ -1,0 +1,109 @@
+"""The command `sgenas`: finds the command, runs it, and turns errors into one line and an exit code."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # before torch is imported; `sgenas.device` says why
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+import sgenas
+from sgenas.cli.console import BAD_INPUT, DONE, FAILED, LOST, STOPPED, complain, plain_warnings
+from sgenas.errors import (
+    DivergenceError,
+    InvalidValueError,
+    ProcessError,
+    SgenasError,
+    did_you_mean,
+)
+
+if TYPE_CHECKING:
+    from sgenas.cli.parsing import Command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line, by default that of the process, and returns its exit code."""
+    line = list(sys.argv[1:] if argv is None else argv)
+    if line == ["--version"]:
+        sys.stdout.write(f"sgenas {sgenas.__version__}\n")
+        return DONE
+    from sgenas.cli.commands import COMMANDS
+    from sgenas.cli.parsing import overview
+
+    if not line or line[0] in ("-h", "--help"):
+        sys.stdout.write(overview(tuple(COMMANDS.values())))
+        return DONE
+    name, *rest = line
+    if name not in COMMANDS:
+        complain(f"unknown command {name!r}{did_you_mean(name, tuple(COMMANDS)) or '; see sgenas --help'}")
+        return BAD_INPUT
+    return _reported(lambda: _run(COMMANDS[name], rest), _speaks)
+
+
+def _run(command: "Command", line: Sequence[str]) -> int:
+    arguments, parser = command.parse(line)
+
+    def act() -> int:
+        try:
+            return command.run(arguments)
+        except InvalidValueError as error:
+            from sgenas.cli.flags import with_flags
+
+            raise InvalidValueError(with_flags(error, parser, vars(arguments))) from None
+
+    if not _launched():
+        return act()
+    if not command.distributed:
+        raise InvalidValueError(
+            f"torchrun must start search or resume, got {command.name}, which is the work of one process"
+        )
+    from sgenas.run.distributed import joined
+
+    with joined(arguments.rank_timeout) as processes:
+        arguments.processes = processes
+        code = _reported(act, lambda: processes.first)
+        if code != LOST:
+            processes.part()
+        return code
+
+
+def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
+    """The exit code of ``act``; an error of sgenas becomes a line on stderr if this process speaks."""
+
+    def said(text: str, code: int, always: bool = False) -> int:
+        if always or speaks():
+            complain(text)
+        return code
+
+    try:
+        with plain_warnings():
+            return act()
+    except KeyboardInterrupt:
+        return said("stopped at once; a run can be resumed from its last checkpoint", STOPPED)
+    except BrokenPipeError:
+        # the reader of a pipe has gone; Python would complain again when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except DivergenceError as error:
+        return said(str(error), FAILED)
+    except ProcessError as error:
+        # the process that usually speaks may be the one that is lost
+        return said(str(error), LOST, always=True)
+    except SgenasError as error:
+        return said(str(error), BAD_INPUT)
+
+
+def _speaks() -> bool:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        return True
+    from sgenas.run.distributed import should_report
+
+    return should_report()
+
+
+def _launched() -> bool:
+    """Whether torchrun has started this process; `sgenas.run.distributed.launched` without importing torch."""
+    size = os.environ.get("WORLD_SIZE", "")
+    return size.isdecimal() and int(size) > 1 and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()

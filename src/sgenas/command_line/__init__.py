@@ -1,1 +1,0 @@
-"""Reading the command line, its help, and what each command does."""

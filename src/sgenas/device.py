@@ -1,0 +1,190 @@
+"""The device of a run: finding it, exact or fast arithmetic, determinism, threads, memory."""
+
+import contextlib
+import ctypes
+import os
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from sgenas.errors import InvalidValueError, require
+
+NO_MEMORY = (
+    *("can't allocate memory", "not enough memory", "bad_alloc"),
+    *("could not create a primitive", "could not execute a primitive"),
+)
+"""In the messages of PyTorch's CPU allocator, of C++, and of oneDNN, which gives no reason."""
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+"""Parameters of mallopt(3)."""
+
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
+
+
+def find_device(name: str) -> torch.device:
+    """The device ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises:
+        InvalidValueError: If this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        require(False, "device", "auto or a device of this machine", name)
+    require(device.type in ("cpu", "cuda"), "device", "auto, cpu or cuda", name)
+    return device
+
+
+# -- arithmetic ---------------------------------------------------------------------------------------------
+
+
+def exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU: deterministic convolutions without TF32, whose rounding drowns perturbations of size mu."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def fast_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On a GPU: TF32, and the fastest algorithm per shape; two runs need not be equal there."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+
+
+def prepare_deterministic_process() -> None:
+    """Asks cuBLAS for deterministic sums, unless the environment says something else.
+
+    cuBLAS reads the variable once, so call this before the first product on a GPU. It concerns the whole
+    process: a program calls it, never the library.
+    """
+    os.environ.setdefault(CUBLAS_WORKSPACE, CUBLAS_DETERMINISTIC[0])
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[None]:
+    """Inside ``with``, if wanted, only operations that give the same result every time.
+
+    Raises:
+        InvalidValueError: If the environment forbids it, or with the first operation that has no
+            deterministic form.
+    """
+    if not wanted:
+        yield
+        return
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    if device.type == "cuda" and workspace not in CUBLAS_DETERMINISTIC:
+        raise InvalidValueError(
+            f"{CUBLAS_WORKSPACE} must be {' or '.join(CUBLAS_DETERMINISTIC)} in the environment from the start"
+            f" for deterministic runs on a GPU, got {workspace!r}",
+            field="deterministic",
+        )
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        named = re.match(r"(\S+) does not have a deterministic implementation", str(error))
+        if named is None:
+            raise
+        raise InvalidValueError(
+            f"deterministic must be False with the operation {named[1]}, which has no deterministic form on"
+            " this device, got True",
+            field="deterministic",
+        ) from None
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+
+
+# -- threads ------------------------------------------------------------------------------------------------
+
+SPIN_COUNT = "10000"
+"""GOMP_SPINCOUNT that is as fast as the default on an idle machine, and 5 times as fast beside another busy
+process (docs: performance). libgomp reads it when torch is imported."""
+
+
+def limit_spinning() -> None:
+    """Limits how long OpenMP threads spin while they wait, unless the user has set it; before torch is imported."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def fastest_threads(step: Callable[[], object], *, repeats: int = 2) -> int:
+    """1 or the current number of threads, whichever runs ``step`` faster; sets it for the process.
+
+    Small networks are bound by the number of operations, so that a second thread only adds waiting.
+    """
+    every = torch.get_num_threads()
+    if every == 1:
+        return 1
+    seconds = {}
+    step()
+    for count in (every, 1):
+        torch.set_num_threads(count)
+        best = float("inf")
+        for _ in range(repeats):
+            start = time.perf_counter()
+            step()
+            best = min(best, time.perf_counter() - start)
+        seconds[count] = best
+    chosen = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(chosen)
+    return chosen
+
+
+# -- memory -------------------------------------------------------------------------------------------------
+
+
+def keep_freed_memory() -> bool:
+    """Makes glibc keep the memory that tensors free, for the next ones; returns whether it could.
+
+    A search frees and allocates gigabytes per step; touching fresh pages costs a tenth of a step on a CPU.
+    It concerns the whole process: a program calls it, never the library.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    # never trim; take 256 MB at once; 32 MB is the largest threshold that glibc accepts
+    settings = ((M_TRIM_THRESHOLD, -1), (M_TOP_PAD, 2**28), (M_MMAP_THRESHOLD, 2**25))
+    return all(library.mallopt(name, value) == 1 for name, value in settings)
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on a GPU or in the machine.
+
+    PyTorch has a type of its own for GPUs only; for the machine's memory it says so in the message.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes that this process has taken at one time.
+
+    On a GPU by tensors there, since the last ``torch.cuda.reset_peak_memory_stats``; otherwise the resident
+    memory since the process began.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage would report the parent's peak if that was larger
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if found:
+            return int(found[1]) * 1024
+    # in bytes on macOS, else in units of 1024 bytes
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

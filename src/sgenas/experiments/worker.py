@@ -1,0 +1,52 @@
+"""What a process of a job does. Imports nothing heavy: the environment must be set before PyTorch is imported."""
+
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+RUN_NAMED = "sgenas.experiments.run_job:run_named"
+
+
+def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
+    """Environment variables of a job that uses that many CPU threads and that GPU."""
+    found = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    # the lib's own limit, see sgenas.device.limit_spinning, which cannot be imported before torch
+    if "OMP_WAIT_POLICY" not in os.environ:
+        found["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "10000")
+    return found | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+
+
+def log_to(path: Path) -> None:
+    """Appends everything that this process prints to ``path``, also what other libraries write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    number = os.open(path, flags, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.dup2(number, 1)
+    os.dup2(number, 2)
+    os.close(number)
+
+
+def work(log: Path, variables: Mapping[str, str], function: str, arguments: Sequence[Any]) -> None:
+    """Calls a function in this process: sets the environment first, and prints to ``log``.
+
+    Args:
+        log: File for all output.
+        variables: Environment variables.
+        function: ``"module:name"``, imported only when the environment is set.
+        arguments: What it is called with.
+    """
+    log_to(log)
+    os.environ.update(variables)
+    try:
+        pkgutil.resolve_name(function)(*arguments)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.write(f"{error}\n")
+        sys.stderr.flush()
+        sys.exit(1)

@@ -1,0 +1,37 @@
+"""Inner optimizers: pure steps with the arithmetic of torch.optim.
+
+Any object with ``init(weights)`` and ``step(state, grad)``, both pure, is an inner optimizer.
+"""
+
+from sgenas.optim.adam import Adam, AdamW
+from sgenas.optim.base import (
+    INNER_OPTIMIZERS,
+    InnerOptimizer,
+    InnerState,
+    grad_cotangent,
+    is_elementwise,
+    l2_coefficient,
+    offers,
+    projection,
+    step_vjp,
+)
+from sgenas.optim.sgd import SGD
+
+INNER_OPTIMIZERS.register("sgd", SGD)
+INNER_OPTIMIZERS.register("adam", Adam)
+INNER_OPTIMIZERS.register("adamw", AdamW)
+
+__all__ = [
+    "INNER_OPTIMIZERS",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "InnerOptimizer",
+    "InnerState",
+    "grad_cotangent",
+    "is_elementwise",
+    "l2_coefficient",
+    "offers",
+    "projection",
+    "step_vjp",
+]

@@ -1,0 +1,179 @@
+"""Batches of any structure from any source: a dataset, a loader, a list, a resumable stream."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
+
+from sgenas.errors import DataError, InvalidValueError
+
+
+class Stream:
+    """An endless stream of batches on ``device`` that can be resumed in the middle of a pass.
+
+    Args:
+        source: One of: a ``torch.utils.data.Dataset`` or another object with ``len`` and rows by index
+            (batches of ``batch_size`` are drawn again for each pass, an incomplete last one is dropped); an
+            iterable that gives the batches of one pass each time it is iterated over (a DataLoader, a list);
+            a stream with ``__next__``, ``batches_per_pass``, ``state_dict`` and ``load_state_dict``.
+        name: Name of the argument, for messages.
+        batch_size: For sources with rows.
+        generator: Draws the order of sources with rows.
+        device: Device of the tensors of a batch, in nested tuples, lists and dicts.
+
+    Raises:
+        InvalidValueError: If the source cannot be iterated over more than once, or is a bare tensor, a tuple
+            of tensors or a dict, whose parts are not batches.
+        DataError: If a pass has no batch.
+    """
+
+    def __init__(
+        self, source: Any, name: str, batch_size: int, generator: torch.Generator, device: torch.device
+    ) -> None:
+        self._name, self._device = name, device
+        self._resumable = all(
+            hasattr(source, method) for method in ("__next__", "batches_per_pass", "state_dict", "load_state_dict")
+        )
+        self._source: Any = source if self._resumable else _iterable(source, name, batch_size, generator)
+        self.length: int | None = source.batches_per_pass if self._resumable else _length(self._source)
+        self._pass: Iterator[Any] | None = None
+        self._start: list[Tensor] = []
+        self._taken = 0
+        self._ahead: list[Any] = []
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the last batch was the last of its pass."""
+        if self.length is not None:
+            return self._taken == self.length
+        if not self._ahead:
+            self._ahead = [batch for _, batch in zip(range(1), self._rest, strict=False)]
+        return not self._ahead
+
+    @property
+    def _rest(self) -> Iterable[Any]:
+        """What is left of this pass."""
+        # the truth of a loader's iterator is its length, which it need not have
+        return () if self._pass is None else self._pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), self._next())
+
+    def _next(self) -> Any:
+        if self._resumable:
+            self._taken = self._taken % (self.length or 1) + 1
+            return next(self._source)
+        for batch in self._ahead or self._rest:
+            self._ahead = []
+            self._taken += 1
+            return batch
+        # what decides about a pass is the generators' state at its first batch
+        self._start, self._taken = self._random_state(), 0
+        self._pass = iter(self._source)
+        for batch in self._pass:
+            self._taken = 1
+            return batch
+        raise DataError(f"{self._name} must give at least one batch, got none")
+
+    def peek(self) -> Any:
+        """A first batch; the stream stays where it is, at its beginning."""
+        if self._resumable:
+            state = self._source.state_dict()
+            batch = next(self._source)
+            self._source.load_state_dict(state)
+        else:
+            states = self._random_state()
+            batch = next(iter(self._source), None)
+            self._set_random_state(states)
+            if batch is None:
+                raise DataError(f"{self._name} must give at least one batch, got none")
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), batch)
+
+    # -- exact resume ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: of other sources the state of their generators when the pass began, and the batches
+        taken since."""
+        if self._resumable:
+            return {"taken": self._taken, "source": self._source.state_dict()}
+        return {"taken": self._taken, "start": self._start, "random": self._random_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to the position of ``state_dict``, through the batches before it.
+
+        Raises:
+            ValueError: If the source has too few batches.
+        """
+        if self._resumable:
+            self._taken = state["taken"]
+            self._source.load_state_dict(state["source"])
+            return
+        self._pass, self._taken, self._ahead = None, 0, []
+        if state["taken"]:
+            self._set_random_state(state["start"])
+            for number in range(state["taken"]):
+                self._next()
+                if self._taken != number + 1:
+                    raise ValueError(f"a pass must have {state['taken']} batches, got {number}")
+
+    def restore_generators(self, state: dict[str, Any]) -> None:
+        """To be called once all streams are at their position: they may share a generator."""
+        if not self._resumable:
+            self._set_random_state(state["random"])
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        """Those that decide about the order of a pass, as far as the source shows them."""
+        holders: list[Any] = [self._source]
+        for name in ("sampler", "batch_sampler"):
+            holders += [getattr(holder, name, None) for holder in holders]
+        found = [getattr(holder, "generator", None) for holder in holders]
+        return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
+
+    def _random_state(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._generators]
+
+    def _set_random_state(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generator) -> Iterable[Any]:
+    tensors = isinstance(source, tuple) and all(isinstance(part, Tensor) for part in source)
+    if tensors or isinstance(source, Mapping | Tensor):
+        raise InvalidValueError(
+            f"{name} must be a Dataset, a DataLoader or an iterable of batches, got a {type(source).__name__};"
+            " make a torch.utils.data.TensorDataset of whole tensors",
+            field=name,
+        )
+    if isinstance(source, IterableDataset):
+        # without a generator of its own, a loader draws its workers' seed from the global one
+        source = DataLoader(source, batch_size, generator=generator)
+    elif not isinstance(source, list | tuple) and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        if len(source) < 1:
+            raise DataError(f"{name} must have at least one row, got none")
+        full = len(source) >= batch_size
+        source = DataLoader(source, batch_size, shuffle=True, generator=generator, drop_last=full)
+    if not isinstance(source, Iterable) or isinstance(source, Iterator):
+        once = ", which ends after the first pass" if isinstance(source, Iterator) else ""
+        raise InvalidValueError(
+            f"{name} must have rows, or be iterable once per epoch, got a {type(source).__name__}{once}",
+            field=name,
+        )
+    return source
+
+
+def _length(source: Any) -> int | None:
+    if isinstance(getattr(source, "dataset", None), IterableDataset):
+        # len() of such a loader is an estimate
+        return None
+    try:
+        return len(source) or None
+    except TypeError:
+        return None

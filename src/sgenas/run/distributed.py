@@ -1,0 +1,345 @@
+"""One run on several processes: torchrun starts them, torch.distributed carries what they exchange.
+
+Each process holds the whole state and takes every step; they divide the directions of an estimate and the
+shards of a batch. With D shards per batch, P = gcd(processes, D) processes form a group that shares the shards
+of a batch, and the processes / P groups share the directions.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from sgenas.bilevel import Shards, Share
+from sgenas.device import find_device
+from sgenas.errors import InvalidValueError, ProcessError, SgenasError
+
+Made = TypeVar("Made")
+
+TIMEOUT = 1800.0
+"""Seconds without an answer after which another process counts as lost."""
+PATIENCE = 10.0
+"""Seconds that other processes wait before they report an error, in case the first one reports the same."""
+REPORT_TIMEOUT = 60.0
+"""Seconds that the others wait for the first process to report an error."""
+
+
+def launched() -> bool:
+    """Whether torchrun, or another launcher with the same environment variables, has started several processes."""
+    return _number("WORLD_SIZE", 1) > 1 and all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def should_report() -> bool:
+    """Whether this process should report an error that it met before the processes have joined.
+
+    The first process of a machine should, at once. The others usually fail in the same way, and torchrun ends
+    them when the first one has: a process that is still running after PATIENCE has failed alone.
+    """
+    if launched() and _number("LOCAL_RANK", 0) > 0:
+        time.sleep(PATIENCE)
+    return True
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+@contextlib.contextmanager
+def joined(timeout: float = TIMEOUT) -> Iterator["Processes"]:
+    """Joins the processes that torchrun has started, and leaves at the end; without torchrun there is one.
+
+    Args:
+        timeout: Seconds to wait for the others, here and later.
+
+    Raises:
+        ProcessError: If they do not join.
+    """
+    if not launched():
+        yield ALONE
+        return
+    wait = timedelta(seconds=timeout)
+    gpus = torch.cuda.is_available() and dist.is_nccl_available()
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=wait))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if gpus else "gloo",
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=wait,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ProcessError(f"the processes did not join within {timeout:g} s ({_words(error)})") from None
+    try:
+        yield Processes(rank, size, _number("LOCAL_RANK", 0), _number("LOCAL_WORLD_SIZE", 1), timeout, store)
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one run; by default this one alone.
+
+    Every method that communicates must be called by all processes in the same order, and raises ProcessError
+    if another one has ended or does not answer.
+
+    Args:
+        rank: Number of this process.
+        size: Number of processes.
+        local_rank: Number of this process on its machine.
+        here: Number of processes on its machine.
+        timeout: Seconds without an answer after which another process counts as lost.
+        store: Key-value store of torch.distributed, through which the first process announces its end.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    here: int = 1
+    timeout: float = TIMEOUT
+    store: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and messages."""
+        return self.rank == 0
+
+    # -- agreement -----------------------------------------------------------------------------------------
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any of them."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor([flag], dtype=torch.uint8)
+        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MAX))
+        return bool(value.item())
+
+    @contextlib.contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Raises on all processes at the end what one of them raised inside (an SgenasError).
+
+        Nothing inside may communicate.
+        """
+        failure: SgenasError | None = None
+        try:
+            yield
+        except SgenasError as error:
+            if self.size == 1:
+                raise
+            failure = error
+        if self.size == 1:
+            return
+        texts = self._texts("" if failure is None else str(failure) or type(failure).__name__)
+        # a process that failed raises its own error
+        if failure is not None:
+            raise failure
+        failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+        if failed:
+            raise InvalidValueError(failed[0])
+
+    def build(self, make: Callable[[], Made]) -> Made:
+        """``make()`` under `agreeing`, on each machine in one process before the others.
+
+        The others then find what it has downloaded.
+        """
+        if self.size == 1:
+            return make()
+        made: list[Made] = []
+        for turn in (self.local_rank == 0, self.local_rank != 0):
+            with self.agreeing():
+                if turn:
+                    made.append(make())
+        return made[0]
+
+    def require_same(self, state: Mapping[str, Any], when: str) -> None:
+        """Raises ProcessError on all processes unless their ``state`` (nested plain data and tensors) is equal."""
+        if self.size == 1:
+            return
+        mine = "".join(_digest(value) for value in state.values())
+        for rank, theirs in enumerate(self._texts(mine)):
+            length = len(mine) // len(state)
+            for place, name in enumerate(state):
+                span = slice(place * length, (place + 1) * length)
+                if theirs[span] != mine[span]:
+                    raise ProcessError(
+                        f"rank {self.rank}: all processes must have the same {name.replace('_', ' ')} {when},"
+                        f" but rank {rank} has another"
+                    )
+
+    def part(self) -> None:
+        """Waits, for a limited time, until the first process gets here.
+
+        torchrun ends all processes as soon as one has failed: the first one reports the error before that.
+        """
+        if self.store is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            if self.first:
+                self.store.set("sgenas/parted", "")
+            else:
+                self.store.wait(["sgenas/parted"], timedelta(seconds=REPORT_TIMEOUT))
+
+    # -- dividing the work ---------------------------------------------------------------------------------
+
+    def device(self, name: str) -> torch.device:
+        """The device ``name`` for this process; each process of a machine takes a GPU of its own.
+
+        Raises:
+            InvalidValueError: If there is no such device, or there are fewer GPUs than processes.
+        """
+        if self.size == 1:
+            return find_device(name)
+        if name not in ("auto", "cpu", "cuda"):
+            raise InvalidValueError(
+                f"device must be auto, cpu or cuda on {self.size} processes (each takes its own GPU), got {name!r}",
+                field="device",
+            )
+        device = find_device(name)
+        if device.type == "cpu":
+            return device
+        gpus = torch.cuda.device_count()
+        if self.local_rank >= gpus:
+            raise InvalidValueError(
+                f"the number of processes per machine must be at most {gpus} (its GPUs), got {self.here}",
+                field="nproc_per_node",
+            )
+        device = torch.device("cuda", self.local_rank)
+        torch.cuda.set_device(device)
+        return device
+
+    def layout(self, data_parallel: int) -> "Layout":
+        """Which directions and shards each process has, for D = ``data_parallel`` shards per batch."""
+        shards = None if data_parallel == 1 else Shards(data_parallel)
+        if self.size == 1:
+            return Layout(shards=shards)
+        width = math.gcd(self.size, data_parallel)
+        groups = self.size // width
+        row, column = divmod(self.rank, width)
+        share = Share(row, groups, lambda mine: [mine], self.here)
+        if width > 1:
+            beside = self._group([list(range(first, first + width)) for first in range(0, self.size, width)])
+            shards = Shards(
+                data_parallel,
+                column,
+                width,
+                lambda tensors: self._total(tensors, beside),
+                lambda number: self._least(number, beside),
+            )
+        if groups > 1:
+            across = self._group([list(range(first, self.size, width)) for first in range(width)])
+            share = replace(share, gather=lambda mine: self._gather(mine, across))
+        return Layout(share, shards, groups, width)
+
+    def total(self, tensors: list[Tensor]) -> list[Tensor]:
+        """The sum over all processes of each tensor."""
+        return tensors if self.size == 1 else self._total(tensors, None)
+
+    # -- communication -------------------------------------------------------------------------------------
+
+    def _group(self, members: Sequence[list[int]]) -> dist.ProcessGroup | None:
+        """The group of this process among lists of ranks; None, the default group, if there is one list."""
+        mine: list[Any] = []
+
+        def make() -> None:
+            # every process makes every group
+            for ranks in members:
+                group = dist.new_group(ranks, timeout=timedelta(seconds=self.timeout))
+                if self.rank in ranks:
+                    mine.append(group)
+
+        if len(members) > 1:
+            self._exchange(make)
+        return mine[0] if mine else None
+
+    def _gather(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
+        found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        self._exchange(lambda: dist.all_gather(found, tensor.contiguous(), group=group))
+        return found
+
+    def _total(self, tensors: list[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+        # one message: a supernet has over a thousand tensors
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self._exchange(lambda: dist.all_reduce(flat, group=group))
+        pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+        # in the memory format of each tensor, as on a single process
+        found = [torch.empty_like(tensor) for tensor in tensors]
+        torch._foreach_copy_(found, [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)])
+        return found
+
+    def _least(self, number: int, group: dist.ProcessGroup | None) -> int:
+        value = torch.tensor([number])
+        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MIN, group=group))
+        return int(value.item())
+
+    def _texts(self, mine: str) -> list[str]:
+        """The strings of all processes, by rank."""
+        data = torch.frombuffer(bytearray(mine.encode() or b"\0"), dtype=torch.uint8)
+        length = torch.tensor([len(mine.encode())])
+        lengths = [int(each.item()) for each in self._gather(length)]
+        padded = torch.cat([data, data.new_zeros(max(1, *lengths) - len(data))])
+        texts = [bytes(each.tolist()) for each in self._gather(padded)]
+        return [text[:end].decode() for text, end in zip(texts, lengths, strict=True)]
+
+    def _exchange(self, call: Callable[[], Any]) -> None:
+        """Turns what torch.distributed raises for a lost process into a ProcessError."""
+        try:
+            call()
+        except RuntimeError as error:
+            raise ProcessError(
+                f"rank {self.rank}: another process of the search has ended or does not answer ({_words(error)})"
+            ) from None
+
+
+ALONE = Processes()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the work of a step is divided: ``groups`` groups of processes share the directions, the ``width``
+    processes of a group share the shards of each batch."""
+
+    share: Share | None = None
+    shards: Shards | None = None
+    groups: int = 1
+    width: int = 1
+
+
+def _words(error: Exception) -> str:
+    """The first line of an error of torch.distributed, without its source location."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return line.rpartition("] ")[2][:200] if line.startswith("[") else line[:200]
+
+
+def _digest(value: Any) -> str:
+    """A fingerprint of nested plain data and tensors."""
+    total = hashlib.blake2b(digest_size=16)
+    _add(total, value)
+    return total.hexdigest()
+
+
+def _add(total: "hashlib.blake2b", value: Any) -> None:
+    if isinstance(value, Tensor):
+        total.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().reshape(-1).contiguous()
+        total.update(flat.view(torch.uint8).numpy().data)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            total.update(f"{key!r}:".encode())
+            _add(total, part)
+    elif isinstance(value, list | tuple):
+        total.update(f"{len(value)} of".encode())
+        for part in value:
+            _add(total, part)
+    else:
+        total.update(repr(value).encode())

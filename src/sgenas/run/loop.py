@@ -1,0 +1,334 @@
+"""The loop that every run shares: epochs of steps, metrics, callbacks, checkpoints, exact resume."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sgenas import tree
+from sgenas.device import deterministic_algorithms, exact_convolutions, ran_out
+from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, RunDirError, SgenasError
+from sgenas.run.callbacks import Callback
+from sgenas.run.distributed import ALONE, Processes
+from sgenas.run.loggers import JsonLines, Logger
+from sgenas.run.meter import Meter, Slowdown
+from sgenas.run.run_dir import RunDir
+from sgenas.tree import Tree
+
+LOG_EVERY, MAX_ROWS = 10, 10_000
+"""Default steps between two logged ones; more, so that a run logs at most MAX_ROWS steps."""
+
+
+class Loop(ABC):
+    """A run in the middle of its work. Subclasses say what a step and an epoch do and what a checkpoint holds.
+
+    Args:
+        epochs: Number of epochs.
+        run_dir: Where files go; ``RunDir(None)`` for none.
+        device: Device of all tensors.
+        callbacks: Called in this order.
+        loggers: Get every row, in addition to metrics.jsonl.
+        processes: The processes of this run; each takes every step, the first one writes.
+        log_every: Steps between two rows; None for 10, or more in long runs.
+        checkpoint_every: Steps between two checkpoints; there is one after each epoch too. None: only there.
+        deterministic: Use deterministic algorithms only.
+    """
+
+    noun: ClassVar[str] = "run"
+    lower: ClassVar[str] = "a lower lr"
+    """What to try when it diverges."""
+    smaller: ClassVar[str] = "a lower batch_size"
+    """What to try when memory runs out."""
+    summed: ClassVar[tuple[str, ...]] = ()
+    """Values of a step whose mean over the epoch is logged."""
+    mean_prefix: ClassVar[str] = ""
+    """In front of their names in the epoch's row."""
+
+    def __init__(
+        self,
+        *,
+        epochs: int,
+        run_dir: RunDir,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        processes: Processes = ALONE,
+        log_every: int | None = None,
+        checkpoint_every: int | None = None,
+        deterministic: bool = False,
+    ) -> None:
+        self.epochs, self.run_dir, self.device, self.processes = epochs, run_dir, device, processes
+        self.callbacks, self._loggers = list(callbacks), list(loggers)
+        self._log_every, self._checkpoint_every = log_every, checkpoint_every
+        self._deterministic = deterministic
+        self.epoch = self.step_in_epoch = self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.meter, self._slowdown = Meter(device), Slowdown()
+        self.notes: dict[str, Any] = {}
+        self._log: JsonLines | None = None
+        self._log_bytes = 0
+        self._stop_requested = False
+        self._zero_sums()
+
+    # -- what a subclass says -------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def steps_per_epoch(self) -> int | None:
+        """Steps of an epoch; None if only the end of the data tells."""
+
+    @abstractmethod
+    def take_step(self) -> dict[str, Tensor]:
+        """One step; the values to log, as 0-d tensors."""
+
+    @abstractmethod
+    def end_epoch(self) -> dict[str, Any]:
+        """What the epoch measured, as entries of its row."""
+
+    @abstractmethod
+    def own_state(self) -> dict[str, Any]:
+        """What the next step depends on besides the counters, equal on all processes."""
+
+    @abstractmethod
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Restores ``own_state``."""
+
+    @abstractmethod
+    def learning_rate(self) -> float | None:
+        """Of the weights, in the next step."""
+
+    def finite_norms(self) -> dict[str, Tensor]:
+        """Numbers that are finite as long as the run has not diverged; read before each checkpoint."""
+        return {}
+
+    def arithmetic(self) -> AbstractContextManager[None]:
+        """How convolutions are computed while the run goes on."""
+        return exact_convolutions(self.device)
+
+    def epoch_is_over(self) -> bool:
+        """Whether the last step was the last of its epoch."""
+        return self.step_in_epoch == self.steps_per_epoch
+
+    def local_state(self) -> dict[str, Any]:
+        """What a checkpoint holds that may differ between processes."""
+        return {}
+
+    # -- progress -------------------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.epoch >= self.epochs or self._stop_requested
+
+    @property
+    def work_done(self) -> float:
+        """How much of ``work_total`` is done."""
+        return self.step
+
+    @property
+    def work_total(self) -> float | None:
+        """The work of the whole run, in steps unless steps differ in cost; None if unknown."""
+        return None if self.steps_per_epoch is None else self.epochs * self.steps_per_epoch
+
+    @property
+    def log_every(self) -> int:
+        """Steps between two rows of kind ``step``."""
+        steps = self.epochs * (self.steps_per_epoch or 0)
+        return self._log_every or max(LOG_EVERY, math.ceil(steps / MAX_ROWS))
+
+    def request_stop(self) -> None:
+        """Ends the run after this epoch, as finished. For callbacks."""
+        self._stop_requested = True
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Steps until the run is finished, or until ``stop()`` is true after a step (asked on every process)."""
+        if self.finished:
+            return
+        with ExitStack() as stack:
+            stack.enter_context(self.meter)
+            stack.enter_context(deterministic_algorithms(self._deterministic, self.device))
+            stack.enter_context(self.arithmetic())
+            self._open_logs(stack)
+            self._compare_processes("at the start")
+            if self.step == 0:
+                self.save_checkpoint()
+            for callback in self.callbacks:
+                stack.callback(callback.on_end, self)
+                callback.on_start(self)
+            while not self.finished:
+                self._step()
+                if self.epoch_is_over():
+                    self._end_epoch()
+                    self._compare_processes(f"after epoch {self.epoch}")
+                    self.save_checkpoint()
+                elif self._checkpoint_every and self.step % self._checkpoint_every == 0:
+                    self.save_checkpoint()
+                if self.processes.any(stop()) and not self.finished:
+                    self.save_checkpoint()
+                    break
+
+    def _open_logs(self, stack: ExitStack) -> None:
+        if not self.run_dir.writes:
+            return
+        self._log = JsonLines(self.run_dir.metrics_path)
+        rows = self._log.open(self._log_bytes)
+        stack.callback(self._log.close)
+        for logger in self._loggers:
+            try:
+                logger.open(self.run_dir.path, rows)
+            except (LookupError, TypeError, ValueError) as error:
+                if isinstance(error, SgenasError):
+                    raise
+                raise RunDirError(f"{self._log.path} must hold the rows of a run: {error!r}") from None
+            stack.callback(logger.close)
+
+    def _step(self) -> None:
+        for callback in self.callbacks:
+            callback.on_step_start(self)
+        lr, work = self.learning_rate(), self.work_done
+        try:
+            values = self.take_step()
+            for callback in self.callbacks:
+                callback.on_step_end(self, values)
+        except DivergenceError as error:
+            values = {}
+            handled = [callback.on_divergence(self, error) for callback in self.callbacks]
+            if not any(handled):
+                raise self.diverged(str(error), self.step + 1) from None
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            said = (str(error) or type(error).__name__).splitlines()[0][:200].rstrip(": .")
+            where = f", or resume from {self.run_dir.checkpoint_path} with more memory" if self._log else ""
+            raise OutOfMemoryError(
+                f"out of memory at step {self.step + 1} (epoch {self.epoch + 1}): {said}; try {self.smaller}{where}"
+            ) from None
+        self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
+        self._slowdown.step(self.meter.seconds, self.work_done - work)
+        for name in self._sums:
+            if name in values:
+                value = values[name].detach()
+                self._sums[name] = self._sums[name] + torch.stack([value, torch.ones_like(value)])
+        notes, self.notes = self.notes, {}
+        # reading a value waits for the device, so only rows that are kept are read
+        if notes or self.step % self.log_every == 0 or self.epoch_is_over():
+            row: dict[str, Any] = {"kind": "step", "epoch": self.epoch, "step": self.step}
+            if lr is not None:
+                row["lr"] = lr
+            row |= notes | {name: value.item() for name, value in values.items()}
+            self._write(row | {"seconds": self.meter.seconds})
+
+    def _end_epoch(self) -> None:
+        row: dict[str, Any] = {"kind": "epoch", "epoch": self.epoch, "step": self.step}
+        row |= {self.mean_prefix + name: self._mean(name) for name in self.summed}
+        row |= self.end_epoch()
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, row)
+        row |= self.meter.read()
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
+        self._zero_sums()
+        self.history.append(row)
+        self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}", self.step)
+        if self._log is not None:
+            self._log.write(row)
+            for logger in self._loggers:
+                logger.write(row)
+        for callback in self.callbacks:
+            callback.on_row(self, row)
+
+    def diverged(self, what: str, step: int) -> DivergenceError:
+        """The error for ``what`` (a value that is NaN or infinite) at ``step``."""
+        before = f"; {self.run_dir.checkpoint_path} is from before that" if self._log else ""
+        return DivergenceError(
+            f"{what} at step {step} (epoch {self.epoch + 1}): the {self.noun} diverged; try {self.lower}{before}"
+        )
+
+    def _zero_sums(self) -> None:
+        # per value its sum and the number of steps that had it
+        self._sums = dict.fromkeys(self.summed, torch.zeros(2, device=self.device))
+
+    def _mean(self, name: str) -> float | None:
+        total, count = self._sums[name].tolist()
+        return total / count if count else None
+
+    def _compare_processes(self, when: str) -> None:
+        # each process computes the same numbers; a machine that rounds differently is found here
+        if self.processes.size > 1:
+            self.processes.require_same({"kind of device": self.device.type} | self.own_state(), when)
+
+    # -- checkpoints ----------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Writes a checkpoint from which the run resumes exactly; refuses a state that has diverged."""
+        # steps between two logged rows are not read, so a run may have diverged unseen
+        for name, value in self.finite_norms().items():
+            if not math.isfinite(float(value)):
+                raise self.diverged(f"{name} is {float(value)}", self.step)
+        if self._log is not None:
+            for logger in self._loggers:
+                logger.flush()
+            self._log_bytes = self._log.flush()
+            self.run_dir.write_checkpoint(self.state_dict())
+        for callback in self.callbacks:
+            callback.on_checkpoint(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on."""
+        return {
+            "epoch": self.epoch,
+            "step_in_epoch": self.step_in_epoch,
+            "step": self.step,
+            "stopped": self._stop_requested,
+            "measured": self.meter.read(),
+            "log_bytes": self._log_bytes,
+            "sums": self._sums,
+            "history": self.history,
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "local": self.local_state(),
+            "own": self.own_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores ``state_dict``.
+
+        Raises:
+            CheckpointError: If it does not match this run.
+        """
+        try:
+            self.epoch, self.step_in_epoch, self.step = state["epoch"], state["step_in_epoch"], state["step"]
+            self._stop_requested, self._log_bytes = state["stopped"], state["log_bytes"]
+            self.meter.resume_from(state["measured"])
+            self._sums = tree.to({name: state["sums"][name] for name in self._sums}, self.device)
+            self.history = list(state["history"])
+            # a callback that was added since starts fresh
+            for callback, kept in zip(self.callbacks, state["callbacks"], strict=False):
+                callback.load_state_dict(kept)
+            self.load_own_state(state["own"] | {"local": state["local"]})
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, SgenasError):
+                raise CheckpointError(
+                    f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun}: {error}"
+                ) from None
+            missing = f"missing {error}" if isinstance(error, KeyError) else str(error)[:200]
+            raise CheckpointError(
+                f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({missing}); use the"
+                " settings it was saved with, or a new run directory"
+            ) from None
+
+
+def matching(expected: Tree, found: Tree, device: torch.device, name: str) -> Tree:
+    """``found`` on ``device``; ValueError unless it has the names and shapes of ``expected``."""
+    if not tree.same_structure(found, expected):
+        raise ValueError(f"{name} of other names or shapes")
+    return tree.to(found, device)

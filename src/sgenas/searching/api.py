@@ -1,0 +1,342 @@
+"""`sgenas.search`: one function for every space, loss, estimator and optimizer."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgenas import losses
+from sgenas.bilevel import SGE, Cost, Estimator, FirstOrder
+from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.errors import require, require_choice
+from sgenas.losses import Loss
+from sgenas.methods import METHODS, Method
+from sgenas.optim import SGD, Adam, InnerOptimizer
+from sgenas.random import generator
+from sgenas.run.batches import Stream
+from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.distributed import Processes, joined
+from sgenas.run.loggers import LOGGERS, Logger
+from sgenas.run.run_dir import RunDir, environment
+from sgenas.searching.arch import ArchOptimizer
+from sgenas.searching.callbacks.guards import RangeGuard
+from sgenas.searching.describe import describe
+from sgenas.searching.loop import Search
+from sgenas.searching.objectives import Objectives
+from sgenas.searching.schedules import Cosine, Schedule
+from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.costs import Budget
+from sgenas.spaces.discretization import Discretization
+from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm, check_loss
+from sgenas.spaces.regularizers import Regularizer
+from sgenas.spaces.relaxations import Relaxation
+from sgenas.tree import TensorDict
+
+PRECISIONS = ("float32", "bfloat16")
+WEIGHT_OPTIMIZER = SGD(lr=0.025, momentum=0.9, weight_decay=3e-4, grad_clip=5.0)
+ARCH_OPTIMIZER = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+"""DARTS' settings (arXiv:1806.09055), the defaults of every search."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        space: The space, with the parts of the method.
+        architecture: The derived architecture: a `Genotype`, or {choice: option} for a module.
+        alphas: Architecture parameters, {table: tensor}.
+        weights: Supernet weights at the end.
+        history: One row per epoch, as in metrics.jsonl.
+        cost: Passes of the whole search.
+        finished: False if it was stopped and can be resumed.
+        path: The run directory, if there is one.
+    """
+
+    space: SearchSpace
+    architecture: Any
+    alphas: TensorDict
+    weights: TensorDict
+    history: tuple[dict[str, Any], ...]
+    cost: Cost
+    finished: bool
+    path: Path | None
+    _calibration: Callable[[nn.Module], None] = field(repr=False, compare=False)
+
+    @property
+    def genotype(self) -> Any:
+        """The architecture of a cell space."""
+        return self.architecture
+
+    @property
+    def choices(self) -> Any:
+        """The architecture of a module, {choice: option}."""
+        return self.architecture
+
+    @property
+    def probabilities(self) -> dict[str, Any]:
+        """Mixing weights by table: {option: weight} per choice, or one such dict per edge."""
+        mixing = self.space.mixing(self.alphas)
+        options = self.space.columns
+
+        def row(name: str, weights: list[float]) -> dict[Any, float]:
+            return dict(zip(options[name], weights, strict=True))
+
+        return {
+            name: row(name, table.tolist()) if table.ndim == 1 else [row(name, edge) for edge in table.tolist()]
+            for name, table in mixing.items()
+        }
+
+    def derive(self, weights: str = "trained", **sizes: Any) -> nn.Module:
+        """The discrete network, a plain module to train or export.
+
+        Args:
+            weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
+                from one pass over the training data, or ``"fresh"`` for the model's own. The network of a
+                cell has other sizes than the supernet, and always fresh weights.
+            **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
+        """
+        require_choice("weights", weights, ("trained", "fresh"))
+        if not isinstance(self.space, ModuleSpace):
+            return self.space.build(self.architecture, **sizes)
+        if weights == "fresh":
+            return self.space.build(self.architecture)
+        network = self.space.build(self.architecture, self.weights)
+        calibrate_batch_norm(network, self._calibration)
+        return network
+
+
+def search(
+    space: SearchSpace,
+    train_data: Any,
+    val_data: Any,
+    loss: Loss = losses.cross_entropy,
+    *,
+    method: str | Method = "darts",
+    relaxation: Relaxation | None = None,
+    regularizer: Regularizer | None = None,
+    discretization: Discretization | None = None,
+    estimator: str | Estimator = "first-order",
+    weight_optimizer: InnerOptimizer | None = None,
+    schedule: Schedule | None = None,
+    arch_optimizer: ArchOptimizer | None = None,
+    trajectory_optimizer: InnerOptimizer | None = None,
+    epochs: int | None = None,
+    warmup_epochs: int | None = None,
+    inner_steps: int = 1,
+    alpha_every: int = 1,
+    batch_size: int | None = None,
+    budget: Budget | None = None,
+    callbacks: Sequence[Callback] = (),
+    loggers: Sequence[str | Logger] = (),
+    run_dir: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    seed: int = 0,
+    deterministic: bool = False,
+    precision: str = "float32",
+    shards: int = 1,
+    log_every: int | None = None,
+    checkpoint_every: int | None = 100,
+    progress: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
+    record: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> SearchResult:
+    """Searches for an architecture: trains supernet weights and architecture parameters (alphas) in turn.
+
+    Each step takes N inner steps of the weights on N batches of ``train_data`` and one step of the alphas
+    along the estimator's hypergradient of the loss on a batch of ``val_data`` (Algorithm 1 for SGE).
+
+    Args:
+        space: What is searched: `sgenas.spaces.darts(...)`, `nasbench201(...)`, or `ModuleSpace(model)`.
+        train_data: Trains the weights: a Dataset, a DataLoader, or another iterable of batches per epoch.
+        val_data: Trains the alphas; starts again whenever it ends.
+        loss: loss(model, batch) -> 0-d tensor, pure. The default is for batches (inputs, labels).
+        method: Name of a registered method, or a `Method`: relaxation, regularizer, discretization and the
+            settings of its source, used where the arguments below are None.
+        relaxation: How alphas become mixing weights; None for the method's.
+        regularizer: Added to the outer loss; None for the method's.
+        discretization: How the architecture is derived; None for the method's.
+        estimator: Name of a registered estimator, or an `Estimator`.
+        weight_optimizer: Optimizer of the weights.
+        schedule: Learning rate of the weights by epoch.
+        arch_optimizer: Optimizer of the alphas: one of `sgenas.optim`, or a function that makes a torch
+            optimizer from a list of tensors (``partial(torch.optim.Adam, lr=3e-4)``).
+        trajectory_optimizer: If given, the estimator's inner steps use it and are discarded; the weights
+            then train separately, on the same batches.
+        epochs: Passes through ``train_data``; None for the method's, else 50.
+        warmup_epochs: First epochs, in which the alphas do not move.
+        inner_steps: N, inner steps per alpha step. The batches left over at the end of an epoch train the
+            weights alone.
+        alpha_every: Steps between two alpha steps.
+        batch_size: Batch size for Datasets.
+        budget: Limits on what the derived network may cost, or a penalty on its expected cost.
+        callbacks: See `sgenas.callbacks`.
+        loggers: Names (``"tensorboard"``, ``"wandb"``) or `Logger` objects, in addition to metrics.jsonl.
+        run_dir: Directory for configuration, metrics, checkpoints and results. If it holds this search, the
+            search resumes exactly where its checkpoint stands.
+        overwrite: Replace a run that is in ``run_dir``.
+        resume: True requires a run in ``run_dir``, False refuses one; None takes either.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        threads: CPU threads; None leaves PyTorch's setting.
+        seed: Seed of everything that is drawn here.
+        deterministic: Use deterministic algorithms only (matters on a GPU).
+        precision: ``"float32"``, or ``"bfloat16"`` with the first-order estimator.
+        shards: Equal parts per batch; the losses are means over them, and processes share them.
+        log_every: Steps between two logged steps; None for 10, or more in long searches.
+        checkpoint_every: Steps between two checkpoints, in addition to one per epoch; None for those alone.
+        progress: Show progress on standard error.
+        stop: Asked after each step; True writes a checkpoint and returns an unfinished result.
+        processes: Processes of this search; None for those that torchrun has started.
+        record: Plain data for config.json; None for a description of the arguments.
+        facts: Additional entries of ``environment`` in config.json.
+
+    Returns:
+        The architecture, alphas, weights, history and cost.
+
+    Raises:
+        InvalidValueError: If an argument is out of range, or the loss is not pure.
+        DataError: If the data is empty.
+        RunDirError: If ``run_dir`` holds something else, is in use, or cannot be written.
+        CheckpointError: If its checkpoint is damaged.
+        DivergenceError: If a loss or gradient becomes NaN or infinite.
+
+    Example:
+        >>> space = sgenas.spaces.darts(channels=8, layers=3, num_classes=10)
+        >>> result = sgenas.search(space, train_set, val_set, estimator=sgenas.SGE(num_directions=10), epochs=20)
+        >>> network = result.derive(channels=36, layers=20)
+    """
+    row = METHODS.get(method) if isinstance(method, str) else method
+    chosen = ESTIMATORS.get(estimator)() if isinstance(estimator, str) else estimator
+    defaults = _source_settings(row)
+    epochs = defaults["epochs"] if epochs is None else epochs
+    counts = {"epochs": epochs, "inner_steps": inner_steps, "alpha_every": alpha_every, "shards": shards}
+    for name, value in counts.items():
+        require(value >= 1, name, ">= 1", value)
+    optional = {"batch_size": batch_size, "threads": threads, "log_every": log_every}
+    for name, count in (optional | {"checkpoint_every": checkpoint_every}).items():
+        require(count is None or count >= 1, name, ">= 1 or None", count)
+    require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
+    require_choice("precision", precision, PRECISIONS)
+    require(
+        precision == "float32" or isinstance(chosen, FirstOrder),
+        "precision",
+        f"float32 with {type(chosen).__name__}, whose differences rounding would drown",
+        precision,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with ExitStack() as stack:
+        if processes is None:
+            processes = stack.enter_context(joined())
+        where = processes.device(device)
+        layout = processes.layout(shards)
+        require(
+            layout.groups == 1 or isinstance(chosen, SGE),
+            "shards",
+            f"a multiple of the {processes.size} processes with {type(chosen).__name__}, which cannot share directions",
+            shards,
+        )
+        space = row.apply(space.to(where), relaxation=relaxation, discretization=discretization)
+        size = batch_size or defaults["batch_size"]
+        train = Stream(train_data, "train_data", size, generator(seed, "inner"), where)
+        val = Stream(val_data, "val_data", size, generator(seed, "outer"), where)
+        optimizer = weight_optimizer or defaults["weight_optimizer"]
+        objectives = Objectives(space, loss, precision, where, layout.shards, layout.share)
+        costs = None if budget is None or not budget.quantities else space.cost_model(budget, _inputs(train.peek()))
+        directory = RunDir(run_dir, writer=processes.first)
+        run = Search(
+            space,
+            train,
+            val,
+            objectives,
+            estimator=chosen,
+            weight_optimizer=optimizer,
+            schedule=schedule or defaults["schedule"],
+            arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
+            trajectory_optimizer=trajectory_optimizer,
+            regularizer=regularizer or row.regularizer,
+            costs=costs,
+            warmup_epochs=defaults["warmup_epochs"] if warmup_epochs is None else warmup_epochs,
+            alpha_every=alpha_every,
+            inner_steps=inner_steps,
+            seed=seed,
+            fingerprint=(facts or {}).get("fingerprint", ""),
+            epochs=epochs,
+            run_dir=directory,
+            device=where,
+            callbacks=_all_callbacks(callbacks, optimizer, progress and processes.first),
+            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            processes=processes,
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            deterministic=deterministic,
+        )
+        with processes.agreeing():
+            stack.enter_context(directory.locked())
+            described = record if record is not None else describe(run, chosen, optimizer, row)
+            found = environment(where) | run.facts() | (facts or {})
+            if directory.begin("search", described, found, overwrite=overwrite, resume=resume):
+                run.load_state_dict(directory.read_checkpoint())
+            elif isinstance(space, ModuleSpace):
+                check_loss(space, loss, run.state.weights, run.alphas, train.peek())
+        run.run(stop)
+    return SearchResult(
+        space,
+        run.architecture,
+        run.final_alphas,
+        run.state.weights,
+        tuple(run.history),
+        run.cost,
+        run.finished,
+        None if run_dir is None else directory.path,
+        lambda network: _one_pass(train_data, loss, network, size, where),
+    )
+
+
+def _inputs(batch: Any) -> Any:
+    """The model's argument in a batch (inputs, labels, ...), for which a network's costs are counted."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+def _source_settings(method: Method) -> dict[str, Any]:
+    """The settings of the method's source, on top of DARTS'."""
+    settings = dict(method.settings)
+    weights = {
+        name.partition(".")[2]: value for name, value in settings.items() if name.startswith("weight_optimizer.")
+    }
+    alphas = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("arch_optimizer.")}
+    return {
+        "weight_optimizer": replace(WEIGHT_OPTIMIZER, **weights),
+        "arch_optimizer": replace(ARCH_OPTIMIZER, **alphas),
+        "schedule": Cosine(settings.get("lr_min", Cosine().final)),
+        "batch_size": settings.get("batch_size", 64),
+        "warmup_epochs": settings.get("warmup_epochs", 0),
+        "epochs": settings.get("epochs", 50),
+    }
+
+
+def _all_callbacks(callbacks: Sequence[Callback], optimizer: InnerOptimizer, progress: bool) -> list[Callback]:
+    found = list(callbacks)
+    if not any(isinstance(each, RangeGuard) for each in found):
+        found.append(RangeGuard(getattr(optimizer, "grad_clip", None)))
+    if progress and not any(isinstance(each, ProgressBar) for each in found):
+        found.append(ProgressBar())
+    return found
+
+
+def _one_pass(train_data: Any, loss: Loss, network: nn.Module, batch_size: int, device: torch.device) -> None:
+    """The loss of ``network`` on each batch of one pass through the training data."""
+    stream = Stream(train_data, "train_data", batch_size, generator(0, "calibration"), device)
+    for batch in stream:
+        loss(network, batch)
+        if stream.at_end:
+            break

@@ -1,0 +1,18 @@
+"""Callbacks of a search. Import them as `sgenas.callbacks`; subclass `Callback` for your own."""
+
+from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.searching.callbacks.collapse import EarlyStopping, HessianEigenvalue
+from sgenas.searching.callbacks.evaluation import Evaluation, TabulatedAccuracy, classification
+from sgenas.searching.callbacks.guards import NaNGuard, RangeGuard
+
+__all__ = [
+    "Callback",
+    "EarlyStopping",
+    "Evaluation",
+    "HessianEigenvalue",
+    "NaNGuard",
+    "ProgressBar",
+    "RangeGuard",
+    "TabulatedAccuracy",
+    "classification",
+]

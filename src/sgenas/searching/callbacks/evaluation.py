@@ -1,0 +1,110 @@
+"""What the current supernet and the current derived architecture achieve."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sgenas import tree
+from sgenas.errors import require
+from sgenas.run.callbacks import Callback
+from sgenas.spaces.nasbench201_space.table import COLUMNS, AccuracyTable
+
+Measure = Callable[[Callable[..., Any], Any], dict[str, Tensor]]
+"""measure(model, batch) -> sums over the batch, 0-d tensors by name, with ``count`` among them."""
+
+
+def classification(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+    """Sums over a batch ``(inputs, labels, ...)`` of cross-entropy (``loss``) and hits (``accuracy``)."""
+    inputs, labels = batch[0], batch[1]
+    logits = model(inputs)
+    return {
+        "loss": F.cross_entropy(logits, labels, reduction="sum"),
+        "accuracy": (logits.argmax(dim=1) == labels).sum().float(),
+        "count": torch.tensor(float(len(labels)), device=logits.device),
+    }
+
+
+class Evaluation(Callback):
+    """Measures the supernet after each epoch, and the derived architecture with the supernet's weights.
+
+    Writes ``val_<name>`` for each name of ``measure``, and if it measures ``accuracy`` also
+    ``derived_accuracy`` and ``accuracy_gap`` (val_accuracy - derived_accuracy).
+
+    Args:
+        batches: Batches to measure on, iterated over each time; or a function that returns them.
+        measure: What to measure, see `classification`.
+        every: Epochs between two measurements of the supernet.
+        derived_every: Epochs between two measurements of the derived architecture; 0 for never.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any] | Callable[[], Iterable[Any]],
+        measure: Measure = classification,
+        *,
+        every: int = 1,
+        derived_every: int = 1,
+    ) -> None:
+        require(every >= 1, "every", ">= 1", every)
+        require(derived_every >= 0, "derived_every", ">= 0", derived_every)
+        self._batches, self._measure = batches, measure
+        self._every, self._derived_every = every, derived_every
+
+    def batches(self) -> Iterable[Any]:
+        """The batches, from the first on."""
+        return self._batches() if callable(self._batches) else self._batches
+
+    def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
+        number = run.epoch + 1
+        if number % self._every == 0:
+            row |= {f"val_{name}": value for name, value in self.means(run, run.supernet()).items()}
+        if self._derived_every and number % self._derived_every == 0:
+            one_hot = tree.to(run.space.one_hot(run.architecture), run.device)
+            found = self.means(run, run.supernet(one_hot))
+            if "accuracy" in found:
+                row["derived_accuracy"] = found["accuracy"]
+                if "val_accuracy" in row:
+                    row["accuracy_gap"] = row["val_accuracy"] - found["accuracy"]
+
+    @torch.no_grad()
+    def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
+        """Means over all batches; the processes of a run share the batches."""
+        sums: list[dict[str, Tensor] | None] = []
+        for index, batch in enumerate(self.batches()):
+            mine = index % run.processes.size == run.processes.rank
+            batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(run.device), batch) if mine else batch
+            sums.append(self._measure(model, batch) if mine else None)
+        known = next((each for each in sums if each is not None), {"count": torch.zeros((), device=run.device)})
+        zeros = {name: torch.zeros_like(value) for name, value in known.items()}
+        # each process has zeros for the batches of the others; added in the order of a single process
+        stacked = {name: torch.stack([(each or zeros)[name] for each in sums]) for name in sorted(known)}
+        totals = dict(zip(stacked, run.processes.total(list(stacked.values())), strict=True))
+        each = {name: sum(t.unbind(), torch.zeros((), device=run.device)).item() for name, t in totals.items()}
+        count = each.pop("count")
+        return {name: value / count for name, value in each.items()}
+
+
+class TabulatedAccuracy(Callback):
+    """Looks the derived cell up in a table of accuracies, after each epoch (NAS-Bench-201 only).
+
+    Writes ``tabulated_<dataset>`` (accuracy in percent), ``rank_<dataset>`` and ``regret_<dataset>``.
+
+    Args:
+        table: The table, or the CSV file that has it.
+    """
+
+    def __init__(self, table: AccuracyTable | str | Path) -> None:
+        self._table = table if isinstance(table, AccuracyTable) else AccuracyTable.load(table)
+
+    def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
+        cell = run.architecture
+        for name, accuracy in self._table.query(cell).items():
+            column = COLUMNS[name].removesuffix("_test")
+            row[f"tabulated_{column}"] = accuracy
+            row[f"rank_{column}"] = self._table.rank(cell, name)
+            row[f"regret_{column}"] = self._table.regret(cell, name)

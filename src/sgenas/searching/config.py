@@ -1,0 +1,363 @@
+"""Configuration of a search on images: what the command line, config.json and `table1` are made of."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from sgenas import data, methods, tree
+from sgenas.bilevel import SGE, Estimator, EvolutionStrategies, FirstOrder
+from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.data import ImageData, SearchImageSettings
+from sgenas.device import fastest_threads
+from sgenas.errors import DataError, require, require_choice
+from sgenas.fields import option
+from sgenas.methods import METHODS
+from sgenas.optim import INNER_OPTIMIZERS, SGD, InnerOptimizer
+from sgenas.random import generator
+from sgenas.run import config as plain_config
+from sgenas.run.callbacks import Callback
+from sgenas.run.config import from_plain, merged, to_plain
+from sgenas.run.distributed import ALONE, Processes
+from sgenas.run.run_dir import RunDir
+from sgenas.search import api
+from sgenas.searching.callbacks import EarlyStopping, Evaluation, HessianEigenvalue, NaNGuard, TabulatedAccuracy
+from sgenas.searching.callbacks.guards import POLICIES
+from sgenas.searching.schedules import Cosine
+from sgenas.spaces import (
+    DISCRETIZATIONS,
+    REGULARIZERS,
+    RELAXATIONS,
+    SPACES,
+    DartsSettings,
+    Discretization,
+    Regularizer,
+    Relaxation,
+)
+from sgenas.spaces.cell_space import CellSettings
+from sgenas.spaces.costs import Budget
+
+plain_config.REGISTRIES.update(
+    {
+        Estimator: ESTIMATORS,
+        InnerOptimizer: INNER_OPTIMIZERS,
+        CellSettings: SPACES,
+        Relaxation: RELAXATIONS,
+        Regularizer: REGULARIZERS,
+        Discretization: DISCRETIZATIONS,
+    }
+)
+PRESETS = ("source", "paper")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A search for a cell on images.
+
+    Args:
+        method: Search method.
+        epochs: Passes through the images that train the weights.
+        warmup_epochs: First epochs, in which only the weights train.
+        inner_steps: N, steps of the weights per step of the alphas.
+        alpha_every: Steps between two that move the alphas.
+        lr_min: Learning rate of the weights that the cosine schedule falls to.
+        trajectory_lr: If set, the estimator takes plain gradient steps of this size that are discarded, and
+            the weights train separately, as in the paper; if None its own steps train the weights.
+        seed: The same seed gives the same run on the same machine and number of threads.
+        device: auto (a GPU if there is one), cpu, cuda or cuda:1.
+        threads: CPU threads; if None one or all, whichever is faster at the start.
+        precision: float32, or bfloat16 with the first-order estimator.
+        deterministic: Only deterministic operations; matters on a GPU.
+        on_nonfinite: If a loss or gradient is NaN or infinite: stop, skip the step, or roll back to the last
+            checkpoint and continue with the next batches.
+        log_every: Steps between two logged steps; if None 10, or more in long searches.
+        checkpoint_every: Steps between two checkpoints; there is one per epoch too.
+        logger: Also log to tensorboard or wandb.
+        derived_every: Epochs between two measurements of the derived cell with the supernet's weights; 0 for
+            never.
+        eigenvalue_every: Epochs between two measurements of the largest eigenvalue of the outer loss' Hessian
+            in the alphas, at about 100 passes each; 0 for never.
+        early_stop: Stop when that eigenvalue rises too fast, and take the cell from before.
+        early_stop_from: First epoch, counted from 1, whose cell an early stop may take.
+        table: CSV file of tabulated accuracies (nasbench201), logged for the derived cell.
+        data: Images.
+        space: Search space.
+        estimator: Hypergradient estimator.
+        weight_optimizer: Optimizer of the weights.
+        arch_optimizer: Optimizer of the alphas.
+        relaxation: How alphas become mixing weights; the method's if None.
+        regularizer: Added to the outer loss; the method's if None.
+        discretization: How the cell is derived; the method's if None.
+        budget: Limits on what the derived network may cost.
+    """
+
+    method: str = "darts"
+    epochs: int = 50
+    warmup_epochs: int = 0
+    inner_steps: int = 1
+    alpha_every: int = 1
+    lr_min: float = 0.001
+    trajectory_lr: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = option("float32", choices=api.PRECISIONS)
+    deterministic: bool = False
+    on_nonfinite: str = option("stop", choices=POLICIES)
+    log_every: int | None = None
+    checkpoint_every: int = 100
+    logger: str | None = None
+    derived_every: int = 1
+    eigenvalue_every: int = 0
+    early_stop: bool = False
+    early_stop_from: int = 10
+    table: str | None = None
+    data: SearchImageSettings = field(default_factory=SearchImageSettings)
+    space: CellSettings = field(default_factory=DartsSettings)
+    estimator: Estimator = field(default_factory=FirstOrder)
+    weight_optimizer: InnerOptimizer = api.WEIGHT_OPTIMIZER
+    arch_optimizer: InnerOptimizer = api.ARCH_OPTIMIZER
+    relaxation: Relaxation | None = None
+    regularizer: Regularizer | None = None
+    discretization: Discretization | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        METHODS.get(self.method)
+        for name in ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from"):
+            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        for name in ("derived_every", "eigenvalue_every"):
+            require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+        for name in ("log_every", "threads"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, ">= 1 or None", value)
+        require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
+        limit = f"from 0 to epochs - 1 = {self.epochs - 1}"
+        require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", limit, self.warmup_epochs)
+        lr = getattr(self.weight_optimizer, "lr", float("inf"))
+        require(0 <= self.lr_min <= lr, "lr_min", f"from 0 to the learning rate {lr}", self.lr_min)
+        rate = self.trajectory_lr
+        require(rate is None or 0 < rate < float("inf"), "trajectory_lr", "> 0 and finite", rate)
+        require_choice("precision", self.precision, api.PRECISIONS)
+        require_choice("on_nonfinite", self.on_nonfinite, POLICIES)
+        require(
+            self.eigenvalue_every > 0 or not self.early_stop,
+            "early_stop",
+            "False without eigenvalue_every",
+            True,
+        )
+        require(
+            self.table is None or self.space.name == "nasbench201",
+            "table",
+            "None without space nasbench201",
+            self.table,
+        )
+
+    # -- plain data -----------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; ``from_dict`` is the inverse."""
+        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, plain: Any) -> Self:
+        """Reads ``to_dict``; missing keys take their default.
+
+        Raises:
+            InvalidValueError: For an unknown key or a value out of range.
+        """
+        config: Self = from_plain(cls, plain)
+        return config
+
+    @classmethod
+    def of_method(
+        cls,
+        method: str = "darts",
+        settings: Mapping[str, Any] | None = None,
+        *,
+        preset: str = "source",
+        base: Self | None = None,
+    ) -> Self:
+        """The configuration of a method.
+
+        Args:
+            method: Name of the method.
+            settings: Changes by dotted path: ``{"estimator.name": "sge", "estimator.num_directions": 4}``.
+            preset: ``"source"`` for the settings of the method's source, ``"paper"`` for the SGE paper's.
+            base: Start from this configuration instead.
+        """
+        given = dict(settings or {})
+        if base is None:
+            require_choice("preset", preset, PRESETS)
+            plain = merged(cls().to_dict(), {"method": method, **_paths(methods.preset(method, preset))})
+        else:
+            plain = base.to_dict()
+        plain = merged(plain, given)
+        config = cls.from_dict(plain)
+        return config if base is not None or preset == "paper" else config._recommended(given)
+
+    def _recommended(self, given: Mapping[str, Any]) -> Self:
+        """Settings that suit estimators that take differences, unless they were given.
+
+        Perturbed passes see the kinks of ReLU and max pooling as noise: hence SiLU, and larger perturbations
+        where max pooling stays. Evidence: docs/estimators.
+        """
+        if not isinstance(self.estimator, SGE | EvolutionStrategies):
+            return self
+        space, estimator = self.space, self.estimator
+        if "space.activation" not in given:
+            space = replace(space, activation="silu")
+        if "estimator.smoothing" not in given:
+            smooth = space.activation != "relu" and getattr(space, "pooling", "smooth") == "smooth"
+            estimator = replace(estimator, smoothing=0.01 if smooth else 0.1)
+        return replace(self, space=space, estimator=estimator)
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        run_dir: str | Path | None = None,
+        *,
+        images: ImageData | None = None,
+        overwrite: bool = False,
+        resume: bool | None = None,
+        callbacks: Sequence[Callback] = (),
+        stop: Callable[[], bool] = lambda: False,
+        processes: Processes = ALONE,
+        progress: bool = True,
+    ) -> "api.SearchResult":
+        """Runs the search with `sgenas.search`.
+
+        Args:
+            run_dir: Run directory; None for no files.
+            images: Images from Python (`sgenas.data.from_dataset`) instead of ``data.data``.
+            overwrite: Replace a run that is in ``run_dir``.
+            resume: True requires a run there, False refuses one.
+            callbacks: In addition to those of the configuration.
+            stop: Asked after each step; True ends the search with a checkpoint.
+            processes: Processes that share the search.
+            progress: Show progress on standard error.
+        """
+        config = replace(self, data=data.absolute_paths(self.data, images))
+        if config.table is not None:
+            config = replace(config, table=str(Path(config.table).expanduser().absolute()))
+        parts = processes.build(lambda: ImageParts(config, images, processes.device(config.device)))
+        threads = self.threads or self._fastest_threads(parts, run_dir, resume is not False and not overwrite)
+        return api.search(
+            parts.space,
+            parts.train,
+            parts.val,
+            method=self.method,
+            relaxation=self.relaxation,
+            regularizer=self.regularizer,
+            discretization=self.discretization,
+            estimator=self.estimator,
+            weight_optimizer=self.weight_optimizer,
+            schedule=Cosine(self.lr_min),
+            arch_optimizer=self.arch_optimizer,
+            trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
+            epochs=self.epochs,
+            warmup_epochs=self.warmup_epochs,
+            inner_steps=self.inner_steps,
+            alpha_every=self.alpha_every,
+            batch_size=self.data.batch_size,
+            budget=self.budget,
+            callbacks=[*parts.callbacks, *callbacks],
+            loggers=() if self.logger is None else (self.logger,),
+            run_dir=run_dir,
+            overwrite=overwrite,
+            resume=resume,
+            device=self.device,
+            threads=threads,
+            seed=self.seed,
+            deterministic=self.deterministic,
+            precision=self.precision,
+            shards=self.data.data_parallel,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            progress=progress,
+            stop=stop,
+            processes=processes,
+            record=config.to_dict(),
+            facts=parts.facts,
+        )
+
+    def _fastest_threads(self, parts: "ImageParts", run_dir: str | Path | None, resume: bool) -> int | None:
+        """One or all threads, whichever takes a pass of the supernet faster; of a resumed run what it had."""
+        directory = RunDir(run_dir)
+        if resume and directory.has_run:
+            recorded = directory.read_config()["environment"].get("threads")
+            return recorded if isinstance(recorded, int) else None
+        if parts.device.type != "cpu":
+            return None
+        space = METHODS.get(self.method).apply(parts.space, relaxation=self.relaxation)
+        weights, alphas = (
+            draw(generator(self.seed, "threads")) for draw in (space.initial_weights, space.initial_alphas)
+        )
+        images, labels = next(iter(parts.batches()))
+
+        def one_pass() -> None:
+            leaves = tree.leaves(weights)
+            loss = torch.nn.functional.cross_entropy(space.bind(leaves, alphas)(images), labels)
+            torch.autograd.grad(loss, list(leaves.values()))
+
+        return fastest_threads(one_pass)
+
+
+class ImageParts:
+    """What a configuration's search needs: space, streams of batches, callbacks.
+
+    Args:
+        config: Configuration with absolute paths.
+        images: Images from Python instead of ``config.data.data``.
+        device: Device of the images.
+    """
+
+    def __init__(self, config: SearchConfig, images: ImageData | None, device: torch.device) -> None:
+        settings, seed = config.data, config.seed
+        self.images = data.load_images(settings, seed, test=False, given=images)
+        try:
+            split = data.split_stratified(self.images.train.labels, settings.train_fraction, generator(seed, "split"))
+        except DataError as error:
+            raise DataError(f"data {settings.data}: {error}") from None
+        training, validation = (self.images.train.subset(part) for part in split)
+        augmentation = data.make_augmentation(settings, self.images, training)
+        # datasets are often stored class by class, and batches of one class have misleading statistics
+        order = torch.randperm(len(validation), generator=generator(seed, "evaluate"))
+        training, validation = training.to(device), validation.subset(order).to(device)
+        size = settings.batch_size
+        for part, name in ((training, "training"), (validation, "validation")):
+            require(size <= len(part), "batch_size", f"at most {len(part)} (the number of {name} images)", size)
+        weights = data.make_class_weights(settings, self.images, device)
+        self.train, self.val = (
+            data.BatchStream(part, size, augmentation, generator(seed, name), weights)
+            for part, name in ((training, "inner"), (validation, "outer"))
+        )
+        self.space = config.space.build(self.images.channels, len(self.images.classes))
+
+        def batches() -> Iterable[Any]:
+            return data.ordered_batches(validation, size, augmentation)
+
+        self.batches, self.device = batches, device
+        self.callbacks: list[Callback] = [Evaluation(batches, derived_every=config.derived_every)]
+        if config.table is not None:
+            self.callbacks.append(TabulatedAccuracy(config.table))
+        if config.eigenvalue_every:
+            self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
+        if config.early_stop:
+            self.callbacks.append(EarlyStopping(config.early_stop_from))
+        if config.on_nonfinite != "stop":
+            self.callbacks.append(NaNGuard(config.on_nonfinite))
+        self.facts: dict[str, Any] = {
+            "classes": list(self.images.classes),
+            "images": {"training": len(training), "validation": len(validation)},
+            "fingerprint": self.images.train.digest(),
+        }
+
+
+def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a method as dotted paths of `SearchConfig`."""
+    renamed = {"batch_size": "data.batch_size", "estimator": "estimator.name", "arch_optimizer": "arch_optimizer.name"}
+    return {renamed.get(name, name): value for name, value in settings.items()}

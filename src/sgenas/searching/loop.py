@@ -1,0 +1,404 @@
+"""The search: weights and architecture parameters in turn, for every space, loss and estimator."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sgenas import tree
+from sgenas.bilevel import Cost, Estimator, HypergradientResult
+from sgenas.errors import DivergenceError, InvalidValueError, require
+from sgenas.optim import InnerOptimizer, InnerState
+from sgenas.random import generator
+from sgenas.run.batches import Stream
+from sgenas.run.loop import Loop, matching
+from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
+from sgenas.searching.objectives import Objectives, Penalty
+from sgenas.searching.schedules import Schedule
+from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.costs import CostModel
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.regularizers import Regularizer
+from sgenas.tree import TensorDict, Tree
+
+DIAGNOSTICS = ("standard_error", "smoothing", "noise_floor", "residual")
+"""Diagnostics of estimators that a step's row has."""
+
+
+class Search(Loop):
+    """A search in the middle of its work. `sgenas.search` makes and runs one; callbacks get it.
+
+    Attributes:
+        space: The space, with the parts of the method.
+        state: Weights and slots of their optimizer.
+        alphas: Architecture parameters, by table.
+        cost: Passes so far.
+        alpha_history: Alphas before the first epoch and after each.
+    """
+
+    noun: ClassVar[str] = "search"
+    lower: ClassVar[str] = "a lower learning rate of weights or alphas"
+    smaller: ClassVar[str] = "a lower batch_size or a smaller supernet"
+    summed: ClassVar[tuple[str, ...]] = (
+        *("inner_loss", "outer_loss", "weight_grad_norm"),
+        *("direct_norm", "indirect_norm"),
+    )
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        train: Stream,
+        val: Stream,
+        objectives: Objectives,
+        *,
+        estimator: Estimator,
+        weight_optimizer: InnerOptimizer,
+        schedule: Schedule,
+        arch_optimizer: ArchOptimizer,
+        trajectory_optimizer: InnerOptimizer | None,
+        regularizer: Regularizer | None,
+        costs: CostModel | None,
+        warmup_epochs: int,
+        alpha_every: int,
+        inner_steps: int,
+        seed: int,
+        fingerprint: str,
+        **loop: Any,
+    ) -> None:
+        super().__init__(**loop)
+        self.space, self.costs = space, costs
+        self._train, self._val, self._objectives = train, val, objectives
+        self.estimator, self._weight_optimizer, self._schedule = estimator, weight_optimizer, schedule
+        self._trajectory_optimizer, self._regularizer = trajectory_optimizer, regularizer
+        self._warmup_epochs, self._alpha_every, self.inner_steps = warmup_epochs, alpha_every, inner_steps
+        self.seed, self._fingerprint = seed, fingerprint
+        require(
+            0 <= warmup_epochs < self.epochs,
+            "warmup_epochs",
+            f"from 0 to epochs - 1 = {self.epochs - 1}",
+            warmup_epochs,
+        )
+        if train.length is not None:
+            require(
+                inner_steps <= train.length,
+                "inner_steps",
+                f"at most the {train.length} batches of an epoch",
+                inner_steps,
+            )
+            steps = self.epochs * (train.length // inner_steps)
+            require(alpha_every <= steps, "alpha_every", f"at most the {steps} steps of the search", alpha_every)
+
+        self.state = weight_optimizer.init(tree.to(space.initial_weights(generator(seed, "weights")), self.device))
+        self.alphas: TensorDict = tree.to(space.initial_alphas(generator(seed, "alphas")), self.device)
+        self._arch_optimizer = make_arch_optimizer(arch_optimizer, self.alphas)
+        self._penalty = None if costs is None or costs.penalty(self.alphas) is None else costs.penalty
+        self._directions, self._noise = generator(seed, "directions"), generator(seed, "relaxation")
+        self.cost = Cost()
+        self.alpha_history: list[TensorDict] = [tree.clone(self.alphas)]
+        self._selected: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What config.json says about the search besides its settings."""
+        found = {"weights": tree.size(self.state.weights), "alphas": tree.size(self.alphas)}
+        found["processes"] = self.processes.size
+        if hasattr(self.estimator, "smoothing"):
+            found["smoothing"] = self.estimator.smoothing
+        return found | ({} if self.costs is None else self.costs.describe())
+
+    # -- what a step does -----------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Groups of N batches in a pass through the training data; a smaller last group trains the weights."""
+        return None if self._train.length is None else math.ceil(self._train.length / self.inner_steps)
+
+    def epoch_is_over(self) -> bool:
+        return self._train.at_end
+
+    def moves_alphas(self, batches: int) -> bool:
+        """Whether the next step, with that many inner batches, moves the alphas too."""
+        warm = self.epoch < self._warmup_epochs
+        return not warm and batches == self.inner_steps and (self.step + 1) % self._alpha_every == 0
+
+    def learning_rate(self) -> float | None:
+        lr = getattr(self._weight_optimizer, "lr", None)
+        return None if lr is None else self._schedule(lr, self.epoch, self.epochs)
+
+    def weight_optimizer(self) -> InnerOptimizer:
+        """The weights' optimizer with the learning rate of this epoch."""
+        lr = self.learning_rate()
+        return self._weight_optimizer if lr is None else dataclasses.replace(self._weight_optimizer, lr=lr)  # type: ignore[type-var]
+
+    def penalties(self) -> list[Penalty]:
+        """What this epoch adds to the outer loss: the method's regularizer and the expected cost."""
+        found: list[Penalty] = []
+        if self._regularizer is not None:
+            found.append(self._regularizer.at_epoch(self.epoch, self.epochs))
+        if self._penalty is not None:
+            found.append(self._penalty)  # type: ignore[arg-type]
+        return found
+
+    def objectives(self) -> Objectives:
+        """The losses with the relaxation of this epoch."""
+        relaxation = self.space.relaxation.at_epoch(self.epoch, self.epochs)
+        return dataclasses.replace(self._objectives, space=self.space.with_parts(relaxation=relaxation))
+
+    def take_step(self) -> dict[str, Tensor]:
+        """N inner steps and, if it is due, one step of the alphas; the values to log."""
+        inner = [next(self._train)]
+        while len(inner) < self.inner_steps and not self._train.at_end:
+            inner.append(next(self._train))
+        objectives, optimizer = self.objectives(), self.weight_optimizer()
+        noise = objectives.space.draw_noise(self.alphas, self._noise)
+        problem = objectives.problem(optimizer, self.penalties(), noise)
+        if not self.moves_alphas(len(inner)):
+            trajectory = problem.run(self.state, self.alphas, inner)
+            self.state = trajectory.end
+            self.cost += Cost(len(inner), len(inner), len(inner))
+            return {"inner_loss": torch.stack(trajectory.losses).mean()} | self._gradient_norm()
+
+        outer, start, own = next(self._val), self.state, problem
+        if self._trajectory_optimizer is not None:
+            own = dataclasses.replace(problem, inner_optimizer=self._trajectory_optimizer)
+            start = self._trajectory_optimizer.init(self.state.weights)
+        result = self.estimator(own, start, self.alphas, inner, outer, generator=self._directions)
+        self._keep_chunk(result)
+        require_finite({"hypergradient": result.grad})
+        self.cost += result.cost
+        for name, alpha in self.alphas.items():
+            alpha.grad = result.grad[name]
+        self._arch_optimizer.step()
+        self._arch_optimizer.zero_grad(set_to_none=True)
+        losses = result.inner_losses
+        if self._trajectory_optimizer is None:
+            self.state = result.state
+        else:
+            # its steps are discarded: the weights train on the same batches, with the alphas as they are now
+            trajectory = problem.run(self.state, self.alphas, inner)
+            self.state, losses = trajectory.end, trajectory.losses
+            self.cost += Cost(len(inner), len(inner), len(inner))
+        every = list(self.alphas.values())
+        return {
+            "inner_loss": torch.stack(losses).mean(),
+            "outer_loss": result.outer_loss,
+            "direct_norm": tree.norm(result.direct),
+            "indirect_norm": tree.norm(result.indirect),
+            "alpha_min": torch.stack([alpha.min() for alpha in every]).min(),
+            "alpha_max": torch.stack([alpha.max() for alpha in every]).max(),
+            **self._gradient_norm(),
+            **{name: result.diagnostics[name] for name in DIAGNOSTICS if name in result.diagnostics},
+        }
+
+    def _gradient_norm(self) -> dict[str, Tensor]:
+        norm = self.state.grad_norm
+        return {} if norm is None else {"weight_grad_norm": norm}
+
+    def _keep_chunk(self, result: HypergradientResult) -> None:
+        """After memory ran out, later steps begin with the smaller chunk that was enough."""
+        chunk = result.diagnostics.get("chunk")
+        if chunk is not None:
+            self.estimator = dataclasses.replace(self.estimator, chunk=int(chunk.item()))  # type: ignore[type-var]
+            self.notes["chunk"] = int(chunk.item())
+
+    # -- what an epoch measures -----------------------------------------------------------------------------
+
+    def end_epoch(self) -> dict[str, Any]:
+        self.alpha_history.append(tree.clone(self.alphas))
+        architecture = self.architecture
+        row: dict[str, Any] = {
+            "forward": self.cost.forward,
+            "backward": self.cost.backward,
+            "inner_steps": self.cost.inner_steps,
+            "architecture": self.space.architecture_to_dict(architecture),
+        }
+        if isinstance(architecture, Genotype):
+            for name, cell in architecture.cells:
+                row[f"skips_{name}"] = sum(edge.operation == "skip_connect" for edge in cell.edges)
+        mixing = self.space.mixing(tree.detach(self.alphas))
+        row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
+        if self.costs is not None:
+            row |= {f"derived_{name}": value for name, value in self.costs.of(architecture).items()}
+        if self._penalty is not None:
+            row["cost_penalty"] = float(self._penalty(self.alphas))  # type: ignore[arg-type]
+        return row
+
+    def _end_epoch(self) -> None:
+        super()._end_epoch()
+        self.write_results()
+
+    def write_results(self) -> None:
+        """Writes the alphas so far and the current architecture to the run directory."""
+        self.run_dir.write_arrays("alphas.npz", self._alpha_arrays())
+        architecture = self.architecture
+        if isinstance(architecture, Genotype):
+            self.run_dir.write_text("genotype.json", architecture.to_json())
+        else:
+            self.run_dir.write_json("choices.json", self.space.architecture_to_dict(architecture))
+
+    def _alpha_arrays(self) -> dict[str, Any]:
+        """alphas.npz: per table raw alphas and mixing weights at each epoch, and the labels of their axes."""
+        arrays: dict[str, Any] = {"epoch": torch.arange(len(self.alpha_history)).numpy()}
+        edges = getattr(self.space, "edges", None)
+        if edges is not None:
+            arrays["edges"] = torch.tensor(edges).numpy()
+        mixing = [self.space.mixing(alphas) for alphas in self.alpha_history]
+        for name, options in self.space.columns.items():
+            arrays[name] = torch.stack([alphas[name].cpu() for alphas in self.alpha_history]).numpy()
+            arrays[f"{name}_options"] = [str(option) for option in options]
+        for name in mixing[0]:
+            arrays[f"{name}_mixing"] = torch.stack([weights[name].cpu() for weights in mixing]).numpy()
+        return arrays
+
+    @property
+    def architecture(self) -> Any:
+        """The current derived architecture, within the budget if there is one."""
+        return self.derive(self.final_alphas)
+
+    @property
+    def final_alphas(self) -> TensorDict:
+        """The current alphas, or those of the epoch that a callback has selected."""
+        return self.alphas if self._selected is None else self.alpha_history[self._selected + 1]
+
+    def derive(self, alphas: TensorDict) -> Any:
+        """The architecture of ``alphas``."""
+        return self.space.derive(alphas) if self.costs is None else self.costs.derive(alphas)
+
+    def select_epoch(self, epoch: int) -> None:
+        """Makes the architecture of ``epoch`` (from 0) the result; for callbacks that stop a search early."""
+        self._selected = epoch
+
+    def supernet(self, mixing: Tree | None = None) -> Callable[..., Any]:
+        """The supernet at the current weights and alphas, or with given mixing weights."""
+        weights = self.state.weights
+        bound = self.space.bind(weights, self.alphas) if mixing is None else self.space.bind_mixing(weights, mixing)
+        return self._objectives.model(bound)
+
+    def outer_objective(self, batch: Any) -> Callable[[Tree], Tensor]:
+        """alphas -> L_val at the current weights on ``batch``, penalties included."""
+        problem = self.objectives().problem(self.weight_optimizer(), self.penalties(), None)
+        return lambda alphas: problem.outer_loss(self.state.weights, alphas, batch)
+
+    # -- progress and checkpoints ---------------------------------------------------------------------------
+
+    @property
+    def work_done(self) -> float:
+        """Forward passes: a warm-up step is many times cheaper than one with SGE."""
+        return self.cost.forward
+
+    @property
+    def work_total(self) -> float | None:
+        return None if self._train.length is None else self.predicted_cost().forward
+
+    def predicted_cost(self) -> Cost:
+        """Passes of the whole search, at most; for training data of known length."""
+        assert self._train.length is not None, "needs data of known length"
+        full, rest = divmod(self._train.length, self.inner_steps)
+        per_epoch = full + (rest > 0)
+        total = Cost()
+        step, training = 0, Cost(self.inner_steps, self.inner_steps, self.inner_steps)
+        moving = self.estimator.cost(self.inner_steps)
+        if self._trajectory_optimizer is not None:
+            moving += training
+        for epoch in range(self.epochs):
+            moves = 0
+            if epoch >= self._warmup_epochs:
+                moves = (step + full) // self._alpha_every - step // self._alpha_every
+            for count, cost in ((moves, moving), (full - moves, training), (1, Cost(rest, rest, rest))):
+                total += Cost(count * cost.forward, count * cost.backward, count * cost.inner_steps)
+            step += per_epoch
+        return total
+
+    def finite_norms(self) -> dict[str, Tensor]:
+        return {
+            "norm of the weights": tree.norm(self.state.weights),
+            "norm of the alphas": tree.norm(self.alphas),
+        }
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a step changes apart from the data's position, as tensors that nothing changes later."""
+        return {
+            "weights": self.state.weights,
+            "slots": self.state.slots,
+            "inner_step": self.state.step,
+            "alphas": tree.clone(self.alphas),
+            "arch_optimizer": _copied(self._arch_optimizer.state_dict()),
+        }
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Goes back to ``snapshot``."""
+        weights = matching(self.state.weights, snapshot["weights"], self.device, "weights")
+        slots = {
+            name: matching(slot, snapshot["slots"][name], self.device, name) for name, slot in self.state.slots.items()
+        }
+        self.state = InnerState(weights, slots, snapshot["inner_step"])
+        for name, alpha in matching(self.alphas, snapshot["alphas"], self.device, "alphas").items():
+            self.alphas[name].copy_(alpha)
+            self.alphas[name].grad = None
+        # a copy: the optimizer goes on in the tensors that it is given
+        self._arch_optimizer.load_state_dict(_copied(snapshot["arch_optimizer"]))
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            **self.snapshot(),
+            "fingerprint": self._fingerprint,
+            "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
+            "directions": self._directions.get_state(),
+            "noise": self._noise.get_state(),
+            "train": self._train.state_dict(),
+            "val": self._val.state_dict(),
+            "alpha_history": self.alpha_history,
+            "selected": self._selected,
+        }
+
+    def local_state(self) -> dict[str, Any]:
+        # each process may run out of memory by itself
+        return {"chunk": getattr(self.estimator, "chunk", None)}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        if state["fingerprint"] != self._fingerprint:
+            raise InvalidValueError("it was saved with other data", field="train_data")
+        self.restore(state)
+        self.cost = Cost(*state["cost"])
+        self._directions.set_state(state["directions"])
+        self._noise.set_state(state["noise"])
+        for stream, name in ((self._train, "train"), (self._val, "val")):
+            stream.load_state_dict(state[name])
+        for stream, name in ((self._train, "train"), (self._val, "val")):
+            stream.restore_generators(state[name])
+        self.alpha_history = [matching(self.alphas, each, self.device, "alphas") for each in state["alpha_history"]]
+        self._selected = state["selected"]
+        if hasattr(self.estimator, "chunk"):
+            self.estimator = dataclasses.replace(self.estimator, chunk=state["local"]["chunk"])  # type: ignore[type-var]
+
+
+def entropy(mixing: Tensor) -> Tensor:
+    """-sum_k p_k log p_k / log O of each row of mixing weights brought to sum 1: 1 undecided, 0 decided."""
+    shares = mixing.detach() / mixing.detach().sum(dim=-1, keepdim=True)
+    found = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
+    return found / max(math.log(mixing.shape[-1]), 1e-30)
+
+
+def require_finite(trees: dict[str, Tree]) -> None:
+    """Raises DivergenceError naming the first tensor with NaN or infinite entries; waits for the device once."""
+    named = [
+        (f"{what} {path}".rstrip(), tensor)
+        for what, values in trees.items()
+        for path, tensor in zip(tree.paths(values), tree.tensors(values), strict=True)
+    ]
+    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
+    if not all(finite):
+        name, tensor = named[finite.index(False)]
+        wrong = int((~torch.isfinite(tensor)).sum())
+        raise DivergenceError(f"{name} has {wrong} of {tensor.numel()} entries that are NaN or infinite")
+
+
+def _copied(value: Any) -> Any:
+    """Nested plain data with its tensors cloned."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return [_copied(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

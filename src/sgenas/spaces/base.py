@@ -1,0 +1,151 @@
+"""What can be searched: `SearchSpace`, the interface that a search uses."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from sgenas.spaces.discretization import Discretization
+from sgenas.spaces.relaxations import Relaxation
+from sgenas.tree import TensorDict
+
+if TYPE_CHECKING:
+    from sgenas.spaces.costs import Budget, CostModel
+
+Option = str | int
+"""What an option of a choice is called."""
+Network = Callable[..., Any]
+"""A pure function of the network's inputs, called like the network."""
+
+
+class SearchSpace(ABC):
+    """A supernet, its architecture parameters (alphas), and how a discrete architecture is derived from them.
+
+    A space holds no weights and no alphas: every method is a pure function of those that it is given.
+
+    Attributes:
+        name: Name of the kind of space (``"darts"``), as methods and registries know it.
+        relaxation: How alphas become mixing weights.
+        discretization: How mixing weights become an architecture.
+    """
+
+    name: ClassVar[str]
+    relaxation: Relaxation
+    discretization: Discretization
+
+    @property
+    @abstractmethod
+    def columns(self) -> dict[str, tuple[Option, ...]]:
+        """{alpha table: labels of its last dimension}."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """{table: shape} of the mixing weights: (E, O) for E edges and O operations, (K,) for K options."""
+
+    def with_parts(
+        self,
+        *,
+        relaxation: Relaxation | None = None,
+        discretization: Discretization | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """A copy with other parts.
+
+        Args:
+            relaxation: None keeps the present one.
+            discretization: None keeps the present one.
+            options: Values of a method for those settings of the space that are None.
+
+        Raises:
+            InvalidValueError: If a part makes no sense in this space.
+        """
+        other = copy.copy(self)
+        if options:
+            other._take_options(options)
+        other.relaxation = (relaxation or self.relaxation).for_space(other)
+        other.discretization = (discretization or self.discretization).for_space(other)
+        return other
+
+    def _take_options(self, options: Mapping[str, Any]) -> None:
+        """Fills settings that are None."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def initial_weights(self, generator: torch.Generator) -> TensorDict:
+        """Weights at initialization, by parameter name, on the CPU."""
+
+    def initial_alphas(self, generator: torch.Generator) -> TensorDict:
+        """Alphas at initialization, as the relaxation draws them, on the CPU."""
+        return self.relaxation.initial_alphas(self.shapes, generator)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The space with its buffers on ``device``; cell spaces have none."""
+        return self
+
+    def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict | None:
+        """The noise of a stochastic relaxation for one alpha step, None for a deterministic one.
+
+        Every pass of the step gets the same noise, so that differences between perturbed passes see only the
+        perturbation (common random numbers). It is like the alphas in device and dtype; the generator is on the CPU.
+        """
+        return self.relaxation.draw_noise(alphas, generator)
+
+    def mixing(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
+        """Mixing weights of alphas, a pure and differentiable function of them.
+
+        Args:
+            alphas: As ``initial_alphas`` has them, or every tensor (M, ...) for M members.
+            noise: Of ``draw_noise``; None for the mean of a stochastic relaxation, as evaluation needs it.
+        """
+        return self.relaxation(alphas, noise)
+
+    def bind(self, weights: TensorDict, alphas: TensorDict, noise: TensorDict | None = None) -> Network:
+        """The supernet as a function of its inputs: pure, differentiable in weights, alphas and inputs."""
+        return self.bind_mixing(weights, self.mixing(alphas, noise))
+
+    @abstractmethod
+    def bind_mixing(self, weights: TensorDict, mixing: TensorDict) -> Network:
+        """``bind`` for given mixing weights."""
+
+    def bind_members(self, weights: TensorDict, alphas: TensorDict, noise: TensorDict | None = None) -> Network | None:
+        """``bind`` for M members in one call, with outputs (M, ...); None if the space cannot.
+
+        Args:
+            weights: Every tensor (M, ...).
+            alphas: Every tensor (M, ...).
+            noise: As in ``mixing``; all members share it.
+        """
+        return None
+
+    @abstractmethod
+    def derive(self, alphas: TensorDict) -> Any:
+        """The current architecture: a `Genotype`, or {choice: option}."""
+
+    @abstractmethod
+    def one_hot(self, architecture: Any) -> TensorDict:
+        """Mixing weights of a discrete architecture: 1 for what it has, 0 elsewhere."""
+
+    @abstractmethod
+    def architecture_to_dict(self, architecture: Any) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+
+    @abstractmethod
+    def architecture_from_dict(self, data: Any) -> Any:
+        """Inverse of ``architecture_to_dict``."""
+
+    @abstractmethod
+    def build(self, architecture: Any, weights: TensorDict | None = None, **sizes: Any) -> nn.Module:
+        """The network of an architecture, a plain module to train or export."""
+
+    @abstractmethod
+    def cost_model(self, budget: "Budget", example: Any) -> "CostModel":
+        """What architectures of this space cost, and how to stay within ``budget``.
+
+        Args:
+            budget: Limits.
+            example: Inputs of the network, for their shapes.
+        """

@@ -1,0 +1,265 @@
+"""A search space made from any ``torch.nn.Module`` that contains choices."""
+
+import contextlib
+import copy
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from sgenas import tree
+from sgenas.errors import InvalidValueError, require
+from sgenas.spaces.base import Network, Option, SearchSpace
+from sgenas.spaces.discretization import Argmax, Discretization
+from sgenas.spaces.modules.choices import BaseChoice
+from sgenas.spaces.relaxations import Relaxation, Sigmoid, Softmax
+from sgenas.tree import TensorDict
+
+if TYPE_CHECKING:
+    from sgenas.spaces.costs import Budget
+    from sgenas.spaces.modules.costs import ModuleCostModel
+
+Choices = Mapping[str, Option]
+"""Name of a choice -> the chosen option."""
+
+
+class ModuleSpace(SearchSpace):
+    """The choices in a module, its weights, and how to resolve the choices.
+
+    Alphas are {name of a choice: (K,)}, weights {name of a parameter: tensor} for the parameters that require
+    a gradient. The supernet is a pure function of both: batch normalization uses batch statistics and never
+    reads or updates the running ones, dropout is off, and nothing works in place. Otherwise the module is in
+    training mode. Derived modules have all of this restored.
+
+    Args:
+        model: Any module with a `Choice`, `InputChoice` or `WidthChoice` inside. The space copies it and
+            never changes it; the search starts from its weights. Parameters that require no gradient stay as
+            they are (a frozen backbone).
+        relaxation: How alphas become mixing weights; None for softmax.
+        discretization: `Argmax`: the option with the largest mixing weight; None for the same.
+
+    Raises:
+        InvalidValueError: If the model has no choice, choices of one name have different options, a parameter
+            has no shape yet, or no parameter requires a gradient.
+
+    Example:
+        >>> act = Choice({"relu": nn.ReLU(), "silu": nn.SiLU()}, name="act")
+        >>> ModuleSpace(nn.Sequential(nn.Linear(4, 8), act)).columns
+        {'act': ('relu', 'silu')}
+    """
+
+    name = "module"
+
+    def __init__(
+        self, model: nn.Module, *, relaxation: Relaxation | None = None, discretization: Discretization | None = None
+    ) -> None:
+        require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+            if is_lazy(tensor):
+                raise InvalidValueError(f"model must be called once before: {name} has no shape yet", field="model")
+        self.options = _options(model)
+        self._model = copy.deepcopy(model)
+        self._network = _pure(copy.deepcopy(model))
+        self._places = {
+            f"{path}.mixing".removeprefix("."): choice.name
+            for path, choice in self._network.named_modules()
+            if isinstance(choice, BaseChoice)
+        }
+        self._tied = _tied(self._network)
+        if not any(parameter.requires_grad for parameter in self._model.parameters()):
+            message = "model must have a parameter that requires a gradient, got none"
+            raise InvalidValueError(message, field="model")
+        self.relaxation, self.discretization = Softmax(), Argmax()
+        parts = self.with_parts(relaxation=relaxation, discretization=discretization)
+        self.relaxation, self.discretization = parts.relaxation, parts.discretization
+
+    @property
+    def columns(self) -> dict[str, tuple[Option, ...]]:
+        return dict(self.options)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: (len(options),) for name, options in self.options.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the space's own copy of the model."""
+        return next(self._model.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy whose model is on ``device``: buffers, frozen parameters, initial weights."""
+        other = copy.copy(self)
+        other._model = copy.deepcopy(self._model).to(device)
+        other._network = copy.deepcopy(self._network).to(device)
+        return other
+
+    def initial_weights(self, generator: torch.Generator | None = None) -> TensorDict:
+        """A copy of the model's parameters that require a gradient; nothing is drawn."""
+        named = self._model.named_parameters()
+        return tree.clone({name: parameter for name, parameter in named if parameter.requires_grad})
+
+    def initial_alphas(self, generator: torch.Generator) -> TensorDict:
+        """As the relaxation draws them (sigmoids too: 1e-3 N(0, 1)), like the weights in dtype and device."""
+        relaxation = Relaxation() if isinstance(self.relaxation, Sigmoid) else self.relaxation
+        like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
+        drawn = relaxation.initial_alphas(self.shapes, generator)
+        return {name: alpha.to(like.device, like.dtype) for name, alpha in drawn.items()}
+
+    def bind_mixing(self, weights: TensorDict, mixing: TensorDict) -> Network:
+        tensors = weights | {alias: weights[name] for alias, name in self._tied.items()}
+        tensors |= {place: mixing[name] for place, name in self._places.items()}
+
+        def network(*args: Any, **kwargs: Any) -> Any:
+            # the fused kernels of attention have no derivative in forward mode and no batching rule
+            plain = sdpa_kernel(SDPBackend.MATH) if tree.transformed() else contextlib.nullcontext()
+            with plain:
+                return torch.func.functional_call(self._network, tensors, args, kwargs, tie_weights=False)
+
+        return network
+
+    def derive(self, alphas: TensorDict) -> dict[str, Option]:
+        """{name: the option with the largest mixing weight}, the first of equal ones."""
+        # in float64, so that rounding makes no ties
+        mixing = self.mixing({name: alpha.detach().cpu().double() for name, alpha in alphas.items()})
+        return {name: options[int(mixing[name].argmax())] for name, options in self.options.items()}
+
+    def one_hot(self, architecture: Choices) -> TensorDict:
+        """Mixing weights that select these options; raises InvalidValueError as ``build``."""
+        like = next(iter(self.initial_weights().values()))
+        found = {}
+        for name, index in self._indices(architecture).items():
+            found[name] = like.new_zeros(len(self.options[name]))
+            found[name][index] = 1
+        return found
+
+    def architecture_to_dict(self, architecture: Choices) -> dict[str, Any]:
+        return dict(architecture)
+
+    def architecture_from_dict(self, data: Any) -> dict[str, Option]:
+        """The choices of ``architecture_to_dict``; raises InvalidValueError as ``build``."""
+        require(isinstance(data, dict), "choices", "an object", data)
+        self._indices(data)
+        return dict(data)
+
+    def build(self, architecture: Choices, weights: TensorDict | None = None, **sizes: Any) -> nn.Module:
+        """A copy of the model with every choice replaced by the chosen option; no class of sgenas is left.
+
+        Args:
+            architecture: {name of a choice: option}.
+            weights: Weights of the supernet, of which those of other options are dropped; None for the
+                model's own. Buffers, running statistics among them, are the model's own: see
+                `calibrate_batch_norm`.
+            sizes: Must be empty; a module has its own sizes.
+
+        Raises:
+            InvalidValueError: If a choice is missing or unknown, or does not have the option.
+        """
+        require(not sizes, "sizes", "empty for a module", sizes)
+        indices = self._indices(architecture)
+        model = copy.deepcopy(self._model)
+        if weights is not None:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if name in weights:
+                        parameter.copy_(weights[name])
+        return _resolved(model, indices, {})
+
+    def cost_model(self, budget: "Budget", example: Any = None) -> "ModuleCostModel":
+        """Costs of the choices.
+
+        Args:
+            budget: Limits and penalty on params and macs.
+            example: Argument of the model, for which multiply-adds are counted; needed for macs only.
+        """
+        from sgenas.spaces.modules.costs import ModuleCostModel
+
+        return ModuleCostModel(self, budget, example)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The modules of the space's own copy of the model, to inspect only."""
+        return self._model.modules()
+
+    def buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The named buffers of the supernet; a pass must not change them."""
+        return self._network.named_buffers()
+
+    def _indices(self, choices: Choices) -> dict[str, int]:
+        unknown = sorted(set(choices) - set(self.options))
+        missing = sorted(set(self.options) - set(choices))
+        if unknown or missing:
+            fault = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(missing)}"
+            raise InvalidValueError(f"choices must be of {', '.join(self.options)}, got {fault}", field="choices")
+        for name, option in choices.items():
+            if option not in self.options[name]:
+                known = ", ".join(map(str, self.options[name]))
+                message = f"choice {name!r} must be one of {known}, got {option!r}"
+                raise InvalidValueError(message, field="choices")
+        return {name: options.index(choices[name]) for name, options in self.options.items()}
+
+
+def _options(model: nn.Module) -> dict[str, tuple[Option, ...]]:
+    """{name of a choice: its options}, in the order of the module."""
+    found: dict[str, tuple[Option, ...]] = {}
+    for choice in model.modules():
+        if isinstance(choice, BaseChoice) and found.setdefault(choice.name, choice.options) != choice.options:
+            raise InvalidValueError(
+                f"choices named {choice.name!r} must have the same options {found[choice.name]}, got {choice.options}",
+                field="model",
+            )
+    if not found:
+        message = "model must contain a Choice, InputChoice or WidthChoice, got none"
+        raise InvalidValueError(message, field="model")
+    return found
+
+
+def _pure(network: nn.Module) -> nn.Module:
+    """``network``, changed so that a pass neither changes a buffer nor draws random numbers."""
+    network.train()
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+        elif isinstance(module, _DropoutNd | nn.RReLU):
+            module.eval()
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010
+    return network
+
+
+def _tied(network: nn.Module) -> dict[str, str]:
+    """{other name of a parameter that requires a gradient and is held by several modules: its first name}.
+
+    ``functional_call`` could do this itself, but then it also replaces the buffers of a module with two names
+    once for each name, and afterwards restores the replacement.
+    """
+    first: dict[Tensor, str] = {}
+    tied = {}
+    for path, module in network.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                name = f"{path}.{key}".removeprefix(".")
+                if first.setdefault(parameter, name) != name:
+                    tied[name] = first[parameter]
+    return tied
+
+
+def _resolved(module: nn.Module, indices: Mapping[str, int], known: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``module`` with its choices, nested ones too, replaced in place; known: modules already resolved."""
+    if module not in known:
+        if isinstance(module, BaseChoice):
+            known[module] = _resolved(module.chosen(indices[module.name]), indices, known)
+        else:
+            known[module] = module
+            # not named_children, which omits the second name of a module that has two
+            for name, child in list(module._modules.items()):
+                if child is not None:
+                    setattr(module, name, _resolved(child, indices, known))
+    return known[module]

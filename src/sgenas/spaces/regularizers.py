@@ -1,0 +1,138 @@
+"""Terms that a method adds to the outer loss: functions of the raw alphas, with a direct gradient only."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
+
+from sgenas.errors import require, require_choice
+from sgenas.fields import option
+from sgenas.registry import Registry
+from sgenas.spaces.relaxations import concentration
+from sgenas.tree import TensorDict
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """Base of the regularizers: ``weight * factor * value(alphas)``.
+
+    Attributes:
+        rises: Whether the factor grows with the epochs, epoch / epochs from 0; it is 1 otherwise, and until
+            `at_epoch` is called.
+
+    Args:
+        weight: Coefficient of the term in the outer loss, at least 0.
+    """
+
+    rises: ClassVar[bool] = False
+    weight: float = 1.0
+    # set by `at_epoch`
+    factor: float = field(default=1.0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.weight < float("inf"), f"{type(self).__name__}.weight", ">= 0 and finite", self.weight)
+
+    def at_epoch(self, epoch: int, epochs: int) -> Self:
+        """The regularizer in epoch ``epoch``, counted from 0, of ``epochs``."""
+        if not self.rises:
+            return self
+        other = copy.copy(self)
+        object.__setattr__(other, "factor", epoch / epochs)
+        return other
+
+    def value(self, alphas: TensorDict) -> Tensor:
+        """The term without its weight, a 0-d tensor."""
+        raise NotImplementedError
+
+    def __call__(self, alphas: TensorDict) -> Tensor:
+        """The term of the outer loss, a 0-d tensor, differentiable in the alphas."""
+        return self.weight * self.factor * self.value(alphas)
+
+
+@dataclass(frozen=True)
+class BetaDecay(Regularizer):
+    """Mean over edges of logsumexp over the operations of an edge (beta-DARTS, arXiv:2203.01665).
+
+    Its gradient is softmax(alpha) / edges: the largest alphas are pulled down most. The mean is over the
+    edges of all tables together; the released code has one table. The weight rises as weight * epoch /
+    epochs, from 0.
+
+    Args:
+        weight: Coefficient at the end of the search. 50 is the released code's 50 epoch / 100 in its 100
+            epochs.
+    """
+
+    rises: ClassVar[bool] = True
+    weight: float = 50.0
+
+    def value(self, alphas: TensorDict) -> Tensor:
+        # a table without rows, the alphas of one choice, is an edge
+        return torch.cat([table.logsumexp(dim=-1).flatten() for table in alphas.values()]).mean()
+
+
+@dataclass(frozen=True)
+class ZeroOne(Regularizer):
+    """Pushes sigmoid(alpha) towards 0 or 1 (Fair DARTS, arXiv:1911.12126).
+
+        squared: -mean (sigmoid(alpha) - 1/2)^2      absolute: -mean |sigmoid(alpha) - 1/2|
+
+    over all entries of all tables. Value and gradient of the squared form are 0 at alpha = 0.
+
+    Args:
+        weight: Coefficient of the term in the outer loss, at least 0.
+        form: ``squared`` (the released code's default) or ``absolute``.
+    """
+
+    weight: float = 10.0
+    form: str = option("squared", choices=("squared", "absolute"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("ZeroOne.form", self.form, ("squared", "absolute"))
+
+    def value(self, alphas: TensorDict) -> Tensor:
+        from_half = _entries(alphas.values()).sigmoid() - 0.5
+        return -(from_half.square() if self.form == "squared" else from_half.abs()).mean()
+
+
+@dataclass(frozen=True)
+class ConcentrationAnchor(Regularizer):
+    """Distance of the Dirichlet concentrations c = elu(alpha) + 1 from 1 (DrNAS, arXiv:2006.10355).
+
+        l2: 1/2 sum (c - 1)^2      kl: sum over edges of KL(Dir(c) || Dir(1))
+
+    For alpha >= 0 the l2 form has the gradient weight * alpha, as the weight decay of Adam by which the
+    released code implements it. Use one of the two, not both.
+
+    Args:
+        weight: Coefficient of the term in the outer loss, at least 0.
+        distance: ``l2`` or ``kl``.
+    """
+
+    weight: float = 1e-3
+    distance: str = option("l2", choices=("l2", "kl"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choice("ConcentrationAnchor.distance", self.distance, ("l2", "kl"))
+
+    def value(self, alphas: TensorDict) -> Tensor:
+        tables = [concentration(table) for table in alphas.values()]
+        if self.distance == "l2":
+            return 0.5 * (_entries(tables) - 1).square().sum()
+        divergences = [kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c))).sum() for c in tables]
+        return torch.stack(divergences).sum()
+
+
+def _entries(tables: Iterable[Tensor]) -> Tensor:
+    return torch.cat([table.flatten() for table in tables])
+
+
+REGULARIZERS: Registry[type[Regularizer]] = Registry("regularizer", "sgenas.regularizers")
+REGULARIZERS.register("beta-decay", BetaDecay)
+REGULARIZERS.register("zero-one", ZeroOne)
+REGULARIZERS.register("concentration-anchor", ConcentrationAnchor)

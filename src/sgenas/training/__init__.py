@@ -1,0 +1,24 @@
+"""Trains a network, tests it, and exports it: `sgenas.train` for any module, `TrainConfig` for cells on images."""
+
+from sgenas.training.api import TrainResult, train
+from sgenas.training.config import RECIPES, Recipe, TrainConfig
+from sgenas.training.evaluate import Evaluation, evaluate_run
+from sgenas.training.export import FORMATS, export_network, export_run, trained_network
+from sgenas.training.loop import Training
+from sgenas.training.schedules import WarmupCosine
+
+__all__ = [
+    "FORMATS",
+    "RECIPES",
+    "Evaluation",
+    "Recipe",
+    "TrainConfig",
+    "TrainResult",
+    "Training",
+    "WarmupCosine",
+    "evaluate_run",
+    "export_network",
+    "export_run",
+    "train",
+    "trained_network",
+]

@@ -1,0 +1,56 @@
+"""What each process does in test_distributed.py: the runs of a JSON list, one after the other.
+
+    torchrun ... distributed_worker.py RUNS.json
+
+A run is {"config" or "module", "run_dir", "stop" (after so many steps, None for never)}.
+"""
+
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_searches import module_search
+
+from sgenas import SGE, SearchConfig
+from sgenas.errors import SgenasError
+from sgenas.run.callbacks import Callback
+from sgenas.run.distributed import Processes, joined
+
+
+class Disturbance(Callback):
+    """Changes an alpha by a last bit on one process."""
+
+    def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
+        if run.processes.rank == 1 and run.step == 4:
+            for alpha in run.alphas.values():
+                alpha.mul_(1 + 1e-6)
+
+
+def do(run: dict[str, Any], processes: Processes) -> None:
+    steps = itertools.count(1)
+
+    def stop() -> bool:
+        # only the last process asks for it: the others have to hear of it
+        return next(steps) == run.get("stop") and processes.rank == processes.size - 1
+
+    callbacks = [Disturbance()] if run.get("disturbed") else []
+    settings: dict[str, Any] = {"stop": stop, "processes": processes, "callbacks": callbacks, "progress": False}
+    if "config" in run:
+        result = SearchConfig.from_dict(run["config"]).run(run["run_dir"], **settings)
+    else:
+        estimator = SGE(num_directions=3, smoothing=0.1, computation="sequential")
+        result = module_search(estimator=estimator, run_dir=run["run_dir"], log_every=1, **settings)
+    assert result.finished == (run.get("stop") is None)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with joined(60) as here:
+        for row in json.loads(Path(sys.argv[1]).read_text()):
+            try:
+                do(row, here)
+            except SgenasError as error:
+                sys.stdout.write(f"{here.rank} {type(error).__name__} {error}\n")

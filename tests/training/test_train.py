@@ -1,0 +1,172 @@
+"""`sgenas.train` on modules and data from Python."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from same_runs import assert_same_runs
+from stopping import stop_after
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sgenas import losses
+from sgenas.errors import InvalidValueError, RunDirError
+from sgenas.optim import SGD, Adam, AdamW
+from sgenas.training import TrainResult, WarmupCosine, export_run, train
+
+quiet: Callable[..., TrainResult] = partial(train, progress=False)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 3))
+
+
+def examples(count: int = 90) -> TensorDataset:
+    """The label is the largest of the first three inputs."""
+    inputs = torch.randn(count, 4, generator=torch.Generator().manual_seed(count))
+    return TensorDataset(inputs, inputs[:, :3].argmax(dim=1))
+
+
+def loader(seed: int) -> Any:
+    return DataLoader(examples(), 15, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+
+def test_any_module_learns() -> None:
+    result = quiet(network(), examples(300), examples(99), epochs=15, batch_size=20, optimizer=SGD(0.1, 0.9))
+    assert result.finished
+    assert (result.path, result.genotype) == (None, None)
+    assert result.history[-1]["test_accuracy"] > 0.8
+    inputs, labels = examples(99).tensors
+    correct = (result.network.eval()(inputs).argmax(dim=1) == labels).float().mean().item()
+    assert result.history[-1]["test_accuracy"] == pytest.approx(correct)
+
+
+@pytest.mark.parametrize("source", [examples, lambda: loader(0), lambda: list(loader(0))])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_dropout_and_data_order_resume_exactly(source: Callable[[], Any], seed: int, tmp_path: Path) -> None:
+    given = {"epochs": 3, "batch_size": 15, "ema": 0.9, "seed": seed, "checkpoint_every": 2}
+    quiet(network(), source(), examples(30), run_dir=tmp_path / "whole", **given)
+    torch.manual_seed(5)
+    assert not quiet(network(), source(), examples(30), run_dir=tmp_path / "b", stop=stop_after(8), **given).finished
+    torch.manual_seed(6)
+    assert quiet(network(), source(), examples(30), run_dir=tmp_path / "b", **given).finished
+    assert_same_runs(tmp_path / "whole", tmp_path / "b")
+
+
+def test_dropout_leaves_the_global_generator_alone() -> None:
+    model, before = network(), torch.get_rng_state()
+    quiet(model, examples(), examples(30), epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (SGD(0.1, 0.9, True, 1e-2), partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-2)),
+        (Adam(0.1, weight_decay=1e-2), partial(torch.optim.Adam, lr=0.1, weight_decay=1e-2)),
+        (AdamW(0.1, weight_decay=1e-2), partial(torch.optim.AdamW, lr=0.1, weight_decay=1e-2)),
+    ],
+)
+def test_optimizers_equal_torch(ours: Any, theirs: Any) -> None:
+    found, expected = (
+        quiet(network(), examples(), epochs=2, batch_size=30, optimizer=each).network for each in (ours, theirs)
+    )
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_each_parameter_group_follows_the_schedule() -> None:
+    model = network()
+    made: list[torch.optim.Optimizer] = []
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [{"params": parameters[:2], "lr": 0.4}, {"params": parameters[2:], "lr": 0.2}]
+        made.append(torch.optim.SGD(groups))
+        return made[0]
+
+    quiet(model, examples(), epochs=2, batch_size=90, optimizer=make, schedule=WarmupCosine(0.1))
+    # the second of two epochs is in the middle of the cosine
+    assert [group["lr"] for group in made[0].param_groups] == pytest.approx([0.25, 0.15])
+
+
+def test_custom_loss_has_a_test_loss_and_no_accuracy() -> None:
+    inputs = torch.randn(40, 4)
+    data = TensorDataset(inputs, inputs.sum(dim=1, keepdim=True))
+    result = quiet(nn.Linear(4, 1), data, data, losses.mean_squared_error, epochs=20, batch_size=8, optimizer=SGD(0.05))
+    assert result.history[-1]["test_loss"] < 0.1 * result.history[0]["test_loss"]
+    assert "test_accuracy" not in result.history[-1]
+    assert "train_accuracy" not in result.history[-1]
+
+
+def test_without_test_data_nothing_is_tested() -> None:
+    assert not any("test" in name for name in quiet(network(), examples(), epochs=1).history[0])
+
+
+def test_result_is_the_moving_average() -> None:
+    model = network()
+    result = quiet(model, examples(), epochs=2, ema=0.9, batch_size=15)
+    assert result.network is not model
+    assert not torch.equal(result.network[0].weight, model[0].weight)
+
+
+def test_network_that_views_its_feature_maps_trains_on_images() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.classifier = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.classifier(self.convolution(images).view(len(images), -1))
+
+    data = TensorDataset(torch.randn(20, 3, 8, 8), torch.arange(20) % 2)
+    assert quiet(Views(), data, data, epochs=1, batch_size=10).finished
+
+
+def test_run_of_other_arguments_is_refused(tmp_path: Path) -> None:
+    quiet(network(), examples(), epochs=2, run_dir=tmp_path / "run")
+    with pytest.raises(RunDirError, match="optimizer"):
+        quiet(network(), examples(), epochs=2, run_dir=tmp_path / "run", optimizer=SGD(0.5))
+    with pytest.raises(RunDirError, match="Python"):
+        export_run(tmp_path / "run", "state-dict", tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"drop_path": 0.5}, "drop_path"),
+        ({"ema": 0.0}, "ema"),
+        ({"precision": "half"}, "precision"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"schedule": WarmupCosine(warmup=2)}, "warmup"),
+        ({"schedule": WarmupCosine(lr_min=1.0)}, "lr_min"),
+        ({"test_data": iter([])}, "test_data"),
+        ({"test_data": []}, "test_data"),
+        ({"train_data": torch.zeros(3, 4)}, "train_data"),
+        ({"optimizer": 0.1}, "optimizer"),
+        ({"threads": 0}, "threads"),
+    ],
+)
+def test_argument_out_of_range_raises(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        quiet(network(), **{"train_data": examples(), "epochs": 2, **changes})
+    assert caught.value.field == field
+
+
+def test_step_schedule_needs_data_of_known_length() -> None:
+    def batches() -> Any:
+        yield from loader(0)
+
+    class Unknown:
+        def __iter__(self) -> Any:
+            return batches()
+
+    assert quiet(network(), Unknown(), epochs=2).finished
+    with pytest.raises(InvalidValueError) as caught:
+        quiet(network(), Unknown(), epochs=2, schedule=WarmupCosine(interval="step"))
+    assert caught.value.field == "schedule"
