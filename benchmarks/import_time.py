@@ -21,7 +21,7 @@ COMMANDS = {
 
 def main() -> None:
     given = flags(__doc__, repeats=5)
-    sides = {name: lambda command=command: python(*command) for name, command in COMMANDS.items()}  # type: ignore[misc]
+    sides = {name: lambda command=command: python(*command) for name, command in COMMANDS.items()}
     seconds = time_in_turn(sides, repeats=given.repeats)
     print(f"{'':24}{'seconds':>8}{'min':>8}{'max':>8}")
     for name, times in seconds.items():

@@ -58,7 +58,7 @@ def measure(
     sizes = {"input_channels": images.channels, "num_classes": len(images.classes)}
     space = getattr(sgenas.spaces, given.space)(channels=given.channels, layers=layers, **sizes, **network)
 
-    def loss(weights: Tree, alphas: Tree, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def loss(weights: Tree, alphas: Tree, batch: tuple[Tensor, ...]) -> Tensor:
         return F.cross_entropy(space.bind(weights, alphas)(batch[0]), batch[1])
 
     problem = BilevelProblem(loss, loss, SGD(0.025, momentum=0.9, weight_decay=3e-4))

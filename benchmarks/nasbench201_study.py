@@ -117,7 +117,7 @@ def configuration(given: argparse.Namespace, method: str, arm: str, seed: int) -
         "data.batch_size": given.batch_size,
     }
     if "arch_optimizer" not in chosen:
-        rate = source.arch_optimizer.lr  # type: ignore[attr-defined]
+        rate = source.arch_optimizer.lr
         chosen["arch_optimizer.lr"] = chosen.get("arch_optimizer.lr", 1.0) * given.alpha_lr_scale * rate
     return sgenas.SearchConfig.of_method(method, sizes | chosen)
 

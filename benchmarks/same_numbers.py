@@ -19,6 +19,7 @@ from record import machine
 from torch import Tensor, nn
 
 import sgenas
+from sgenas.searching import loop
 
 STEPS, BATCH = 20, 8
 BEFORE = ("darts", "pc-darts", "fair-darts", "beta-darts")
@@ -112,6 +113,13 @@ def module_search(method: str, estimator: Any, steps: int) -> dict[str, Any]:
     return {"alphas": {name: alpha.tolist() for name, alpha in found.alphas.items()}, "weights": weights, **row}
 
 
+def with_torch(optimizer: Any, alphas: dict[str, Tensor]) -> torch.optim.Optimizer:
+    """torch's form of the default optimizer of the alphas, whose sums round otherwise than sgenas.optim's."""
+    return torch.optim.Adam(
+        list(alphas.values()), lr=optimizer.lr, betas=optimizer.betas, weight_decay=optimizer.weight_decay
+    )
+
+
 def record() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for method in BEFORE:
@@ -164,7 +172,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compare", type=Path)
+    parser.add_argument(
+        "--torch-adam", action="store_true", help="move the alphas with torch.optim.Adam, as the first edition did"
+    )
     arguments = parser.parse_args()
+    if arguments.torch_adam:
+        loop.make_arch_optimizer = with_torch
     torch.set_num_threads(1)
     found = record()
     if arguments.out is not None:

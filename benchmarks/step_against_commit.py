@@ -54,7 +54,7 @@ def second_edition(settings: dict[str, Any], images: Any, labels: Any, stop: Any
 
 def first_edition(settings: dict[str, Any], images: Any, labels: Any, stop: Any) -> None:
     """The same search by the other checkout."""
-    from sgenas import engine, run_search  # type: ignore[attr-defined]
+    from sgenas import engine, run_search
     from sgenas.data import ImageData, ImageSet
 
     sge = {"estimator": "sge", "directions": 2, "smoothing": 0.1, "computation": "streamed"}
@@ -68,7 +68,8 @@ def first_edition(settings: dict[str, Any], images: Any, labels: Any, stop: Any)
         space=engine.SpaceSettings(channels=settings["channels"], layers=settings["layers"], activation="relu"),
         estimator=engine.EstimatorSettings(**(sge if name == "sge" else {"estimator": name})),
     )
-    found = ImageData("python:random", ImageSet(images, labels), None, tuple("0123456789"), mirror=True)
+    fields: dict[str, Any] = {"name": "python:random", "train": ImageSet(images, labels), "test": None, "mirror": True}
+    found = ImageData(classes=tuple("0123456789"), **fields)
     run_search(config, settings["out"], images=found, stop=stop)
 
 

@@ -149,10 +149,13 @@ def subtract(first: Tree, second: Tree) -> Tree:
 
 def scale(tree: Tree, factor: float | Tensor) -> Tree:
     """``factor * tree`` for a number or a 0-d tensor."""
+    if not isinstance(factor, Tensor):
+        return elementwise(lambda values: torch._foreach_mul(values, factor), lambda value: factor * value, tree)
 
     def foreach(values: list[Tensor]) -> Sequence[Tensor]:
-        # One 0-d tensor for the whole list has a broken backward in torch 2.14; a list of it is right.
-        return torch._foreach_mul(values, [factor] * len(values) if isinstance(factor, Tensor) else factor)
+        # One 0-d tensor for the whole list is fast, but has a broken backward in torch 2.14; a list of it is right.
+        recorded = torch.is_grad_enabled() and any(value.requires_grad for value in (factor, *values))
+        return torch._foreach_mul(values, [factor] * len(values) if recorded else factor)
 
     return elementwise(foreach, lambda value: factor * value, tree)
 

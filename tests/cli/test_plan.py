@@ -11,7 +11,7 @@ from command_lines import SEARCH
 from sgenas.bilevel import SGE, FirstOrder
 from sgenas.cli.main import main
 from sgenas.run.callbacks import Callback
-from sgenas.search import plan
+from sgenas.searching import plan
 from sgenas.searching.config import SearchConfig
 
 CONSTANTS = plan.Constants(

@@ -19,7 +19,7 @@ from sgenas.data import from_dataset, load
 from sgenas.errors import DataError, DivergenceError, InvalidValueError
 from sgenas.optim import SGD, Adam
 from sgenas.run.meter import MEASURED
-from sgenas.search import api
+from sgenas.searching import api
 from sgenas.searching.loop import entropy
 from sgenas.spaces import BetaDecay, ZeroOne, darts
 

@@ -13,7 +13,6 @@ import sgenas
 from sgenas import SearchConfig
 from sgenas.data import SearchImageSettings
 from sgenas.run.loop import Loop
-from sgenas.searching.api import search
 from sgenas.searching.loop import Search
 from sgenas.spaces import DartsSettings
 
@@ -65,7 +64,7 @@ def module_search(model: nn.Module | None = None, **settings: Any) -> Any:
     """`sgenas.search` in ``net()``: 4 training and 3 validation batches, 2 epochs."""
     given: dict[str, Any] = {"train_data": rows(), "val_data": rows(48, seed=1), "loss": squared_error}
     given |= {"epochs": 2, "batch_size": 16, "progress": False, "device": "cpu"} | settings
-    return search(sgenas.ModuleSpace(model or net()), **given)
+    return sgenas.search(sgenas.ModuleSpace(model or net()), **given)
 
 
 def unstarted(start: Callable[[], object]) -> Search:

@@ -17,7 +17,6 @@ from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.loggers import JsonLines, Logger
 from sgenas.run.meter import Meter, Slowdown
 from sgenas.run.run_dir import RunDir
-from sgenas.tree import Tree
 
 LOG_EVERY, MAX_ROWS = 10, 10_000
 """Default steps between two logged ones; more, so that a run logs at most MAX_ROWS steps."""
@@ -325,10 +324,3 @@ class Loop(ABC):
                 f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({missing}); use the"
                 " settings it was saved with, or a new run directory"
             ) from None
-
-
-def matching(expected: Tree, found: Tree, device: torch.device, name: str) -> Tree:
-    """``found`` on ``device``; ValueError unless it has the names and shapes of ``expected``."""
-    if not tree.same_structure(found, expected):
-        raise ValueError(f"{name} of other names or shapes")
-    return tree.to(found, device)

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sgenas import losses
-from sgenas.bilevel import SGE, Cost, Estimator, FirstOrder
+from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
@@ -27,87 +28,19 @@ from sgenas.searching.callbacks.guards import RangeGuard
 from sgenas.searching.describe import describe
 from sgenas.searching.loop import Search
 from sgenas.searching.objectives import Objectives
+from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine, Schedule
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import Budget
 from sgenas.spaces.discretization import Discretization
-from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm, check_loss
+from sgenas.spaces.modules import ModuleSpace, check_loss
 from sgenas.spaces.regularizers import Regularizer
 from sgenas.spaces.relaxations import Relaxation
-from sgenas.tree import TensorDict
 
 PRECISIONS = ("float32", "bfloat16")
 WEIGHT_OPTIMIZER = SGD(lr=0.025, momentum=0.9, weight_decay=3e-4, grad_clip=5.0)
 ARCH_OPTIMIZER = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 """DARTS' settings (arXiv:1806.09055), the defaults of every search."""
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """What a search found.
-
-    Attributes:
-        space: The space, with the parts of the method.
-        architecture: The derived architecture: a `Genotype`, or {choice: option} for a module.
-        alphas: Architecture parameters, {table: tensor}.
-        weights: Supernet weights at the end.
-        history: One row per epoch, as in metrics.jsonl.
-        cost: Passes of the whole search.
-        finished: False if it was stopped and can be resumed.
-        path: The run directory, if there is one.
-    """
-
-    space: SearchSpace
-    architecture: Any
-    alphas: TensorDict
-    weights: TensorDict
-    history: tuple[dict[str, Any], ...]
-    cost: Cost
-    finished: bool
-    path: Path | None
-    _calibration: Callable[[nn.Module], None] = field(repr=False, compare=False)
-
-    @property
-    def genotype(self) -> Any:
-        """The architecture of a cell space."""
-        return self.architecture
-
-    @property
-    def choices(self) -> Any:
-        """The architecture of a module, {choice: option}."""
-        return self.architecture
-
-    @property
-    def probabilities(self) -> dict[str, Any]:
-        """Mixing weights by table: {option: weight} per choice, or one such dict per edge."""
-        mixing = self.space.mixing(self.alphas)
-        options = self.space.columns
-
-        def row(name: str, weights: list[float]) -> dict[Any, float]:
-            return dict(zip(options[name], weights, strict=True))
-
-        return {
-            name: row(name, table.tolist()) if table.ndim == 1 else [row(name, edge) for edge in table.tolist()]
-            for name, table in mixing.items()
-        }
-
-    def derive(self, weights: str = "trained", **sizes: Any) -> nn.Module:
-        """The discrete network, a plain module to train or export.
-
-        Args:
-            weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
-                from one pass over the training data, or ``"fresh"`` for the model's own. The network of a
-                cell has other sizes than the supernet, and always fresh weights.
-            **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
-        """
-        require_choice("weights", weights, ("trained", "fresh"))
-        if not isinstance(self.space, ModuleSpace):
-            return self.space.build(self.architecture, **sizes)
-        if weights == "fresh":
-            return self.space.build(self.architecture)
-        network = self.space.build(self.architecture, self.weights)
-        calibrate_batch_norm(network, self._calibration)
-        return network
 
 
 def search(
@@ -303,8 +236,9 @@ def search(
 
 
 def _inputs(batch: Any) -> Any:
-    """The model's argument in a batch (inputs, labels, ...), for which a network's costs are counted."""
-    return batch[0] if isinstance(batch, tuple | list) else batch
+    """The model's argument in a batch (inputs, labels, ...), cut to one example: costs are per example."""
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor[:1], inputs)
 
 
 def _source_settings(method: Method) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Configuration of a search on images: what the command line, config.json and `table1` are made of."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +12,7 @@ from sgenas.bilevel import SGE, Estimator, EvolutionStrategies, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.data import ImageData, SearchImageSettings
 from sgenas.device import fastest_threads
-from sgenas.errors import DataError, require, require_choice
+from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.methods import METHODS
 from sgenas.optim import INNER_OPTIMIZERS, SGD, InnerOptimizer
@@ -22,9 +22,9 @@ from sgenas.run.callbacks import Callback
 from sgenas.run.config import from_plain, merged, to_plain
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.run_dir import RunDir
-from sgenas.search import api
-from sgenas.searching.callbacks import EarlyStopping, Evaluation, HessianEigenvalue, NaNGuard, TabulatedAccuracy
+from sgenas.searching import api
 from sgenas.searching.callbacks.guards import POLICIES
+from sgenas.searching.images import ImageParts
 from sgenas.searching.schedules import Cosine
 from sgenas.spaces import (
     DISCRETIZATIONS,
@@ -304,57 +304,6 @@ class SearchConfig:
             torch.autograd.grad(loss, list(leaves.values()))
 
         return fastest_threads(one_pass)
-
-
-class ImageParts:
-    """What a configuration's search needs: space, streams of batches, callbacks.
-
-    Args:
-        config: Configuration with absolute paths.
-        images: Images from Python instead of ``config.data.data``.
-        device: Device of the images.
-    """
-
-    def __init__(self, config: SearchConfig, images: ImageData | None, device: torch.device) -> None:
-        settings, seed = config.data, config.seed
-        self.images = data.load_images(settings, seed, test=False, given=images)
-        try:
-            split = data.split_stratified(self.images.train.labels, settings.train_fraction, generator(seed, "split"))
-        except DataError as error:
-            raise DataError(f"data {settings.data}: {error}") from None
-        training, validation = (self.images.train.subset(part) for part in split)
-        augmentation = data.make_augmentation(settings, self.images, training)
-        # datasets are often stored class by class, and batches of one class have misleading statistics
-        order = torch.randperm(len(validation), generator=generator(seed, "evaluate"))
-        training, validation = training.to(device), validation.subset(order).to(device)
-        size = settings.batch_size
-        for part, name in ((training, "training"), (validation, "validation")):
-            require(size <= len(part), "batch_size", f"at most {len(part)} (the number of {name} images)", size)
-        weights = data.make_class_weights(settings, self.images, device)
-        self.train, self.val = (
-            data.BatchStream(part, size, augmentation, generator(seed, name), weights)
-            for part, name in ((training, "inner"), (validation, "outer"))
-        )
-        self.space = config.space.build(self.images.channels, len(self.images.classes))
-
-        def batches() -> Iterable[Any]:
-            return data.ordered_batches(validation, size, augmentation)
-
-        self.batches, self.device = batches, device
-        self.callbacks: list[Callback] = [Evaluation(batches, derived_every=config.derived_every)]
-        if config.table is not None:
-            self.callbacks.append(TabulatedAccuracy(config.table))
-        if config.eigenvalue_every:
-            self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
-        if config.early_stop:
-            self.callbacks.append(EarlyStopping(config.early_stop_from))
-        if config.on_nonfinite != "stop":
-            self.callbacks.append(NaNGuard(config.on_nonfinite))
-        self.facts: dict[str, Any] = {
-            "classes": list(self.images.classes),
-            "images": {"training": len(training), "validation": len(validation)},
-            "fingerprint": self.images.train.digest(),
-        }
 
 
 def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +10,15 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import Cost, Estimator, HypergradientResult
-from sgenas.errors import DivergenceError, InvalidValueError, require
+from sgenas.errors import InvalidValueError, require
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.random import generator
 from sgenas.run.batches import Stream
-from sgenas.run.loop import Loop, matching
+from sgenas.run.loop import Loop
+from sgenas.run.state import copied, matching, require_finite
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.objectives import Objectives, Penalty
+from sgenas.searching.results import entropy, predicted_cost, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import CostModel
@@ -227,30 +229,7 @@ class Search(Loop):
 
     def _end_epoch(self) -> None:
         super()._end_epoch()
-        self.write_results()
-
-    def write_results(self) -> None:
-        """Writes the alphas so far and the current architecture to the run directory."""
-        self.run_dir.write_arrays("alphas.npz", self._alpha_arrays())
-        architecture = self.architecture
-        if isinstance(architecture, Genotype):
-            self.run_dir.write_text("genotype.json", architecture.to_json())
-        else:
-            self.run_dir.write_json("choices.json", self.space.architecture_to_dict(architecture))
-
-    def _alpha_arrays(self) -> dict[str, Any]:
-        """alphas.npz: per table raw alphas and mixing weights at each epoch, and the labels of their axes."""
-        arrays: dict[str, Any] = {"epoch": torch.arange(len(self.alpha_history)).numpy()}
-        edges = getattr(self.space, "edges", None)
-        if edges is not None:
-            arrays["edges"] = torch.tensor(edges).numpy()
-        mixing = [self.space.mixing(alphas) for alphas in self.alpha_history]
-        for name, options in self.space.columns.items():
-            arrays[name] = torch.stack([alphas[name].cpu() for alphas in self.alpha_history]).numpy()
-            arrays[f"{name}_options"] = [str(option) for option in options]
-        for name in mixing[0]:
-            arrays[f"{name}_mixing"] = torch.stack([weights[name].cpu() for weights in mixing]).numpy()
-        return arrays
+        write_results(self)
 
     @property
     def architecture(self) -> Any:
@@ -295,21 +274,12 @@ class Search(Loop):
     def predicted_cost(self) -> Cost:
         """Passes of the whole search, at most; for training data of known length."""
         assert self._train.length is not None, "needs data of known length"
-        full, rest = divmod(self._train.length, self.inner_steps)
-        per_epoch = full + (rest > 0)
-        total = Cost()
-        step, training = 0, Cost(self.inner_steps, self.inner_steps, self.inner_steps)
         moving = self.estimator.cost(self.inner_steps)
         if self._trajectory_optimizer is not None:
-            moving += training
-        for epoch in range(self.epochs):
-            moves = 0
-            if epoch >= self._warmup_epochs:
-                moves = (step + full) // self._alpha_every - step // self._alpha_every
-            for count, cost in ((moves, moving), (full - moves, training), (1, Cost(rest, rest, rest))):
-                total += Cost(count * cost.forward, count * cost.backward, count * cost.inner_steps)
-            step += per_epoch
-        return total
+            moving += Cost(self.inner_steps, self.inner_steps, self.inner_steps)
+        return predicted_cost(
+            moving, self._train.length, self.inner_steps, self.epochs, self._warmup_epochs, self._alpha_every
+        )
 
     def finite_norms(self) -> dict[str, Tensor]:
         return {
@@ -324,7 +294,7 @@ class Search(Loop):
             "slots": self.state.slots,
             "inner_step": self.state.step,
             "alphas": tree.clone(self.alphas),
-            "arch_optimizer": _copied(self._arch_optimizer.state_dict()),
+            "arch_optimizer": copied(self._arch_optimizer.state_dict()),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -338,7 +308,7 @@ class Search(Loop):
             self.alphas[name].copy_(alpha)
             self.alphas[name].grad = None
         # a copy: the optimizer goes on in the tensors that it is given
-        self._arch_optimizer.load_state_dict(_copied(snapshot["arch_optimizer"]))
+        self._arch_optimizer.load_state_dict(copied(snapshot["arch_optimizer"]))
 
     def own_state(self) -> dict[str, Any]:
         return {
@@ -372,33 +342,3 @@ class Search(Loop):
         self._selected = state["selected"]
         if hasattr(self.estimator, "chunk"):
             self.estimator = dataclasses.replace(self.estimator, chunk=state["local"]["chunk"])  # type: ignore[type-var]
-
-
-def entropy(mixing: Tensor) -> Tensor:
-    """-sum_k p_k log p_k / log O of each row of mixing weights brought to sum 1: 1 undecided, 0 decided."""
-    shares = mixing.detach() / mixing.detach().sum(dim=-1, keepdim=True)
-    found = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
-    return found / max(math.log(mixing.shape[-1]), 1e-30)
-
-
-def require_finite(trees: dict[str, Tree]) -> None:
-    """Raises DivergenceError naming the first tensor with NaN or infinite entries; waits for the device once."""
-    named = [
-        (f"{what} {path}".rstrip(), tensor)
-        for what, values in trees.items()
-        for path, tensor in zip(tree.paths(values), tree.tensors(values), strict=True)
-    ]
-    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
-    if not all(finite):
-        name, tensor = named[finite.index(False)]
-        wrong = int((~torch.isfinite(tensor)).sum())
-        raise DivergenceError(f"{name} has {wrong} of {tensor.numel()} entries that are NaN or infinite")
-
-
-def _copied(value: Any) -> Any:
-    """Nested plain data with its tensors cloned."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return [_copied(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

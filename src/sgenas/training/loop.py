@@ -14,7 +14,8 @@ from sgenas.errors import InvalidValueError, require
 from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer
 from sgenas.random import generator, seed_of
 from sgenas.run.batches import Stream
-from sgenas.run.loop import Loop, matching
+from sgenas.run.loop import Loop
+from sgenas.run.state import matching
 from sgenas.training.ema import MovingAverage
 from sgenas.training.objectives import Arithmetic, Objective, measure
 from sgenas.training.schedules import WarmupCosine

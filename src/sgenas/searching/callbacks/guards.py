@@ -5,7 +5,7 @@ from typing import Any
 
 from sgenas.errors import DivergenceError, RangeWarning, require, require_choice
 from sgenas.run.callbacks import Callback
-from sgenas.searching.loop import require_finite
+from sgenas.run.state import require_finite
 
 POLICIES = ("stop", "skip", "rollback")
 MAX_LOST_STEPS = 10

@@ -1,0 +1,143 @@
+"""What a search found and cost: its result, its files, and the passes that it will take."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sgenas.bilevel import Cost
+from sgenas.errors import require_choice
+from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm
+from sgenas.tree import TensorDict
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        space: The space, with the parts of the method.
+        architecture: The derived architecture: a `Genotype`, or {choice: option} for a module.
+        alphas: Architecture parameters, {table: tensor}.
+        weights: Supernet weights at the end.
+        history: One row per epoch, as in metrics.jsonl.
+        cost: Passes of the whole search.
+        finished: False if it was stopped and can be resumed.
+        path: The run directory, if there is one.
+    """
+
+    space: SearchSpace
+    architecture: Any
+    alphas: TensorDict
+    weights: TensorDict
+    history: tuple[dict[str, Any], ...]
+    cost: Cost
+    finished: bool
+    path: Path | None
+    _calibration: Callable[[nn.Module], None] = field(repr=False, compare=False)
+
+    @property
+    def genotype(self) -> Any:
+        """The architecture of a cell space."""
+        return self.architecture
+
+    @property
+    def choices(self) -> Any:
+        """The architecture of a module, {choice: option}."""
+        return self.architecture
+
+    @property
+    def probabilities(self) -> dict[str, Any]:
+        """Mixing weights by table: {option: weight} per choice, or one such dict per edge."""
+        mixing = self.space.mixing(self.alphas)
+        options = self.space.columns
+
+        def row(name: str, weights: list[float]) -> dict[Any, float]:
+            return dict(zip(options[name], weights, strict=True))
+
+        return {
+            name: row(name, table.tolist()) if table.ndim == 1 else [row(name, edge) for edge in table.tolist()]
+            for name, table in mixing.items()
+        }
+
+    def derive(self, weights: str = "trained", **sizes: Any) -> nn.Module:
+        """The discrete network, a plain module to train or export.
+
+        Args:
+            weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
+                from one pass over the training data, or ``"fresh"`` for the model's own. The network of a
+                cell has other sizes than the supernet, and always fresh weights.
+            **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
+        """
+        require_choice("weights", weights, ("trained", "fresh"))
+        if not isinstance(self.space, ModuleSpace):
+            return self.space.build(self.architecture, **sizes)
+        if weights == "fresh":
+            return self.space.build(self.architecture)
+        network = self.space.build(self.architecture, self.weights)
+        calibrate_batch_norm(network, self._calibration)
+        return network
+
+
+def write_results(run: Any) -> None:
+    """Writes the alphas so far and the current architecture of a search to its run directory."""
+    run.run_dir.write_arrays("alphas.npz", alpha_arrays(run.space, run.alpha_history))
+    architecture = run.architecture
+    if isinstance(architecture, Genotype):
+        run.run_dir.write_text("genotype.json", architecture.to_json())
+    else:
+        run.run_dir.write_json("choices.json", run.space.architecture_to_dict(architecture))
+
+
+def alpha_arrays(space: SearchSpace, history: list[TensorDict]) -> dict[str, Any]:
+    """alphas.npz: per table raw alphas and mixing weights at each epoch, and the labels of their axes."""
+    arrays: dict[str, Any] = {"epoch": torch.arange(len(history)).numpy()}
+    edges = getattr(space, "edges", None)
+    if edges is not None:
+        arrays["edges"] = torch.tensor(edges).numpy()
+    mixing = [space.mixing(alphas) for alphas in history]
+    for name, options in space.columns.items():
+        arrays[name] = torch.stack([alphas[name].cpu() for alphas in history]).numpy()
+        arrays[f"{name}_options"] = [str(option) for option in options]
+    for name in mixing[0]:
+        arrays[f"{name}_mixing"] = torch.stack([weights[name].cpu() for weights in mixing]).numpy()
+    return arrays
+
+
+def entropy(mixing: Tensor) -> Tensor:
+    """-sum_k p_k log p_k / log O of each row of mixing weights brought to sum 1: 1 undecided, 0 decided."""
+    shares = mixing.detach() / mixing.detach().sum(dim=-1, keepdim=True)
+    found = -(shares * shares.clamp_min(1e-30).log()).sum(dim=-1)
+    return found / max(math.log(mixing.shape[-1]), 1e-30)
+
+
+def predicted_cost(
+    moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int
+) -> Cost:
+    """Passes of a search, at most.
+
+    Args:
+        moving: Cost of a step that moves the alphas.
+        batches: Training batches per epoch.
+        inner_steps: N, batches per step; those left over at the end of an epoch train the weights alone.
+        epochs: Number of epochs.
+        warmup_epochs: First epochs, whose steps train the weights alone.
+        alpha_every: Steps between two that move the alphas.
+    """
+    full, rest = divmod(batches, inner_steps)
+    total, step = Cost(), 0
+    for epoch in range(epochs):
+        moves = 0
+        if epoch >= warmup_epochs:
+            moves = (step + full) // alpha_every - step // alpha_every
+        trained = (full - moves) * inner_steps + rest
+        total += Cost(trained, trained, trained)
+        total += Cost(moves * moving.forward, moves * moving.backward, moves * moving.inner_steps)
+        step += full + (rest > 0)
+    return total
