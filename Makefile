@@ -11,16 +11,13 @@ AUDIT := .venv-audit
 .PHONY: demo test slow docs lowest coverage audit clean
 
 demo: $(VENV)/.installed
-	$(BIN)/sgenas search --data digits --method darts --estimator sge --directions 10 --inner-steps 1 \
-	    --channels 8 --layers 3 --epochs 12 --warmup-epochs 8 --alpha-lr 0.01 \
-	    --log-every 1 --seed 0 --out runs/demo --overwrite
-	@echo "Open runs/demo/report.html in a browser; watch runs live with $(BIN)/tensorboard --logdir runs"
+	$(BIN)/python examples/demo.py --run-dir runs/demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
+	OMP_NUM_THREADS=1 GOMP_SPINCOUNT=10000 $(BIN)/python -m pytest -n $(TESTERS) --dist worksteal
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow

@@ -8,7 +8,7 @@ Each study is a directory of `benchmarks/hypergradients/run.py`; a study that wa
 from pathlib import Path
 
 from hypergradients.report import read_results
-from record import ROOT, SHARED_DATA, add_result, flags, python
+from record import CIFAR10, ROOT, add_result, flags, python
 
 BASE = (
     *("--problem", "darts", "--space", "channels=4", "layers=3"),
@@ -50,7 +50,7 @@ STUDIES = {
 def main() -> None:
     given = flags(
         __doc__,
-        data=f"parquet:{SHARED_DATA}",
+        data=CIFAR10,
         studies={"nargs": "+", "default": list(STUDIES), "choices": list(STUDIES)},
         batch_size=16,
         batches=5,

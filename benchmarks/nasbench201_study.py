@@ -25,7 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from record import SHARED_DATA, add_result, flags, python
+from record import CIFAR10, SHARED_DATA, add_result, flags, python
 
 import sgenas
 from sgenas.methods import METHODS
@@ -67,7 +67,7 @@ def main() -> None:
     methods = [name for name in METHODS if "nasbench201" in METHODS.get(name).spaces]
     given = flags(
         __doc__,
-        data=f"parquet:{SHARED_DATA}",
+        data=CIFAR10,
         table=str(SHARED_DATA / "nasbench201-200epochs.csv"),
         methods={"nargs": "+", "default": methods, "choices": methods},
         arms={"nargs": "+", "default": ["first", "first-time", "sge"], "choices": list(ARMS)},

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 
-from record import SHARED_DATA, add_result, flags, python
+from record import CIFAR10, add_result, flags, python
 
 from sgenas.report.run_record import read_run
 
@@ -39,7 +39,7 @@ ARMS: dict[str, tuple[str, ...]] = {
 def main() -> None:
     given = flags(
         __doc__,
-        data=f"parquet:{SHARED_DATA}",
+        data=CIFAR10,
         arms={"nargs": "+", "default": ["source", "fast"], "choices": list(ARMS)},
         epochs=[5, 10, 20],
         seeds=[0, 1],

@@ -24,7 +24,7 @@ from sgenas.run.run_dir import processor
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-CIFAR10 = f"parquet:{SHARED_DATA / 'cifar10-train.parquet'}"
+CIFAR10 = f"parquet:{SHARED_DATA / 'cifar10-train.parquet'},{SHARED_DATA / 'cifar10-test.parquet'}"
 
 
 def flags(text: str | None, **defaults: Any) -> argparse.Namespace:

@@ -86,7 +86,7 @@ def module_search(method: str, estimator: Any, steps: int) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(STEPS * BATCH * steps, 5, generator=draw)
     # a list, whose order nothing draws
-    data = [(part, part[:, 0] * part[:, 1]) for part in x.split(BATCH)]
+    data = [(part, part[:, 0] * part[:, 1]) for part in torch.split(x, BATCH)]
     choice = sgenas.Choice({"silu": nn.SiLU(), "tanh": nn.Tanh(), "none": nn.Identity()}, name="activation")
     width = sgenas.WidthChoice([4, 16], name="width", dim=-1)
     model = nn.Sequential(nn.Linear(5, 16), choice, width, nn.Linear(16, 1), nn.Flatten(0))
@@ -177,7 +177,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.torch_adam:
-        loop.make_arch_optimizer = with_torch
+        setattr(loop, "make_arch_optimizer", with_torch)  # noqa: B010
     torch.set_num_threads(1)
     found = record()
     if arguments.out is not None:

@@ -11,7 +11,7 @@ import argparse
 import statistics
 from typing import Any
 
-from record import SHARED_DATA, StepTimes, add_result, flags
+from record import CIFAR10, StepTimes, add_result, flags
 
 import sgenas
 from sgenas.methods import METHODS
@@ -23,7 +23,7 @@ def main() -> None:
     methods = [name for name in METHODS if "darts" in METHODS.get(name).spaces]
     given = flags(
         __doc__,
-        data=f"parquet:{SHARED_DATA}",
+        data=CIFAR10,
         methods={"nargs": "+", "default": methods, "choices": methods},
         estimators={"nargs": "+", "default": list(ESTIMATORS), "choices": list(ESTIMATORS)},
         train_images=1000,

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from record import SHARED_DATA, StepTimes, add_result, flags
+from record import CIFAR10, StepTimes, add_result, flags
 from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -75,7 +75,7 @@ def parameters(network: nn.Module) -> int:
 def main() -> None:
     given = flags(
         __doc__,
-        data=f"parquet:{SHARED_DATA}",
+        data=CIFAR10,
         genotype="pc-darts-cifar10",
         recipe={"default": "fast", "choices": list(RECIPES)},
         channels=16,

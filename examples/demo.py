@@ -18,7 +18,7 @@ import torch
 
 import sgenas
 from sgenas.random import generator
-from sgenas.spaces.networks import build, network_size
+from sgenas.spaces.networks import network_size
 from sgenas.training import TrainConfig
 
 SEARCH: dict[str, Any] = {
@@ -46,13 +46,15 @@ RANDOM_CELLS = 2
 """Random cells that are trained like the derived one."""
 
 
-def random_cell(space: Any, near: int, draw: torch.Generator) -> sgenas.Genotype:
-    """Of 200 random cells, the one whose network is nearest in size to ``near`` parameters."""
-    cells = []
+def random_cells(space: Any, derived: sgenas.Genotype, draw: torch.Generator) -> list[sgenas.Genotype]:
+    """Of 200 random cells, those whose networks are nearest in size to that of ``derived``."""
+    cells = set()
     for _ in range(200):
         alphas = {name: torch.randn(shape, generator=draw) for name, shape in space.shapes.items()}
-        cells.append(space.derive(alphas))
-    return min(cells, key=lambda cell: abs(parameters(cell) - near))
+        cells.add(space.derive(alphas))
+    near = parameters(derived)
+    others = sorted(cells - {derived}, key=lambda cell: (abs(parameters(cell) - near), str(cell)))
+    return others[:RANDOM_CELLS]
 
 
 def parameters(cell: sgenas.Genotype) -> int:
@@ -77,11 +79,10 @@ def main() -> None:
     print(f"derived cell:\n{result.genotype}", flush=True)
     print("training its network from scratch ...", flush=True)
     derived = trained(result.genotype)
-    draw = generator(0, "random cells")
     others = []
-    for number in range(RANDOM_CELLS):
+    for number, cell in enumerate(random_cells(result.space, result.genotype, generator(0, "random cells"))):
         print(f"training a random cell of about that size ({number + 1} of {RANDOM_CELLS}) ...", flush=True)
-        others.append(trained(random_cell(result.space, derived["parameters"], draw)))
+        others.append(trained(cell))
     comparison = {"derived": derived, "random": others}
     (run_dir / "evaluation.json").write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
     sgenas.report.save_all(run_dir)

@@ -1,6 +1,6 @@
 """Search for the blocks of a small torchvision ResNet on CIFAR-10, and their activation.
 
-    python examples/resnet_blocks.py [--data parquet:../shared/data] [--estimator first-order] [--epochs 8]
+    python examples/resnet_blocks.py [--data parquet:TRAIN,TEST] [--estimator first-order] [--epochs 8]
 
 The second block of each of three stages may be a basic block, a bottleneck, or left out. 1,500 images train the
 weights, 1,500 others the choices. The derived network and the plain ResNet-14 (relu, basic blocks) are then trained
@@ -29,6 +29,7 @@ from sgenas.errors import DataError
 
 CHANNELS, TRAIN, TEST, BATCH = 24, 3000, 2000, 50
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+CIFAR10 = ",".join(str(SHARED / f"cifar10-{part}.parquet") for part in ("train", "test"))
 ESTIMATORS = {
     "first-order": sg.FirstOrder(),
     "sge": sg.SGE(num_directions=10, smoothing=0.1),
@@ -100,7 +101,7 @@ def train(model: nn.Module, batches: Passes, epochs: int) -> nn.Module:
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Prints and returns the test accuracies in percent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=f"parquet:{SHARED}", help="CIFAR-10, as in `sgenas search --data`")
+    parser.add_argument("--data", default=f"parquet:{CIFAR10}", help="CIFAR-10, as in `sgenas search --data`")
     parser.add_argument("--estimator", choices=list(ESTIMATORS), default="first-order")
     parser.add_argument("--epochs", type=int, default=8, help="of the search, and of each training")
     options = parser.parse_args(arguments)

@@ -25,6 +25,7 @@ from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
 from sgenas.searching.callbacks.guards import POLICIES
 from sgenas.searching.images import ImageParts
+from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
 from sgenas.spaces import (
     DISCRETIZATIONS,
@@ -227,7 +228,7 @@ class SearchConfig:
         stop: Callable[[], bool] = lambda: False,
         processes: Processes = ALONE,
         progress: bool = True,
-    ) -> "api.SearchResult":
+    ) -> SearchResult:
         """Runs the search with `sgenas.search`.
 
         Args:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
-from sgenas.errors import DivergenceError, InvalidValueError
+from sgenas.errors import DivergenceError, InvalidValueError, require
 from sgenas.optim import InnerState
 from sgenas.registry import Registry
 from sgenas.tree import Tree
@@ -160,7 +160,7 @@ class Estimator(ABC):
         if generator is None and self.draws:
             name = type(self).__name__
             raise InvalidValueError(f"{name} draws random directions: pass generator= or seed=", field="generator")
-        problem.check(state, alphas, inner_batches)
+        require(len(inner_batches) >= 1, "inner_batches", "at least 1 batch (N >= 1)", len(inner_batches))
         if any(
             tensor.requires_grad for slot in (state.weights, *state.slots.values()) for tensor in tree.tensors(slot)
         ):
