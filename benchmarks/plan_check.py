@@ -72,7 +72,7 @@ def predicted_and_measured(given: argparse.Namespace, settings: tuple[str, ...])
     with tempfile.TemporaryDirectory() as folder:
         python("-m", "sgenas", "search", *chosen, "--out", f"{folder}/run", threads=given.threads)
         run = json.loads((Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return {"plan": plan["rows"][0], "run": {name: run[name] for name in (*QUANTITIES, "images", "step")}}
+    return {"plan": plan["rows"][0], "run": {name: run[name] for name in (*QUANTITIES, "step")}}
 
 
 if __name__ == "__main__":
