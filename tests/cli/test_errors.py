@@ -63,7 +63,7 @@ def test_bad_command_line_is_one_line(command: str, words: str, fails: Fails, tm
         (("--smoothing", "small"), "--smoothing must be > 0"),
         (("--smoothing", "0"), "--smoothing must be > 0 and finite"),
         (("--smoothing", "-1"), "--smoothing must be > 0 and finite"),
-        (("--directions", "0"), "--directions must be >= 1, got 0"),
+        (("--directions", "0"), "--directions must be a whole number >= 1, got 0"),
         (("--directions", "3", "--direction-kind", "antithetic"), "--directions must be"),
         (("--data", "mnist"), "mnist"),
         (("--data", "folder:/none"), "/none"),

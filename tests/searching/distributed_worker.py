@@ -15,7 +15,7 @@ import torch
 from tiny_searches import module_search
 
 from sgenas import SGE, SearchConfig
-from sgenas.errors import SgenasError
+from sgenas.errors import ProcessError, SgenasError
 from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
 
@@ -54,3 +54,5 @@ if __name__ == "__main__":
                 do(row, here)
             except SgenasError as error:
                 sys.stdout.write(f"{here.rank} {type(error).__name__} {error}\n")
+                if isinstance(error, ProcessError) and not row.get("disturbed"):
+                    sys.exit(1)

@@ -23,7 +23,7 @@ from sgenas import SGE
 from sgenas.run.distributed import joined
 torch.set_num_threads(1)
 kind, path = sys.argv[1:]
-settings = {"epochs": 200, "log_every": 3, "checkpoint_every": 1}
+settings = {"epochs": 100, "log_every": 3, "checkpoint_every": 1}
 sge = SGE(num_directions=2, smoothing=0.1, computation="sequential")
 if kind == "module":
     module_search(run_dir=path, estimator=SGE(num_directions=3, smoothing=0.1), warmup_epochs=20,
@@ -34,7 +34,7 @@ elif kind == "sge":
     cells(estimator=SGE(num_directions=2, control_variate="finite-difference"), **settings).run(path, progress=False)
 else:
     with joined(60) as processes:
-        cells(estimator=sge, **settings | {"epochs": 100}).run(path, processes=processes, progress=False)
+        cells(estimator=sge, **settings | {"epochs": 60}).run(path, processes=processes, progress=False)
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

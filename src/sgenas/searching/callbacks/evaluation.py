@@ -75,11 +75,14 @@ class Evaluation(Callback):
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
         """Means over all batches; the processes of a run share the batches."""
         sums: list[dict[str, Tensor] | None] = []
+        batch: Any = None
         for index, batch in enumerate(self.batches()):
             mine = index % run.processes.size == run.processes.rank
-            batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(run.device), batch) if mine else batch
-            sums.append(self._measure(model, batch) if mine else None)
-        known = next((each for each in sums if each is not None), {"count": torch.zeros((), device=run.device)})
+            sums.append(self._measure(model, _on(run.device, batch)) if mine else None)
+        known = next((each for each in sums if each is not None), None)
+        if known is None:
+            # more processes than batches: measured for the names alone
+            known = self._measure(model, _on(run.device, batch))
         zeros = {name: torch.zeros_like(value) for name, value in known.items()}
         # each process has zeros for the batches of the others; added in the order of a single process
         stacked = {name: torch.stack([(each or zeros)[name] for each in sums]) for name in sorted(known)}
@@ -87,6 +90,10 @@ class Evaluation(Callback):
         each = {name: sum(t.unbind(), torch.zeros((), device=run.device)).item() for name, t in totals.items()}
         count = each.pop("count")
         return {name: value / count for name, value in each.items()}
+
+
+def _on(device: torch.device, batch: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 class TabulatedAccuracy(Callback):
