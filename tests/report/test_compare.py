@@ -11,7 +11,7 @@ from html_page import EVIL, Page
 
 from sgenas.errors import InvalidValueError, RunDirError, RunWarning
 from sgenas.report import compare, read_run, write_comparison
-from sgenas.report.compare import Group, grouped, mean_and_deviation
+from sgenas.report.compare import grouped, mean_and_deviation
 from sgenas.report.formatting import NOTHING
 
 Make = Callable[..., Path]
@@ -34,7 +34,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "image_bytes", lambda _: b"")
 
 
-def groups_of(make_run: Make, *configs: dict[str, Any]) -> list[Group]:
+def groups_of(make_run: Make, *configs: dict[str, Any]) -> list[RunGroup]:
     return grouped([read_run(make_run(f"{n}", 1, config), brief=True) for n, config in enumerate(configs)])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sgenas.errors import InvalidValueError, did_you_mean
 
-KINDS: dict[str, tuple[str, str, Callable[[str], Any] | None]] = {
+VALUE_KINDS: dict[str, tuple[str, str, Callable[[str], Any] | None]] = {
     "int": ("INT", "an integer", int),
     "float": ("FLOAT", "a number", float),
     "ints": ("INT,INT", "integers with commas between", lambda text: [int(part) for part in text.split(",")]),
@@ -45,7 +45,7 @@ class Flag:
         name: ``--directions``.
         path: Where its value goes: ``estimator.num_directions``.
         group: First part of the path; empty for a setting of the run itself.
-        kinds: Kinds of values it takes, of `KINDS` or ``bool``.
+        kinds: Kinds of values it takes, of `VALUE_KINDS` or ``bool``.
         choices: Its values, if they are few.
         help: First sentence, then more.
         classes: Names of the classes that have it.
@@ -73,7 +73,7 @@ def read(text: str, kinds: Iterable[str], choices: Sequence[str] = ()) -> Any:
         return None
     if choices and text in choices:
         return text
-    for kind, (_, _, reader) in KINDS.items():
+    for kind, (_, _, reader) in VALUE_KINDS.items():
         if kind in kinds and reader is not None and not (kind == "str" and choices):
             try:
                 value = reader(text)
@@ -82,7 +82,7 @@ def read(text: str, kinds: Iterable[str], choices: Sequence[str] = ()) -> Any:
             if not (isinstance(value, float) and math.isnan(value)):
                 return value
     wanted = f"one of {', '.join(choices)}" if choices else ""
-    others = [words for kind, (_, words, _) in KINDS.items() if kind in kinds and not (choices and kind == "str")]
+    others = [words for kind, (_, words, _) in VALUE_KINDS.items() if kind in kinds and not (choices and kind == "str")]
     wanted = " or ".join([wanted, *others] if wanted else others)
     raise argparse.ArgumentTypeError(f"must be {wanted}, got {text!r}{did_you_mean(text, tuple(choices))}")
 
@@ -173,7 +173,9 @@ def add_flags(
         if flag.kinds == ["bool"]:
             action = place.add_argument(flag.name, action=argparse.BooleanOptionalAction, **options)
         else:
-            metavar = "NAME" if flag.choices else next(KINDS[kind][0] for kind in KINDS if kind in flag.kinds)
+            metavar = (
+                "NAME" if flag.choices else next(VALUE_KINDS[kind][0] for kind in VALUE_KINDS if kind in flag.kinds)
+            )
             action = place.add_argument(flag.name, type=flag.read, metavar=metavar, **options)
         action.flag, action.known = flag, flag.choices
 

@@ -18,7 +18,7 @@ PREFIXES = {"arch_optimizer": "alpha", "relaxation": "relaxation", "regularizer"
 """Group -> what its flags begin with; those of other groups begin with the group only if the name is taken."""
 WHOSE = {"weight_optimizer": "Weights", "arch_optimizer": "Alphas"}
 """Group -> what begins the help of its flags, which is written for any use of the component."""
-KINDS = {int: "int", float: "float", str: "str", bool: "bool", type(None): "none"}
+TYPE_NAMES = {int: "int", float: "float", str: "str", bool: "bool", type(None): "none"}
 
 
 def build() -> dict[str, Any]:
@@ -160,9 +160,9 @@ def _kinds(hint: Any) -> list[str]:
     found = []
     for kind in parts:
         if typing.get_origin(kind) is tuple:
-            found.append(KINDS[typing.get_args(kind)[0]] + "s")
-        elif kind in KINDS:
-            found.append(KINDS[kind])
+            found.append(TYPE_NAMES[typing.get_args(kind)[0]] + "s")
+        elif kind in TYPE_NAMES:
+            found.append(TYPE_NAMES[kind])
     return found
 
 

@@ -159,7 +159,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GridPlan:
     """The content of grid.json. Entries keep their settings when presets or defaults change.
 
     Args:
@@ -183,7 +183,7 @@ class Grid:
     """A plan and its directory."""
 
     path: Path
-    plan: Plan
+    plan: GridPlan
 
     @property
     def datasets(self) -> tuple[Dataset, ...]:
@@ -235,7 +235,7 @@ def load_grid(path: str | Path) -> Grid:
     try:
         for entry in plain.get("entries", ()):
             entry["training"]["genotype"] = ANY_GENOTYPE.to_dict()
-        plan = from_plain(Plan, plain, "grid")
+        plan = from_plain(GridPlan, plain, "grid")
     except InvalidValueError as error:
         raise InvalidValueError(f"{path / FILE}: {error}", field=error.field) from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -249,7 +249,7 @@ def _preset_data(name: str) -> tuple[Dataset, ...]:
     return tuple(Dataset.parse(text) for text in preset(name).data)
 
 
-def _with_entries(plan: Plan, datasets: Iterable[Dataset], wanted: Iterable[Row]) -> Plan:
+def _with_entries(plan: GridPlan, datasets: Iterable[Dataset], wanted: Iterable[Row]) -> GridPlan:
     """The plan with each of these rows on each of these datasets, estimator by estimator."""
     known = {(entry.dataset, entry.row): entry for entry in plan.entries}
     estimators = list(dict.fromkeys(row.estimator for row in wanted))
@@ -282,7 +282,7 @@ def extend(path: Path, asked: GridSettings, command: tuple[str, str]) -> tuple[G
             raise InvalidValueError(
                 f"preset must be one of {', '.join(PRESETS)} for the new grid in {path}", field="preset"
             )
-        old = Grid(path, Plan(asked.preset, seeds=asked.seeds or (0, 1, 2)))
+        old = Grid(path, GridPlan(asked.preset, seeds=asked.seeds or (0, 1, 2)))
         wanted, plan = rows(asked.methods, asked.estimators), old.plan
         datasets = datasets or _preset_data(asked.preset)
     known = {dataset.name: dataset for dataset in old.datasets}

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgenas.report.cell_layout import HEAD, Layout, Slot, Wire, curve, lay_out
+from sgenas.report.cell_layout import HEAD, CellLayout, Slot, Wire, curve, lay_out
 from sgenas.report.style import GRAY, check_suffix, color, dashes, house_style, plain, save_figure
 from sgenas.spaces.genotype import Genotype
 
@@ -40,7 +40,7 @@ def genotype_figure(genotype: Genotype) -> "Figure":
 
     cells = [(name if name == "cell" else f"{name} cell", cell) for name, cell in genotype.cells]
     with house_style():
-        layouts = [lay_out(cell, label_size) if cell.edges else Layout(height=0.3) for _, cell in cells]
+        layouts = [lay_out(cell, label_size) if cell.edges else CellLayout(height=0.3) for _, cell in cells]
         heights = [TITLE + one.height + (NOTE if one.absent else 0) + MARGIN for one in layouts]
         width = max(4.0, *(layout.width + 2 * MARGIN for layout in layouts))
         height = sum(heights) + MARGIN
@@ -73,7 +73,7 @@ def label_size(text: str) -> tuple[float, float]:
     return width / 72 + 0.16, 0.21
 
 
-def _paint(axes: "Axes", layout: Layout, left: float, top: float) -> None:
+def _paint(axes: "Axes", layout: CellLayout, left: float, top: float) -> None:
     for slot in layout.slots:
         slot.x += left
         slot.left += left
@@ -87,7 +87,7 @@ def _paint(axes: "Axes", layout: Layout, left: float, top: float) -> None:
         _paint_slot(axes, slot, inputs)
 
 
-def _paint_wire(axes: "Axes", layout: Layout, wire: Wire) -> None:
+def _paint_wire(axes: "Axes", layout: CellLayout, wire: Wire) -> None:
     from matplotlib.patches import PathPatch, Polygon
     from matplotlib.path import Path as Outline
 

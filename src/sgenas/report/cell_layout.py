@@ -49,7 +49,7 @@ class Wire:
 
 
 @dataclass
-class Layout:
+class CellLayout:
     """Slots, wires between them, the overall size, and the nodes without incoming edges."""
 
     slots: list[Slot] = field(default_factory=list)
@@ -64,9 +64,9 @@ class Layout:
         return len(self.slots) - 1
 
 
-def lay_out(cell: Cell, label_size: Callable[[str], tuple[float, float]]) -> Layout:
+def lay_out(cell: Cell, label_size: Callable[[str], tuple[float, float]]) -> CellLayout:
     """Places ``cell``; ``label_size`` returns the width and height of an operation's label."""
-    layout = Layout()
+    layout = CellLayout()
     entered = {edge.target for edge in cell.edges}
     used = {edge.source for edge in cell.edges}
     computed = range(cell.inputs, cell.inputs + cell.nodes)
@@ -114,7 +114,7 @@ def lay_out(cell: Cell, label_size: Callable[[str], tuple[float, float]]) -> Lay
     return layout
 
 
-def _neighbors(layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
+def _neighbors(layout: CellLayout) -> tuple[list[list[int]], list[list[int]]]:
     left: list[list[int]] = [[] for _ in layout.slots]
     right: list[list[int]] = [[] for _ in layout.slots]
     for wire in layout.wires:
@@ -124,7 +124,7 @@ def _neighbors(layout: Layout) -> tuple[list[list[int]], list[list[int]]]:
     return left, right
 
 
-def _set_ends(layout: Layout) -> None:
+def _set_ends(layout: CellLayout) -> None:
     """Spreads the wires of each node over its side, in the order of their other slots."""
     slots = layout.slots
     ends: dict[tuple[int, int], float] = {}
@@ -137,7 +137,7 @@ def _set_ends(layout: Layout) -> None:
         wire.ends = (ends[k, 0], ends[k, -1])
 
 
-def _order(layout: Layout) -> list[list[int]]:
+def _order(layout: CellLayout) -> list[list[int]]:
     """The slots of each column from top to bottom, with few crossings; the inputs keep their order."""
     count = max(slot.column for slot in layout.slots) + 1
     columns = [[i for i, slot in enumerate(layout.slots) if slot.column == c] for c in range(count)]
@@ -161,7 +161,7 @@ def _order(layout: Layout) -> list[list[int]]:
     return best
 
 
-def _set_y(layout: Layout, columns: list[list[int]]) -> None:
+def _set_y(layout: CellLayout, columns: list[list[int]]) -> None:
     """Moves every slot towards its neighbors, keeping order and gaps; the highest then starts at y = 0."""
     slots = layout.slots
     left, right = _neighbors(layout)
@@ -204,7 +204,7 @@ def _spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
     return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
 
 
-def _set_x(layout: Layout, columns: list[list[int]]) -> None:
+def _set_x(layout: CellLayout, columns: list[list[int]]) -> None:
     """Columns from left to right, further apart where wires climb."""
     slots = layout.slots
     climbs = [0.0] * len(columns)
@@ -221,7 +221,7 @@ def _set_x(layout: Layout, columns: list[list[int]]) -> None:
         x += width + max(COLUMN_GAP, min(0.7, 0.45 * climb))
 
 
-def curve(layout: Layout, wire: Wire) -> tuple[list[tuple[Point, ...]], Point]:
+def curve(layout: CellLayout, wire: Wire) -> tuple[list[tuple[Point, ...]], Point]:
     """The pieces of a wire and the tip of its arrowhead.
 
     A piece of one point is a straight line to it (the first one: the start), one of three points a Bezier

@@ -33,7 +33,7 @@ MAX_CELLS = 8
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs whose settings differ in the seed only.
 
     Args:
@@ -52,7 +52,7 @@ class Group:
         return [float(row[key]) for row in rows if is_number(row.get(key))]
 
 
-def grouped(records: Sequence[RunRecord]) -> list[Group]:
+def grouped(records: Sequence[RunRecord]) -> list[RunGroup]:
     """The records by their settings, in the order given, named by the settings that differ."""
     genotypes: list[Any] = []
     by_settings: dict[str, tuple[dict[str, Any], list[RunRecord]]] = {}
@@ -72,7 +72,7 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     groups = []
     for table, (_, members) in zip(tables, found, strict=True):
         parts = [table[n] if _short(n) in FIRST else f"{_short(n)} {table[n]}" for n in telling]
-        groups.append(Group(", ".join(parts) or members[0].path.resolve().name, table, tuple(members)))
+        groups.append(RunGroup(", ".join(parts) or members[0].path.resolve().name, table, tuple(members)))
     return groups
 
 
@@ -199,7 +199,7 @@ def _seeds(values: Sequence[Any]) -> str:
     return ", ".join(setting_text(value) for value in found)
 
 
-def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
+def draw_comparison(groups: Sequence[RunGroup], key: str, name: str) -> "Figure":
     """The accuracy over epochs and over forward passes: mean of each group and range of its runs."""
     from matplotlib.figure import Figure
 
@@ -223,7 +223,7 @@ def draw_comparison(groups: Sequence[Group], key: str, name: str) -> "Figure":
     return figure
 
 
-def _draw_group(axes: "Axes", group: Group, along: str, key: str, ranges: bool, looks: dict[str, Any]) -> None:
+def _draw_group(axes: "Axes", group: RunGroup, along: str, key: str, ranges: bool, looks: dict[str, Any]) -> None:
     points: dict[int, list[tuple[float, float]]] = {}
     for record in group.records:
         for row in record.epochs:

@@ -14,7 +14,7 @@ from sgenas.files import read_json
 from sgenas.spaces.genotype import Genotype
 
 FORMAT, VERSION = "sgenas-run", 2
-KINDS = ("search", "training")
+RUN_KINDS = ("search", "training")
 Row = dict[str, Any]
 
 
@@ -93,8 +93,8 @@ def read_run(path: str | Path, brief: bool = False) -> RunRecord:
             got = type(head.get(field)).__name__
             raise RunDirError(f"{path / 'config.json'}: {field} must be an object, got {got}")
     kind = head.get("kind")
-    if kind not in KINDS:
-        raise RunDirError(f"{path / 'config.json'}: kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in RUN_KINDS:
+        raise RunDirError(f"{path / 'config.json'}: kind must be one of {', '.join(RUN_KINDS)}, got {kind!r}")
     steps, epochs = _read_metrics(path / "metrics.jsonl", brief)
     alphas = None if brief else _read_alphas(path / "alphas.npz")
     genotype = Genotype.load(path / "genotype.json") if (path / "genotype.json").exists() else None

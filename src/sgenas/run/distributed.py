@@ -218,11 +218,11 @@ class Processes:
         torch.cuda.set_device(device)
         return device
 
-    def layout(self, data_parallel: int) -> "Layout":
+    def layout(self, data_parallel: int) -> "WorkLayout":
         """Which directions and shards each process has, for D = ``data_parallel`` shards per batch."""
         shards = None if data_parallel == 1 else Shards(data_parallel)
         if self.size == 1:
-            return Layout(shards=shards)
+            return WorkLayout(shards=shards)
         width = math.gcd(self.size, data_parallel)
         groups = self.size // width
         row, column = divmod(self.rank, width)
@@ -239,7 +239,7 @@ class Processes:
         if groups > 1:
             across = self._group([list(range(first, self.size, width)) for first in range(width)])
             share = replace(share, gather=lambda mine: self._gather(mine, across))
-        return Layout(share, shards, groups, width)
+        return WorkLayout(share, shards, groups, width)
 
     def total(self, tensors: list[Tensor]) -> list[Tensor]:
         """The sum over all processes of each tensor."""
@@ -305,7 +305,7 @@ ALONE = Processes()
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorkLayout:
     """How the work of a step is divided: ``groups`` groups of processes share the directions, the ``width``
     processes of a group share the shards of each batch."""
 

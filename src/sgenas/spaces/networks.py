@@ -15,7 +15,7 @@ from sgenas.spaces.nasbench201_space.network import NasBench201Network
 
 NETWORKS: Registry[type[nn.Module]] = Registry("genotype.space", "sgenas.networks")
 """``genotype.space`` -> network class with the arguments (genotype, channels, layers, num_classes, ...)."""
-for _space in darts.SPACES:
+for _space in darts.GENOTYPE_SPACES:
     NETWORKS.register(_space, darts.DartsNetwork)
 NETWORKS.register("nasbench201", NasBench201Network)
 
@@ -38,7 +38,7 @@ class Size:
 
 def takes_auxiliary(genotype: Genotype) -> bool:
     """Whether the genotype's network can have an auxiliary head."""
-    return genotype.space in darts.SPACES
+    return genotype.space in darts.GENOTYPE_SPACES
 
 
 def build(

@@ -104,7 +104,7 @@ class Shared(nn.Module):
         return Term(getattr(node, self.name)(self.stride))
 
 
-class FactorizedReduce(nn.Module):
+class SharedFactorizedReduce(nn.Module):
     """ReLU, two concatenated 1x1 convolutions of stride 2, the second shifted by one pixel, normalization."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -204,7 +204,7 @@ DARTS_BUILDERS: dict[str, Builder] = {
     "max_pool_3x3": lambda channels, stride: Shared("max_pool", stride),
     "avg_pool_3x3": lambda channels, stride: Shared("avg_pool", stride),
     "skip_connect": lambda channels, stride: (
-        Shared("identity") if stride == 1 else FactorizedReduce(channels, channels)
+        Shared("identity") if stride == 1 else SharedFactorizedReduce(channels, channels)
     ),
     "sep_conv_3x3": lambda channels, stride: SeparableConv(channels, 3, stride),
     "sep_conv_5x5": lambda channels, stride: SeparableConv(channels, 5, stride),

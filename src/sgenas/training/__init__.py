@@ -2,7 +2,7 @@
 
 from sgenas.training.api import TrainResult, train
 from sgenas.training.config import RECIPES, Recipe, TrainConfig
-from sgenas.training.evaluate import Evaluation, evaluate_run
+from sgenas.training.evaluate import TestedRun, evaluate_run
 from sgenas.training.export import FORMATS, export_network, export_run, trained_network
 from sgenas.training.loop import Training
 from sgenas.training.schedules import WarmupCosine
@@ -10,8 +10,8 @@ from sgenas.training.schedules import WarmupCosine
 __all__ = [
     "FORMATS",
     "RECIPES",
-    "Evaluation",
     "Recipe",
+    "TestedRun",
     "TrainConfig",
     "TrainResult",
     "Training",

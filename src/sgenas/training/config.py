@@ -194,7 +194,7 @@ class TrainConfig:
             progress: Show progress on standard error.
         """
         config = replace(self, data=data.absolute_paths(self.data, images))
-        parts = ImageParts(config, images, find_device(config.device))
+        parts = TrainImageParts(config, images, find_device(config.device))
         return api.train(
             self.build(parts.images),
             parts.train,
@@ -247,7 +247,7 @@ class TrainConfig:
         return network
 
 
-class ImageParts:
+class TrainImageParts:
     """The data of a configuration's training.
 
     Args:

@@ -6,13 +6,13 @@ from pathlib import Path
 from sgenas.data import ImageData
 from sgenas.device import exact_convolutions, fast_convolutions, find_device
 from sgenas.errors import CheckpointError
-from sgenas.training.config import ImageParts
+from sgenas.training.config import TrainImageParts
 from sgenas.training.export import network_of, read_run
 from sgenas.training.objectives import Arithmetic, Classification, measure
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class TestedRun:
     """The result of the network of a checkpoint on the test images.
 
     Attributes:
@@ -35,7 +35,7 @@ class Evaluation:
     equal: bool | None
 
 
-def evaluate_run(run_dir: str | Path, *, device: str = "auto", images: ImageData | None = None) -> Evaluation:
+def evaluate_run(run_dir: str | Path, *, device: str = "auto", images: ImageData | None = None) -> TestedRun:
     """Tests the network of a training run.
 
     Args:
@@ -51,7 +51,7 @@ def evaluate_run(run_dir: str | Path, *, device: str = "auto", images: ImageData
     """
     config, facts, state = read_run(run_dir)
     arithmetic = Arithmetic(find_device(device), config.precision, channels_last=True)
-    parts = ImageParts(config, images, arithmetic.device)
+    parts = TrainImageParts(config, images, arithmetic.device)
     network, _ = network_of(run_dir, config, facts, state)
     if state["own"]["fingerprint"] != parts.facts["fingerprint"]:
         raise CheckpointError(f"checkpoint in {run_dir} was saved with other images than {config.data.data}")
@@ -59,7 +59,7 @@ def evaluate_run(run_dir: str | Path, *, device: str = "auto", images: ImageData
     with (exact_convolutions if config.deterministic else fast_convolutions)(arithmetic.device):
         found = measure(Classification(), arithmetic, network, parts.test())
     logged = state["history"][-1]["test_accuracy"] if state["history"] and not state["step_in_epoch"] else None
-    return Evaluation(
+    return TestedRun(
         test_accuracy=found["test_accuracy"],
         test_loss=found["test_loss"],
         test_images=parts.facts["images"]["test"],

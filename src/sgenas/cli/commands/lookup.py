@@ -9,7 +9,7 @@ from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import DataError, InvalidValueError, require
 
-SPACES = ("darts", "nasbench201")
+CELL_SPACES = ("darts", "nasbench201")
 GENOTYPE = "name of a published cell, genotype file, run directory, or a NAS-Bench-201 cell"
 IMAGE_FLAGS = (
     ("--channels", "channels of the first cell; 36 if not set (16 for NAS-Bench-201)", None),
@@ -46,7 +46,7 @@ def size(arguments: argparse.Namespace) -> int:
 
 def _latency_arguments(parser: Parser) -> None:
     parser.value("--out", "JSON file to write", required=True, metavar="FILE")
-    parser.value("--space", "search space whose operations are timed", choices=SPACES, default="darts")
+    parser.value("--space", "search space whose operations are timed", choices=CELL_SPACES, default="darts")
     parser.value("--nodes", "darts: computed nodes of a cell; 4 if not set", "int", metavar="INT")
     for name, text, default in IMAGE_FLAGS:
         parser.value(name, text, "int", default=default, metavar="INT")

@@ -19,7 +19,7 @@ from sgenas.spaces.darts_space.operations import (
 )
 from sgenas.spaces.genotype import Cell, Genotype, existing_nodes
 
-SPACES = ("darts", "pc-darts", "fair-darts", "beta-darts")
+GENOTYPE_SPACES = ("darts", "pc-darts", "fair-darts", "beta-darts")
 """Values of ``genotype.space`` that this network accepts."""
 
 AUXILIARY_SIDE = 8
@@ -168,8 +168,8 @@ class DartsNetwork(nn.Module):
         require_sizes(2, channels=channels, num_classes=num_classes)
         require_sizes(3, layers=layers)
         require_sizes(1, input_channels=input_channels, stem_multiplier=stem_multiplier)
-        if genotype.space not in SPACES:
-            raise GenotypeError(f"genotype.space must be one of {', '.join(SPACES)}, got {genotype.space!r}")
+        if genotype.space not in GENOTYPE_SPACES:
+            raise GenotypeError(f"genotype.space must be one of {', '.join(GENOTYPE_SPACES)}, got {genotype.space!r}")
         kinds = [kind for kind, _ in genotype.cells]
         if set(kinds) != {"normal", "reduce"}:
             raise GenotypeError(f"genotype.cells must be normal and reduce, got {', '.join(kinds)}")

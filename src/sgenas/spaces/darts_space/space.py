@@ -14,12 +14,12 @@ from sgenas.spaces.genotype import DARTS_OPERATIONS
 from sgenas.spaces.kernels import classify_members, join
 from sgenas.spaces.nonlinearity import POOLINGS, Nonlinearity
 from sgenas.spaces.normalization import normalize
-from sgenas.spaces.ops import DARTS_BUILDERS, FactorizedReduce, NodeState, PointwiseConv
+from sgenas.spaces.ops import DARTS_BUILDERS, NodeState, PointwiseConv, SharedFactorizedReduce
 from sgenas.spaces.relaxations import Relaxation, Sigmoid
 from sgenas.tree import TensorDict
 
 
-class SearchCell(MixedCell):
+class DartsSearchCell(MixedCell):
     """A cell whose output joins its nodes along the channels.
 
     Its two inputs are the outputs of the two previous cells, brought to ``channels`` channels and to one size. In a
@@ -31,7 +31,7 @@ class SearchCell(MixedCell):
     ) -> None:
         super().__init__(settings.nodes, 2, channels, settings.partial, settings.nonlinearity)
         self.reduction = reduction
-        first = FactorizedReduce if reduction_before else PointwiseConv
+        first = SharedFactorizedReduce if reduction_before else PointwiseConv
         self.input_before_last = first(inputs[0], channels)
         self.input_last = PointwiseConv(inputs[1], channels)
         self.make_edges(settings.operation_names, DARTS_BUILDERS)
@@ -46,7 +46,7 @@ class SearchCell(MixedCell):
         return join(values[2:], mixing.shape[0])
 
 
-class SearchNetwork(nn.Module):
+class DartsSupernet(nn.Module):
     """Stem, cells, global average pooling, linear classifier (arXiv:1806.09055).
 
     The cells at layers // 3 and 2 * layers // 3 halve the image and double the channels; all normal cells share the
@@ -66,7 +66,7 @@ class SearchNetwork(nn.Module):
             reduction = layer in (layers // 3, 2 * layers // 3)
             channels *= 2 if reduction else 1
             self.kinds.append("reduce" if reduction else "normal")
-            self.cells.append(SearchCell(settings, (before_last, last), channels, reduction, reduction_before))
+            self.cells.append(DartsSearchCell(settings, (before_last, last), channels, reduction, reduction_before))
             before_last, last, reduction_before = last, settings.nodes * channels, reduction
         self.classifier = nn.Linear(last, num_classes)
 
@@ -98,7 +98,7 @@ class DartsSpace(CellSpace):
     kinds: ClassVar[tuple[str, ...]] = ("normal", "reduce")
     joins_nodes: ClassVar[bool] = True
     inputs: ClassVar[int] = 2
-    network = SearchNetwork
+    network = DartsSupernet
     default_discretization: ClassVar[Discretization] = TopEdges()
     settings: "DartsSettings"
 

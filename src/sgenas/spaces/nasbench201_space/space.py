@@ -21,7 +21,7 @@ from sgenas.spaces.relaxations import Relaxation
 from sgenas.tree import TensorDict
 
 
-class SearchCell(MixedCell):
+class BenchmarkSearchCell(MixedCell):
     """Three nodes, each the sum of m_k o_k(x) over earlier nodes x and operations; the last is the output."""
 
     def __init__(self, settings: "NasBench201Settings", channels: int) -> None:
@@ -33,7 +33,7 @@ class SearchCell(MixedCell):
         return self.node_values([x], mixing)[-1]
 
 
-class ResidualBlock(nn.Module):
+class SupernetResidualBlock(nn.Module):
     """Between two stages: halves the image and doubles the channels, with nothing to search.
 
     (ReLU, 3x3 convolution, normalization with scale and shift) twice, the first of stride 2, plus the mean of 2x2
@@ -57,7 +57,7 @@ class ResidualBlock(nn.Module):
         return inner + dense(F.avg_pool2d(x, 2, ceil_mode=True), self.shortcut.weight)
 
 
-class SearchNetwork(nn.Module):
+class BenchmarkSupernet(nn.Module):
     """Stem, 3 stages of cells with C, 2C and 4C channels, a residual block between stages, classifier."""
 
     def __init__(self, settings: "NasBench201Settings", input_channels: int, num_classes: int) -> None:
@@ -68,9 +68,9 @@ class SearchNetwork(nn.Module):
         self.layers = nn.ModuleList()
         for stage in range(3):
             if stage > 0:
-                self.layers.append(ResidualBlock(channels, nonlinearity))
+                self.layers.append(SupernetResidualBlock(channels, nonlinearity))
                 channels *= 2
-            self.layers.extend(SearchCell(settings, channels) for _ in range(settings.layers))
+            self.layers.extend(BenchmarkSearchCell(settings, channels) for _ in range(settings.layers))
         self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
         self.classifier = nn.Linear(channels, num_classes)
 
@@ -84,7 +84,7 @@ class SearchNetwork(nn.Module):
         table = mixing[KIND] if stacked else mixing[KIND][None]
         x = self.stem(images)
         for layer in self.layers:
-            x = layer(x) if isinstance(layer, ResidualBlock) else layer(x, table)
+            x = layer(x) if isinstance(layer, SupernetResidualBlock) else layer(x, table)
         features = self.activate(affine_norm(x, self.norm)).mean(dim=(2, 3))
         return classify_members(features, self.classifier, table.shape[0]) if stacked else self.classifier(features)
 
@@ -101,7 +101,7 @@ class NasBench201Space(CellSpace):
     kinds: ClassVar[tuple[str, ...]] = (KIND,)
     joins_nodes: ClassVar[bool] = False
     inputs: ClassVar[int] = INPUTS
-    network = SearchNetwork
+    network = BenchmarkSupernet
     default_discretization: ClassVar[Discretization] = Argmax()
     settings: "NasBench201Settings"
     nodes = NODES
