@@ -11,7 +11,7 @@ from html_page import EVIL, Page
 
 from sgenas.errors import InvalidValueError, RunDirError, RunWarning
 from sgenas.report import compare, read_run, write_comparison
-from sgenas.report.compare import grouped, mean_and_deviation
+from sgenas.report.compare import RunGroup, grouped, mean_and_deviation
 from sgenas.report.formatting import NOTHING
 
 Make = Callable[..., Path]
