@@ -7,7 +7,7 @@ import pytest
 
 from sgenas.errors import InvalidValueError, RunDirError
 from sgenas.experiments.grid import Dataset, Grid, GridSettings, extend, load_grid
-from sgenas.experiments.presets import Row
+from sgenas.experiments.presets import TableRow
 from sgenas.methods import METHODS, Method
 
 COMMAND = ("2026-11-24T10:00:00+00:00", "sgenas table1")
@@ -85,7 +85,7 @@ def test_registered_method_joins_and_leaves_old_grids_alone(tmp_path: Path, monk
     monkeypatch.setitem(METHODS._items, "toy", Method("a test", spaces={"darts": {"operations": "paper"}}))
     assert load_grid(tmp_path / "old") == old
     new, _ = extend(tmp_path / "new", GridSettings("smoke", seeds=(0,)), COMMAND)
-    assert {*new.rows} - {*old.rows} == {Row("toy", "first-order"), Row("toy", "sge")}
+    assert {*new.rows} - {*old.rows} == {TableRow("toy", "first-order"), TableRow("toy", "sge")}
     assert new.job("digits/toy-sge/seed-0").search.method == "toy"
 
 

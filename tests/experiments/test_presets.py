@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sgenas.experiments.presets import PRESETS, Row, preset, rows, search_config, train_config
+from sgenas.experiments.presets import GRID_PRESETS, TableRow, preset, rows, search_config, train_config
 from sgenas.experiments.published import TABLE_1
 from sgenas.methods import METHODS, Method
 from sgenas.searching.config import SearchConfig
@@ -32,9 +32,9 @@ def test_claims_of_the_paper_follow_from_its_table() -> None:
     assert min(gains) == pytest.approx(1.05, abs=0.03)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", GRID_PRESETS)
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
-def test_every_row_has_settings_that_survive_a_round_trip(name: str, row: Row) -> None:
+def test_every_row_has_settings_that_survive_a_round_trip(name: str, row: TableRow) -> None:
     config = search_config(name, row, "digits")
     assert SearchConfig.from_dict(config.to_dict()) == config
     assert (config.method, config.to_dict()["estimator"]["name"]) == (row.method, row.estimator)
@@ -47,20 +47,20 @@ def test_registered_method_gets_rows_by_itself(monkeypatch: pytest.MonkeyPatch) 
     methods = {row.method for row in rows()}
     assert "toy" in methods
     assert "modules-only" not in methods
-    assert search_config("smoke", Row("toy", "sge"), "digits").method == "toy"
+    assert search_config("smoke", TableRow("toy", "sge"), "digits").method == "toy"
 
 
 def test_paper_preset_has_settings_of_the_sources_and_of_the_paper() -> None:
-    base = search_config("paper", Row("pc-darts", "first-order"), "cifar10").to_dict()
+    base = search_config("paper", TableRow("pc-darts", "first-order"), "cifar10").to_dict()
     assert (base["epochs"], base["data"]["batch_size"], base["warmup_epochs"]) == (50, 256, 15)
     assert base["weight_optimizer"]["lr"] == 0.1
     assert (base["arch_optimizer"]["name"], base["arch_optimizer"]["lr"]) == ("adam", 6e-4)
-    sge = search_config("paper", Row("pc-darts", "sge"), "cifar10").to_dict()
+    sge = search_config("paper", TableRow("pc-darts", "sge"), "cifar10").to_dict()
     assert (sge["epochs"], sge["data"]["batch_size"], sge["warmup_epochs"]) == (50, 256, 15)
     assert (sge["arch_optimizer"]["name"], sge["arch_optimizer"]["lr"]) == ("sgd", 0.01)
     assert (sge["estimator"]["num_directions"], sge["estimator"]["smoothing"]) == (10, 0.01)
     assert (sge["weight_optimizer"]["lr"], sge["trajectory_lr"]) == (0.005, 0.01)
-    assert search_config("paper", Row("fair-darts", "first-order"), "cifar10").discretization is None
+    assert search_config("paper", TableRow("fair-darts", "first-order"), "cifar10").discretization is None
     training = train_config("paper", "cifar10")
     assert (training.epochs, training.lr, training.channels) == (600, 0.005, None)
 
@@ -84,8 +84,8 @@ def test_short_searches_have_equal_steps_and_the_same_share_of_warmup(name: str)
 
 @pytest.mark.parametrize("name", ["small", "smoke"])
 def test_short_presets_use_the_default_sge(name: str) -> None:
-    sge = search_config(name, Row("darts", "sge"), "digits")
+    sge = search_config(name, TableRow("darts", "sge"), "digits")
     default = SearchConfig.of_method("darts", {"estimator.name": "sge"})
     assert sge.estimator == default.estimator
     assert sge.trajectory_lr is None
-    assert sge.weight_optimizer == search_config(name, Row("darts", "first-order"), "digits").weight_optimizer
+    assert sge.weight_optimizer == search_config(name, TableRow("darts", "first-order"), "digits").weight_optimizer

@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from sgenas.experiments.formats import (
-    FORMATS,
     HEADINGS,
     PAPER,
+    TABLE_FORMATS,
     as_json,
     comma_separated,
     latex,
@@ -21,7 +21,7 @@ from sgenas.experiments.formats import (
 )
 from sgenas.experiments.grid import Dataset, Grid, Job
 from sgenas.experiments.outcome import device_text
-from sgenas.experiments.presets import Row
+from sgenas.experiments.presets import TableRow
 from sgenas.experiments.table import Line, Spread, Table, collect, facts, per_job
 from sgenas.methods import METHODS, Method
 
@@ -56,11 +56,11 @@ def test_line_puts_the_seeds_together(grid: Grid, done: Callable[..., None]) -> 
 
 def test_method_without_published_figures_or_names_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS._items, "toy", Method("a test", spaces={"darts": {}}))
-    assert Line(Row("toy", "sge"), (), None).name == "toy"
-    line = Line(Row("toy", "finite-difference"), (), None)
+    assert Line(TableRow("toy", "sge"), (), None).name == "toy"
+    line = Line(TableRow("toy", "finite-difference"), (), None)
     assert (line.mode, line.name, line.spread("top1")) == ("finite-difference", "toy", None)
     monkeypatch.setitem(METHODS._items, "named", Method("a test", spaces={"darts": {}}, paper_name="SGE-X"))
-    assert Line(Row("named", "sge"), (), None).name == "SGE-X (named)"
+    assert Line(TableRow("named", "sge"), (), None).name == "SGE-X (named)"
 
 
 def test_facts_name_dates_machine_versions_command_and_seeds(grid: Grid, done: Callable[..., None]) -> None:
@@ -164,6 +164,6 @@ def test_json_has_every_job(table: Table) -> None:
 
 def test_equal_tables_give_equal_files(table: Table) -> None:
     first = {path.name: path.read_text() for path in write_tables(table)}
-    assert set(first) == set(FORMATS)
+    assert set(first) == set(TABLE_FORMATS)
     assert {path.name: path.read_text() for path in write_tables(table)} == first
     assert not list(table.grid.path.glob("*.tmp"))

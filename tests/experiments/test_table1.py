@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sgenas.errors import DataError, InvalidValueError, RunDirError
 from sgenas.experiments import table1
-from sgenas.experiments.formats import FORMATS
+from sgenas.experiments.formats import TABLE_FORMATS
 from sgenas.experiments.grid import Grid, GridSettings, Job, load_grid
 from sgenas.experiments.launchers import Local, log_path
 from sgenas.experiments.outcome import is_done, read_outcome
@@ -36,7 +36,7 @@ def test_grid_is_finished_and_its_tables_written(one_missing: Job) -> None:
     assert f"{one_missing.name}: done, test accuracy" in said.getvalue()
     assert "16 of 16 jobs are over" in said.getvalue()
     assert "\x1b" not in said.getvalue()
-    assert all((out / name).stat().st_size > 1000 for name in FORMATS)
+    assert all((out / name).stat().st_size > 1000 for name in TABLE_FORMATS)
     assert log_path(one_missing).stat().st_size > 0
     assert json.loads((out / "table.json").read_text())["rows"][0]["done"] == 2
     # what is done is not run again, and commands are remembered
@@ -68,7 +68,7 @@ def test_bad_data_is_one_error_before_anything_runs(grid: Grid, tmp_path: Path) 
 
 
 def test_tables_of_nothing_are_written(grid: Grid) -> None:
-    assert [path.name for path in table1.write_tables(grid.path)] == list(FORMATS)
+    assert [path.name for path in table1.write_tables(grid.path)] == list(TABLE_FORMATS)
     assert not (grid.path / "runs").exists()
 
 

@@ -20,7 +20,7 @@ from sgenas.data.images import ImageData, ImageSet
 from sgenas.data.sources import LoadRequest
 from sgenas.errors import DataError, one_line
 
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 """Pillow reads many more, some with decoders that run other programs."""
 
 
@@ -101,10 +101,10 @@ def _opened(image: Encoded) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns of a decompression bomb from 90 million pixels on
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(content, formats=FORMATS) as opened:
+            with Image.open(content, formats=IMAGE_FORMATS) as opened:
                 yield opened
     except UnidentifiedImageError:
-        raise DataError(f"{image.name} cannot be decoded: not a {', '.join(FORMATS)} image") from None
+        raise DataError(f"{image.name} cannot be decoded: not a {', '.join(IMAGE_FORMATS)} image") from None
     except Exception as error:
         # Pillow's decoders raise a dozen types on damaged files, OSError and SyntaxError among them
         raise DataError(f"{image.name} cannot be decoded: {one_line(error)}") from None

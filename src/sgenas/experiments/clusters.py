@@ -17,7 +17,7 @@ from sgenas.experiments.run_job import STOP_FILE, run_named
 
 RETRIES = 3
 """How often Ray starts a job again after its process died."""
-PATIENCE = 120.0
+LOCK_TIMEOUT = 120.0
 """Seconds that a job waits for the lock of its predecessor, which died on another machine."""
 
 
@@ -35,7 +35,7 @@ def run_with_threads(out: str, name: str, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    run_named(out, name, PATIENCE)
+    run_named(out, name, LOCK_TIMEOUT)
 
 
 @dataclass(frozen=True)

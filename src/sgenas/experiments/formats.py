@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import sgenas
-from sgenas.experiments.table import QUANTITIES, Line, Spread, Table, facts, missing, notes, per_job
+from sgenas.experiments.table import FIGURES, Line, Spread, Table, facts, missing, notes, per_job
 from sgenas.files import locked, write_text
 
 NOTHING = "\u2013"
@@ -18,7 +18,7 @@ HEADINGS = (
     *("Mode", "Method", "Top-1, %", "Params, M", "Search, h"),
     *("Device", "Passes forward / backward", "Jobs"),
 )
-PAPER = ("Top-1, %", "Params, M", "Cost, h")
+PAPER_HEADINGS = ("Top-1, %", "Params, M", "Cost, h")
 """Headings of the columns that follow, with the paper's figures."""
 TEXT = (0, 1, 5, 7)
 """Columns of strings; the others hold numbers."""
@@ -40,13 +40,13 @@ def write_tables(table: Table) -> list[Path]:
     out = table.grid.path
     # the jobs of a cluster may end at the same moment
     with locked(out / "table.lock", f"the table in {out}", timeout=60):
-        for name, render in FORMATS.items():
+        for name, render in TABLE_FORMATS.items():
             write_text(out / name, render(table))
-    return [out / name for name in FORMATS]
+    return [out / name for name in TABLE_FORMATS]
 
 
 def cells(line: Line) -> list[str]:
-    """A line as text, a cell for each of HEADINGS and PAPER; NOTHING where there is no value."""
+    """A line as text, a cell for each of HEADINGS and PAPER_HEADINGS; NOTHING where there is no value."""
     paper, passes = line.published, [_spread(line.spread(name), 0) for name in ("forward", "backward")]
     return [
         line.mode,
@@ -62,7 +62,7 @@ def cells(line: Line) -> list[str]:
 
 
 def _headings() -> list[str]:
-    return [*HEADINGS, *(f"Paper: {heading}" for heading in PAPER)]
+    return [*HEADINGS, *(f"Paper: {heading}" for heading in PAPER_HEADINGS)]
 
 
 def text(table: Table) -> str:
@@ -86,7 +86,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
 def markdown(table: Table) -> str:
     """Markdown: a table per dataset, notes, what is missing, and how it was made."""
     lines = [f"# Table 1: {table.grid.plan.preset}", ""]
-    marks = ["---" if column in TEXT else "---:" for column in range(len(HEADINGS) + len(PAPER))]
+    marks = ["---" if column in TEXT else "---:" for column in range(len(HEADINGS) + len(PAPER_HEADINGS))]
     for dataset, rows in table.parts:
         lines += [f"## {dataset.name}", "", _pipes(_headings()), _pipes(marks)]
         lines += [_pipes(map(_markdown, cells(row))) for row in rows] + [""]
@@ -112,7 +112,7 @@ def latex(table: Table) -> str:
     r"""LaTeX for \input (needs the package booktabs): a table per dataset, the facts as comments."""
     lines = [f"% {what}: {' '.join(value.split())}" for what, value in facts(table)]
     lines += [f"% {title}: {' '.join(each.split())}" for title, texts in missing(table) for each in texts]
-    count, plan = len(HEADINGS) + len(PAPER), table.grid.plan
+    count, plan = len(HEADINGS) + len(PAPER_HEADINGS), table.grid.plan
     columns = "".join("l" if column in TEXT else "r" for column in range(count))
     for dataset, rows in table.parts:
         caption = f"{dataset.name}, preset {plan.preset}, seeds {', '.join(map(str, plan.seeds))}."
@@ -123,9 +123,9 @@ def latex(table: Table) -> str:
             rf"\caption{{{_tex(' '.join([caption, *notes(table)]))}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
-            "& " * len(HEADINGS) + rf"\multicolumn{{{len(PAPER)}}}{{c}}{{Paper}} \\",
+            "& " * len(HEADINGS) + rf"\multicolumn{{{len(PAPER_HEADINGS)}}}{{c}}{{Paper}} \\",
             rf"\cmidrule(l){{{len(HEADINGS) + 1}-{count}}}",
-            " & ".join(map(_tex, (*HEADINGS, *PAPER))) + r" \\",
+            " & ".join(map(_tex, (*HEADINGS, *PAPER_HEADINGS))) + r" \\",
             r"\midrule",
         ]
         for before, row in zip((None, *rows), rows, strict=False):
@@ -149,7 +149,7 @@ def as_json(table: Table) -> str:
     return json.dumps(data, indent=1) + "\n"
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {
+TABLE_FORMATS: dict[str, Callable[[Table], str]] = {
     "table.txt": text,
     "table.md": markdown,
     "table.csv": comma_separated,
@@ -171,7 +171,7 @@ def _record(data: str, line: Line) -> dict[str, Any]:
         "done": len(line.done),
         "failed": sum(status.state == "failed" for status in line.statuses),
     }
-    for name in QUANTITIES:
+    for name in FIGURES:
         found = line.spread(name)
         record[f"{name}_mean"] = None if found is None else found.mean
         record[f"{name}_deviation"] = None if found is None else found.deviation

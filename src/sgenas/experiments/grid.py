@@ -11,7 +11,7 @@ from typing import Any
 
 from sgenas import data
 from sgenas.errors import InvalidValueError, RunDirError, did_you_mean, require
-from sgenas.experiments.presets import ANY_GENOTYPE, PRESETS, Row, preset, rows, search_config, train_config
+from sgenas.experiments.presets import ANY_GENOTYPE, GRID_PRESETS, TableRow, preset, rows, search_config, train_config
 from sgenas.fields import option
 from sgenas.files import locked, naming, read_json, write_text
 from sgenas.run.config import from_plain, to_plain
@@ -37,7 +37,7 @@ class GridSettings:
         estimators: Estimators; a new grid takes first-order and sge.
     """
 
-    preset: str | None = option(None, choices=tuple(PRESETS))
+    preset: str | None = option(None, choices=tuple(GRID_PRESETS))
     data: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     methods: tuple[str, ...] = ()
@@ -100,12 +100,12 @@ class Entry:
     """
 
     dataset: Dataset
-    row: Row
+    row: TableRow
     search: SearchConfig
     training: TrainConfig
 
     @classmethod
-    def of_preset(cls, name: str, dataset: Dataset, row: Row) -> "Entry":
+    def of_preset(cls, name: str, dataset: Dataset, row: TableRow) -> "Entry":
         """At the size of a preset."""
         return cls(dataset, row, search_config(name, row, dataset.spec), train_config(name, dataset.spec))
 
@@ -115,7 +115,7 @@ class Job:
     """One search, and the training of the cell that it derives.
 
     Args:
-        entry: Row, dataset and settings.
+        entry: TableRow, dataset and settings.
         seed: Seed of both runs.
         grid: Directory of the grid.
     """
@@ -191,7 +191,7 @@ class Grid:
         return tuple(dict.fromkeys(entry.dataset for entry in self.plan.entries))
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[TableRow, ...]:
         """Each row once."""
         return tuple(dict.fromkeys(entry.row for entry in self.plan.entries))
 
@@ -249,7 +249,7 @@ def _preset_data(name: str) -> tuple[Dataset, ...]:
     return tuple(Dataset.parse(text) for text in preset(name).data)
 
 
-def _with_entries(plan: GridPlan, datasets: Iterable[Dataset], wanted: Iterable[Row]) -> GridPlan:
+def _with_entries(plan: GridPlan, datasets: Iterable[Dataset], wanted: Iterable[TableRow]) -> GridPlan:
     """The plan with each of these rows on each of these datasets, estimator by estimator."""
     known = {(entry.dataset, entry.row): entry for entry in plan.entries}
     estimators = list(dict.fromkeys(row.estimator for row in wanted))
@@ -280,7 +280,7 @@ def extend(path: Path, asked: GridSettings, command: tuple[str, str]) -> tuple[G
         _require_new(path)
         if asked.preset is None:
             raise InvalidValueError(
-                f"preset must be one of {', '.join(PRESETS)} for the new grid in {path}", field="preset"
+                f"preset must be one of {', '.join(GRID_PRESETS)} for the new grid in {path}", field="preset"
             )
         old = Grid(path, GridPlan(asked.preset, seeds=asked.seeds or (0, 1, 2)))
         wanted, plan = rows(asked.methods, asked.estimators), old.plan

@@ -22,7 +22,7 @@ ANY_GENOTYPE = published("darts-v2")
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of the table.
 
     Args:
@@ -43,7 +43,7 @@ class Row:
         return f"{self.method}-{self.estimator}"
 
 
-def rows(methods: tuple[str, ...] = (), estimators: tuple[str, ...] = ()) -> tuple[Row, ...]:
+def rows(methods: tuple[str, ...] = (), estimators: tuple[str, ...] = ()) -> tuple[TableRow, ...]:
     """The rows of a table, estimator by estimator as in the paper.
 
     Args:
@@ -51,7 +51,7 @@ def rows(methods: tuple[str, ...] = (), estimators: tuple[str, ...] = ()) -> tup
         estimators: Registered estimators; first-order and sge if empty.
     """
     methods = methods or tuple(name for name in METHODS if SPACE in METHODS.get(name).spaces)
-    return tuple(Row(method, estimator) for estimator in estimators or TABLE_ESTIMATORS for method in methods)
+    return tuple(TableRow(method, estimator) for estimator in estimators or TABLE_ESTIMATORS for method in methods)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Preset:
 
 
 # The derived cell is not evaluated in the supernet: the time of a search must be that of the search alone.
-PRESETS = {
+GRID_PRESETS = {
     "paper": Preset(
         "the paper's size, for GPUs",
         ("cifar10", "cifar100"),
@@ -138,11 +138,11 @@ PRESETS = {
 
 def preset(name: str) -> Preset:
     """The preset ``name``; InvalidValueError if there is none."""
-    require_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name]
+    require_choice("preset", name, tuple(GRID_PRESETS))
+    return GRID_PRESETS[name]
 
 
-def search_config(name: str, row: Row, data: str) -> SearchConfig:
+def search_config(name: str, row: TableRow, data: str) -> SearchConfig:
     """The search of ``row`` on ``data`` at the size of a preset.
 
     A baseline has the settings of its method's source, sge those of ``Preset.sge``. If the preset shortens the

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgenas.experiments.grid import Dataset, Grid
 from sgenas.experiments.outcome import Figures, JobStatus
-from sgenas.experiments.presets import PRESETS, Row
+from sgenas.experiments.presets import GRID_PRESETS, TableRow
 from sgenas.experiments.published import NAMES, TABLE_1, Published
 from sgenas.methods import METHODS
 from sgenas.run.config import to_plain
@@ -31,7 +31,7 @@ class Spread:
         return cls(mean(found), stdev(found) if len(found) > 1 else None, len(found)) if found else None
 
 
-QUANTITIES: dict[str, Callable[[Figures], float]] = {
+FIGURES: dict[str, Callable[[Figures], float]] = {
     "top1": lambda figures: 100 * figures.test_accuracy,
     "params": lambda figures: figures.params / 1e6,
     "search_hours": lambda figures: figures.search_seconds / 3600,
@@ -46,7 +46,7 @@ QUANTITIES: dict[str, Callable[[Figures], float]] = {
 class Line:
     """One row of the table on one dataset, over its seeds."""
 
-    row: Row
+    row: TableRow
     statuses: tuple[JobStatus, ...]
     published: Published | None
 
@@ -75,8 +75,8 @@ class Line:
         return f"{text}, {failed} failed" if failed else text
 
     def spread(self, quantity: str) -> Spread | None:
-        """Mean and deviation of one of QUANTITIES over the seeds that are done."""
-        return Spread.of(map(QUANTITIES[quantity], self.done))
+        """Mean and deviation of one of FIGURES over the seeds that are done."""
+        return Spread.of(map(FIGURES[quantity], self.done))
 
     @property
     def devices(self) -> str:
@@ -103,7 +103,7 @@ class Table:
 
 def collect(grid: Grid) -> Table:
     """The table of what the directory of ``grid`` holds."""
-    statuses: dict[tuple[Dataset, Row], list[JobStatus]] = {}
+    statuses: dict[tuple[Dataset, TableRow], list[JobStatus]] = {}
     for job in grid.jobs:
         statuses.setdefault((job.entry.dataset, job.entry.row), []).append(JobStatus.of(job))
     parts = []
@@ -125,7 +125,7 @@ def missing(table: Table) -> list[tuple[str, list[str]]]:
 
 def facts(table: Table) -> list[tuple[str, str]]:
     """What one must know to read the table: (what, value), from the settings and the run directories."""
-    plan, sizes = table.grid.plan, PRESETS[table.grid.plan.preset]
+    plan, sizes = table.grid.plan, GRID_PRESETS[table.grid.plan.preset]
     done = [status.figures for status in table.statuses if status.figures is not None]
     ended = sorted(status.outcome.when for status in table.statuses if status.outcome is not None)
     jobs = f"{len(done)} of {len(table.statuses)} done"

@@ -15,7 +15,7 @@ from sgenas.report.style import color, image_bytes
 
 Column = tuple[str, str, int | None]
 """Key of an epoch row, heading, number of decimals; None for a fraction shown in percent."""
-COLUMNS: tuple[Column, ...] = (
+PAGE_COLUMNS: tuple[Column, ...] = (
     ("inner_loss", "inner loss", 4),
     ("outer_loss", "outer loss", 4),
     ("train_loss", "training loss", 4),
@@ -78,7 +78,7 @@ def render(record: RunRecord, cell: bytes | None, curves: bytes) -> str:
     # a column without numbers is not shown, except for the losses, whose absence is information
     columns = [
         column
-        for column in COLUMNS
+        for column in PAGE_COLUMNS
         if column[0] in ALWAYS[record.kind] or any(is_number(row.get(column[0])) for row in record.epochs)
     ]
     found = groups(record)

@@ -50,7 +50,6 @@ plain_config.REGISTRIES.update(
         Discretization: DISCRETIZATIONS,
     }
 )
-PRESETS = ("source", "paper")
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ class SearchConfig:
         """
         given = dict(settings or {})
         if base is None:
-            require_choice("preset", preset, PRESETS)
+            require_choice("preset", preset, methods.PRESETS)
             plain = merged(cls().to_dict(), {"method": method, **_paths(methods.preset(method, preset))})
         else:
             plain = base.to_dict()

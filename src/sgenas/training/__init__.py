@@ -3,12 +3,12 @@
 from sgenas.training.api import TrainResult, train
 from sgenas.training.config import RECIPES, Recipe, TrainConfig
 from sgenas.training.evaluate import TestedRun, evaluate_run
-from sgenas.training.export import FORMATS, export_network, export_run, trained_network
+from sgenas.training.export import EXPORT_FORMATS, export_network, export_run, trained_network
 from sgenas.training.loop import Training
 from sgenas.training.schedules import WarmupCosine
 
 __all__ = [
-    "FORMATS",
+    "EXPORT_FORMATS",
     "RECIPES",
     "Recipe",
     "TestedRun",

@@ -63,7 +63,7 @@ def export_network(
     _check(format, out, overwrite)
     training = network.training
     try:
-        content = FORMATS[format](network.eval(), inputs)
+        content = EXPORT_FORMATS[format](network.eval(), inputs)
     finally:
         network.train(training)
     with replacing(out) as file:
@@ -72,7 +72,7 @@ def export_network(
 
 
 def _check(format: str, out: Path, overwrite: bool) -> None:
-    require_choice("format", format, tuple(FORMATS))
+    require_choice("format", format, tuple(EXPORT_FORMATS))
     require(overwrite or not out.exists(), "out", "a new file without overwrite", str(out))
     require(out.parent.is_dir(), "out", "in a directory that exists", str(out))
 
@@ -172,7 +172,7 @@ def _onnx(network: nn.Module, inputs: Tensor) -> bytes:
     return made.model_proto.SerializeToString()
 
 
-FORMATS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {
+EXPORT_FORMATS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {
     "state-dict": _state_dict,
     "torch-export": _torch_export,
     "onnx": _onnx,

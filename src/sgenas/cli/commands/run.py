@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sgenas.run.callbacks import Callback
     from sgenas.searching.config import SearchConfig
 
-COMMON = (
+COMMON_FLAGS = (
     *("--method", "--data", "--space", "--estimator", "--directions", "--smoothing", "--inner-steps"),
     *("--epochs", "--batch-size", "--lr", "--alpha-lr", "--channels", "--layers", "--nodes"),
     *("--max-params", "--train-images", "--seed", "--device", "--threads"),
@@ -41,7 +41,7 @@ def search_flags(parser: Parser) -> None:
         parser.value_of("--estimator"),
         None,
     )
-    flags.add_flags(parser, schema, values, None if parser.shows_all else COMMON)
+    flags.add_flags(parser, schema, values, None if parser.shows_all else COMMON_FLAGS)
 
 
 def given(arguments: argparse.Namespace) -> dict[str, Any]:

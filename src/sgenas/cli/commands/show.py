@@ -8,12 +8,14 @@ from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import InvalidValueError, RunDirError, require
 
-FORMATS = ("text", "json", "darts")
+OUTPUT_FORMATS = ("text", "json", "darts")
 
 
 def _show_arguments(parser: Parser) -> None:
     parser.value("run", "run directory, genotype file, name of a published cell, or a genotype")
-    parser.value("--format", "what is printed; darts is the form of the DARTS code", choices=FORMATS, default="text")
+    parser.value(
+        "--format", "what is printed; darts is the form of the DARTS code", choices=OUTPUT_FORMATS, default="text"
+    )
     parser.add_argument("--json", dest="format", action="store_const", const="json", help="same as --format json")
     parser.value("--out", "draw only the cell, into this .png or .svg file", metavar="FILE")
 

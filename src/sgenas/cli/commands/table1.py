@@ -8,7 +8,7 @@ from sgenas.cli.console import DONE, FAILED, STOPPED, complain, say, say_json, s
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import InvalidValueError
 
-ALONE = ("job", "only_tables", "status")
+EXCLUSIVE = ("job", "only_tables", "status")
 """Arguments that take the grid as it is."""
 GRID = ("preset", "data", "seeds", "methods", "estimators", "jobs", "threads", "ray", "submit")
 
@@ -42,9 +42,9 @@ def _arguments(parser: Parser) -> None:
 @command("Compare", _arguments, example="sgenas table1 --preset small --seeds 0,1 --out runs/table1 --jobs 2")
 def table1(arguments: argparse.Namespace) -> int:
     """Run Table 1 of the paper, or what is missing of it: searches, trainings, and the table."""
-    chosen = [name for name in ALONE if getattr(arguments, name)]
+    chosen = [name for name in EXCLUSIVE if getattr(arguments, name)]
     for first in chosen:
-        for name in (*(each for each in ALONE if each != first), *GRID):
+        for name in (*(each for each in EXCLUSIVE if each != first), *GRID):
             if getattr(arguments, name) not in (None, False):
                 raise InvalidValueError(f"{name} makes no sense with --{first.replace('_', '-')}", field=name)
     if arguments.ray is not None and arguments.submit is not None:

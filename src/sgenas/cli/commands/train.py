@@ -13,13 +13,13 @@ from sgenas.errors import InvalidValueError, require
 if TYPE_CHECKING:
     from sgenas.training.config import TrainConfig
 
-COMMON = (
+COMMON_FLAGS = (
     *("--data", "--epochs", "--batch-size", "--lr", "--weight-decay", "--label-smoothing", "--ema"),
     *("--channels", "--layers", "--drop-path", "--auxiliary-weight", "--cutout"),
     *("--train-images", "--test-images", "--precision", "--seed", "--device", "--threads"),
 )
 """Flags of `sgenas train --help`; `--help-all` has the rest."""
-FORMATS = ("state-dict", "torch-export", "onnx")
+EXPORT_FORMATS = ("state-dict", "torch-export", "onnx")
 
 
 def train_config(arguments: argparse.Namespace) -> "TrainConfig":
@@ -54,7 +54,7 @@ def _train_arguments(parser: Parser) -> None:
     parser.value("--config", "start from the settings and genotype of this config.json or run directory; other"
                  " flags change them", metavar="PATH")  # fmt: skip
     values = schema.effective("", "", None, parser.value_of("--recipe"))
-    flags.add_flags(parser, schema, values, None if parser.shows_all else COMMON)
+    flags.add_flags(parser, schema, values, None if parser.shows_all else COMMON_FLAGS)
 
 
 @command(
@@ -108,7 +108,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def _export_arguments(parser: Parser) -> None:
     parser.value("run", "run directory of a training")
     parser.value("--format", "state-dict (weights by name, safetensors), torch-export (a program) or onnx (pip"
-                 " install 'sgenas[onnx]')", choices=FORMATS, required=True)  # fmt: skip
+                 " install 'sgenas[onnx]')", choices=EXPORT_FORMATS, required=True)  # fmt: skip
     parser.value("--out", "file to write", required=True, metavar="FILE")
     parser.switch("--overwrite", "replace the file if there is one")
 
