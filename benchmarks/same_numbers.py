@@ -10,6 +10,8 @@ FILE, relative to the largest number of its kind. Used to check that a change of
 import argparse
 import json
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +122,15 @@ def with_torch(optimizer: Any, alphas: dict[str, Tensor]) -> torch.optim.Optimiz
     )
 
 
-def record() -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def runs() -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """(name, what computes it) of every run."""
     for method in BEFORE:
         for space in ("darts", "nasbench201"):
             for name, estimator in ESTIMATORS.items():
-                if space == "nasbench201" and name.startswith("sge-"):
-                    continue
-                key = f"{method}/{space}/{name}"
-                found[key] = cell_search(method, space, estimator, {})
-                print(key, found[key]["val_loss"], flush=True)
+                if space == "darts" or not name.startswith("sge-"):
+                    yield f"{method}/{space}/{name}", partial(cell_search, method, space, estimator, {})
     separate = {"trajectory_lr": 0.01}
-    found["darts/darts/sge/separate"] = cell_search("darts", "darts", ESTIMATORS["sge"], separate)
+    yield "darts/darts/sge/separate", partial(cell_search, "darts", "darts", ESTIMATORS["sge"], separate)
     modules: dict[str, tuple[Any, int]] = {
         "first-order": (sgenas.FirstOrder(), 1),
         "finite-difference": (sgenas.FiniteDifference(), 1),
@@ -144,8 +143,7 @@ def record() -> dict[str, Any]:
     for method in BEFORE:
         if method != "pc-darts":
             for name, (estimator, steps) in modules.items():
-                found[f"{method}/module/{name}"] = module_search(method, estimator, steps)
-    return found
+                yield f"{method}/module/{name}", partial(module_search, method, estimator, steps)
 
 
 def difference(ours: Any, theirs: Any) -> float:
@@ -156,22 +154,20 @@ def difference(ours: Any, theirs: Any) -> float:
     return float(np.abs(first - second).max() / max(np.abs(second).max(), 1e-30))
 
 
-def compare(found: dict[str, Any], before: dict[str, Any]) -> None:
-    for key, run in before.items():
-        if key not in found:
-            print(f"{key:50} not computed any more")
-            continue
-        parts = {name: difference(run[name], found[key][name]) for name in run if name != "alphas"}
-        for kind, table in run["alphas"].items():
-            parts[f"alphas {kind}"] = difference(table, found[key]["alphas"][kind])
-        name = max(parts, key=parts.__getitem__)
-        print(f"{key:50} {'equal' if parts[name] == 0 else f'{parts[name]:.1e} ({name})'}")
+def compared(found: dict[str, Any], before: dict[str, Any]) -> str:
+    """The largest difference of a run to the one before."""
+    parts = {name: difference(before[name], found[name]) for name in before if name != "alphas"}
+    for kind, table in before["alphas"].items():
+        parts[f"alphas {kind}"] = difference(table, found["alphas"][kind])
+    name = max(parts, key=parts.__getitem__)
+    return "equal" if parts[name] == 0 else f"{parts[name]:.1e} ({name})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compare", type=Path)
+    parser.add_argument("--only", default="", help="runs whose name has this text")
     parser.add_argument(
         "--torch-adam", action="store_true", help="move the alphas with torch.optim.Adam, as the first edition did"
     )
@@ -179,12 +175,15 @@ def main() -> None:
     if arguments.torch_adam:
         setattr(loop, "make_arch_optimizer", with_torch)  # noqa: B010
     torch.set_num_threads(1)
-    found = record()
+    before = {} if arguments.compare is None else json.loads(arguments.compare.read_text(encoding="utf-8"))["runs"]
+    found = {}
+    for key, compute in runs():
+        if arguments.only in key:
+            found[key] = compute()
+            print(f"{key:50} {compared(found[key], before[key]) if key in before else ''}", flush=True)
     if arguments.out is not None:
-        head = {"machine": machine("cpu"), "runs": found}
+        head = {"environment": machine("cpu"), "runs": found}
         arguments.out.write_text(json.dumps(head) + "\n", encoding="utf-8")
-    if arguments.compare is not None:
-        compare(found, json.loads(arguments.compare.read_text(encoding="utf-8"))["runs"])
 
 
 if __name__ == "__main__":
