@@ -38,7 +38,9 @@ def test_help_fits_the_terminal_and_its_example_parses(
         assert isinstance(command.parse(line)[0], argparse.Namespace)
 
 
-@pytest.mark.parametrize(("name", "common"), [("search", run.COMMON), ("train", train.COMMON), ("plan", run.COMMON)])
+@pytest.mark.parametrize(
+    ("name", "common"), [("search", run.COMMON_FLAGS), ("train", train.COMMON_FLAGS), ("plan", run.COMMON_FLAGS)]
+)
 def test_help_shows_common_flags_and_help_all_every_flag(
     name: str, common: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

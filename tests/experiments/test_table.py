@@ -10,7 +10,7 @@ import pytest
 
 from sgenas.experiments.formats import (
     HEADINGS,
-    PAPER,
+    PAPER_HEADINGS,
     TABLE_FORMATS,
     as_json,
     comma_separated,
@@ -121,7 +121,7 @@ def test_markdown_has_a_cell_per_heading_and_escapes(table: Table) -> None:
     rows = [line for line in lines if line.startswith(("| SGD", "| SGE"))]
     assert len(rows) == 8
     assert rows[0].strip("| ").split(" | ") == EXPECTED
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(HEADINGS) + len(PAPER) + 1}
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(HEADINGS) + len(PAPER_HEADINGS) + 1}
     assert r"\<b\>nan\</b\> \| 100 % & $5 \\x {y} ~^" in markdown(table)
 
 
