@@ -1,12 +1,10 @@
 """No part draws from a global generator or seeds one; searches are in tests/searching/test_determinism.py."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from global_state import disturb, untouched
+from global_state import twice
 from stopping import stop_after
 from tiny_searches import cells
 
@@ -22,16 +20,6 @@ from sgenas.report import save_all
 def _imported() -> None:
     """The import of rich.style alone draws a number."""
     import rich.style  # noqa: F401
-
-
-def twice(run: Callable[[], Any]) -> list[Any]:
-    """What ``run`` returns with two states of the global generators, which it leaves as they are."""
-    found = []
-    for seed in (1, 2):
-        disturb(seed)
-        with untouched():
-            found.append(run())
-    return found
 
 
 KINDS = ("gaussian", "sphere", "orthogonal", "antithetic")

@@ -1,13 +1,13 @@
 """The same seed gives the same search, whatever the global generators say, and leaves them alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from global_state import disturb, untouched
+from global_state import twice, untouched
 from same_runs import assert_same_runs
 from tiny_searches import cells, module_search, net, rows
 from torch import nn
@@ -23,16 +23,6 @@ from sgenas.spaces import NasBench201Settings
 def _imported() -> None:
     """The import of rich.style alone draws a number."""
     import rich.style  # noqa: F401
-
-
-def twice(run: Callable[[], Any]) -> list[Any]:
-    """What ``run`` returns with two states of the global generators, which it leaves as they are."""
-    found = []
-    for seed in (1, 2):
-        disturb(seed)
-        with untouched():
-            found.append(run())
-    return found
 
 
 def test_guard_of_these_tests_sees_who_draws() -> None:

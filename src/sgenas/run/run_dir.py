@@ -24,7 +24,6 @@ FORMAT, VERSION = "sgenas-run", 2
 """Entries ``format`` and ``version`` of config.json."""
 RUN_FILES = (
     *(
-        "split.npz",
         "metrics.jsonl",
         "checkpoint.safetensors",
         "checkpoint-previous.safetensors",
