@@ -1,5 +1,6 @@
 """folder:DIR, from folders that the tests write."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def test_classes_are_the_folders_in_alphabetical_order(tmp_path, put):
     assert data.train.labels.tolist() == [0, 0, 1]
     assert np.array_equal(data.train.images.numpy(), np.stack([*cats, dog]).transpose(0, 3, 1, 2))
     assert data.train.images.is_contiguous()
-    assert (data.origin, data.notes) == (str(tmp_path), ("1 files skipped that have no image extension",))
+    assert (data.origin, data.notes) == (str(tmp_path), ("files and folders skipped: 2 hidden or system, 1 .txt",))
 
 
 def test_train_and_test_folders(tmp_path, put):
@@ -108,10 +109,7 @@ def test_image_size_scales_and_crops_at_the_center(tmp_path, put):
     assert data.train.images.shape == (3, 3, 4, 4)
     assert (data.train.images[0] == torch.tensor([10, 200, 30]).view(3, 1, 1)).all()
     assert np.array_equal(data.train.images[1].numpy(), fits.transpose(2, 0, 1))
-    assert data.notes == (
-        "2 images scaled and cropped to 4 x 4",
-        "1 grayscale images converted to RGB",
-    )
+    assert data.notes == ("images changed: 2 scaled and cropped to 4 x 4, 1 grayscale converted to RGB",)
 
 
 def test_train_images_decodes_only_the_sample(tmp_path, put):
@@ -135,7 +133,9 @@ def test_missing_and_empty_folders_are_refused(tmp_path, put):
     put("cat/1.png")
     refused(tmp_path, "at least 2 classes")
     (tmp_path / "dog").mkdir()
-    refused(tmp_path, "Found no valid file for the classes dog")
+    refused(tmp_path, "at least 2 classes", "empty class folder 'dog'")
+    (tmp_path / "dog" / "1.tif").write_bytes(b"TIFF")
+    refused(tmp_path, tmp_path / "dog", "only .tif")
 
 
 @pytest.mark.parametrize("place", ["train/dog/2.png", "test/cat/9.png"])
@@ -154,10 +154,10 @@ def test_undecodable_images_are_named(tmp_path, put):
     for content in (b"no image at all", whole[: len(whole) // 2], b""):
         broken.write_bytes(content)
         refused(tmp_path, broken, "cannot be decoded")
-    put("b/1.png", file_format="GIF", shape=(64, 64, 3))
-    refused(tmp_path, broken, "not a PNG")
+    put("b/1.png", file_format="TIFF", shape=(64, 64, 3))
+    refused(tmp_path, broken, "not a PNG", "replace or delete it")
     Image.fromarray(np.zeros((64, 64), dtype=np.uint16)).save(broken)
-    refused(tmp_path, broken, "8 bits per channel")
+    refused(tmp_path, broken, "8 bits per channel", "convert it")
 
 
 @pytest.mark.parametrize("pixels", [100_000_000, 200_000_000])
@@ -171,3 +171,108 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, put, pixels):
     # only the header is left: decoding would fail otherwise
     large.write_bytes(large.read_bytes()[:45])
     refused(tmp_path, large, "decompression bomb")
+
+
+def test_hidden_and_system_files_are_skipped_and_counted(tmp_path, put):
+    kept = [put("cat/1.png", seed=1), put("dog/deep/er/1.png", seed=2)]
+    for place in ("cat/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/._1.png", "cat/@eaDir/1.png"):
+        put(place)
+    for place in ("cat/._1.png", "cat/Thumbs.db", "dog/deep/.DS_Store", "desktop.ini", ".DS_Store"):
+        (tmp_path / place).write_bytes(b"no image")
+    put("stray.png")
+    (tmp_path / "cat" / "1.txt").write_text("a caption")
+    (tmp_path / "LICENSE").write_text("free")
+    (tmp_path / "cow").mkdir()
+    data = load(f"folder:{tmp_path}")
+    assert data.classes == ("cat", "dog")
+    assert np.array_equal(data.train.images.numpy(), np.stack(kept).transpose(0, 3, 1, 2))
+    (note,) = data.notes
+    wanted = ("8 hidden or system", "1 .txt", "1 without extension", "1 images outside", "1 empty class folder 'cow'")
+    assert all(words in note for words in wanted)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path, put):
+    cat, dog, far = put("p/cat/1.png", seed=1), put("p/dog/1.png", seed=2), put("far/2.png", seed=3)
+    for place, target in (
+        ("cat/loop", tmp_path / "p"),
+        ("dog/more", tmp_path / "far"),
+        ("dog/again", tmp_path / "far"),
+    ):
+        (tmp_path / "p" / place).symlink_to(target, target_is_directory=True)
+    data = load(f"folder:{tmp_path / 'p'}")
+    assert np.array_equal(data.train.images.numpy(), np.stack([cat, dog, far]).transpose(0, 3, 1, 2))
+    assert "2 links to a folder" in data.notes[0]
+    (tmp_path / "p" / "dog" / "3.png").symlink_to(tmp_path / "gone.png")
+    refused(tmp_path / "p", tmp_path / "p" / "dog" / "3.png", "No such file")
+
+
+def test_pipes_are_not_opened(tmp_path, put):
+    put("cat/1.png")
+    put("dog/1.png")
+    os.mkfifo(tmp_path / "dog" / "2.png")
+    assert len(load(f"folder:{tmp_path}").train) == 2
+
+
+@pytest.mark.parametrize(
+    ("folders", "used", "note"),
+    [
+        (("train", "val"), "val", "val is the test set, as there is no test folder"),
+        (("Training", "Validation"), "Validation", "Validation is the test set"),
+        (("train", "test", "val", "extra"), "test", "folders skipped: extra, val"),
+        (("TRAIN", "Test"), "Test", None),
+        (("train", "valid", "test/unlabeled.png"), "valid", "folders skipped: test"),
+    ],
+)
+def test_one_held_out_folder_tests_and_the_others_are_named(tmp_path, put, folders, used, note):
+    written = {}
+    for seed, folder in enumerate(folders):
+        if folder.endswith(".png"):
+            put(folder)
+            continue
+        written[folder] = [put(f"{folder}/{name}/1.png", seed=10 * seed + index) for index, name in enumerate("ab")]
+    data = load(f"folder:{tmp_path}")
+    assert np.array_equal(data.train.images.numpy(), np.stack(written[folders[0]]).transpose(0, 3, 1, 2))
+    assert np.array_equal(data.test.images.numpy(), np.stack(written[used]).transpose(0, 3, 1, 2))
+    assert data.test.labels.tolist() == [0, 1]
+    assert (note is None and not data.notes) or any(note in said for said in data.notes)
+    assert load(f"folder:{tmp_path}", test=False).test is None
+
+
+@pytest.mark.parametrize(
+    ("places", "word"),
+    [
+        (("train/1.png", "test/1.png"), "a folder train"),
+        (("val/a/1.png", "val/b/1.png", "test/a/1.png"), "a folder train"),
+        (("a/1.png", "b/1.png", "test/a/1.png"), "a folder train"),
+        (("train/a/1.png", "Train/b/1.png"), "one training folder"),
+        (("train/a/1.png", "train/b/1.png", "test/1.png"), "sort its images"),
+        (("inside/train/a/1.png", "inside/train/b/1.png"), "did you mean folder:"),
+        (("caf\u00e9/1.png", "cafe\u0301/1.png"), "two that are called"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused(tmp_path, put, places, word):
+    for place in places:
+        put(place)
+    refused(tmp_path, word)
+
+
+def test_accents_are_one_class_however_they_are_written(tmp_path, put):
+    for place in ("train/caf\u00e9/1.png", "train/\u732b/1.png", "test/cafe\u0301/1.png"):
+        put(place)
+    data = load(f"folder:{tmp_path}")
+    assert data.classes == ("caf\u00e9", "\u732b")
+    assert data.test.labels.tolist() == [0]
+
+
+def test_folders_that_cannot_be_listed_are_named(tmp_path, put, monkeypatch):
+    put("a/1.png")
+    put("b/in/1.png")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("in"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr("sgenas.data.folder.os.scandir", scandir)
+    refused(tmp_path, tmp_path / "b" / "in", "Permission denied")

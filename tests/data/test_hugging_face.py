@@ -123,6 +123,18 @@ def test_ambiguous_columns_and_splits_are_refused(hf, made, tmp_path):
     refused(tmp_path / "splits", "a split named train", "['small', 'large', 'test']")
 
 
+def test_class_names_as_labels_and_validation_as_test(hf, made, tmp_path):
+    train, arrays = made(["dog", "cat", "dog"], seed=1, label="label", kind=hf.Value("string"))
+    held_out, _ = made(["dog"], seed=2, label="label", kind=hf.Value("string"))
+    hf.DatasetDict({"train": train, "validation": held_out}).save_to_disk(tmp_path / "named")
+    data = load(f"hf:{tmp_path / 'named'}")
+    assert (data.classes, data.train.labels.tolist(), data.test.labels.tolist()) == (("cat", "dog"), [1, 0, 1], [1])
+    assert equal(data.train.images, arrays)
+    assert [word in " ".join(data.notes) for word in ("alphabetical", "validation is the test set")] == [True, True]
+    made([0.0, 1.0], label="label", kind=hf.Value("float32"))[0].save_to_disk(tmp_path / "floats")
+    refused(tmp_path / "floats", "integers or class names, got float")
+
+
 def test_broken_labels_and_images_are_refused(hf, made, tmp_path):
     for name, last, word in (("a", None, "null"), ("b", -1, "from 0 to 1, got -1")):
         made([0, 1, last])[0].save_to_disk(tmp_path / name)

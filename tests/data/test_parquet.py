@@ -2,12 +2,14 @@
 
 import json
 import os
+from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from sgenas.data import load
 from sgenas.errors import DataError
@@ -25,7 +27,8 @@ def write(tmp_path, encode, pictures):
         for row, content in (replace or {}).items():
             encoded[row] = content
         items = [{"bytes": item, "path": None} for item in encoded] if kind is STRUCT else encoded
-        columns = {image: pa.array(items, kind), label: pa.array(labels, pa.int64()), **(extra or {})}
+        column = labels if isinstance(labels, pa.Array) else pa.array(labels, pa.int64())
+        columns = {image: pa.array(items, kind), label: column, **(extra or {})}
         table = pa.table(columns)
         if names is not None:
             features = {image: {"_type": "Image"}, label: {"names": names, "_type": "ClassLabel"}}
@@ -206,3 +209,123 @@ def test_ambiguous_or_missing_columns_are_refused(tmp_path, write):
     refused(tmp_path, path, "one label column", "['one', 'two']")
     pq.write_table(pa.table({"label": [0, 1], "text": ["a", "b"]}), path)
     refused(tmp_path, path, "one image column", "got []")
+
+
+TEXT = ["dog", "cat", "eel", "cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(TEXT),
+        pa.array(TEXT, pa.large_string()),
+        pa.array(TEXT).dictionary_encode(),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 1, 0], pa.int8()), pa.array(["dog", "cat", "eel", "unused"])),
+    ],
+)
+def test_class_names_as_labels_are_classes_in_alphabetical_order(tmp_path, write, column):
+    arrays = write("train.parquet", column, extra={"id": [5, 6, 7, 8, 9]})
+    write("test.parquet", pa.array(["eel", "cat"]), extra={"id": [1, 2]})
+    data = load(f"parquet:{tmp_path}")
+    assert data.classes == ("cat", "dog", "eel")
+    assert data.train.labels.tolist() == [1, 0, 2, 0, 1]
+    assert data.test.labels.tolist() == [2, 0]
+    assert equal(data.train.images, arrays)
+    assert "alphabetical" in data.notes[0]
+    write("test.parquet", pa.array(["fox", "cat"]))
+    refused(tmp_path, "'fox'", "no training image")
+    write("test.parquet", [0, 1])
+    refused(tmp_path, "test.parquet", "must be class names")
+
+
+def test_class_names_across_files_are_one_list(tmp_path, write):
+    write("0.parquet", pa.array(["b", "caf\u00e9"]), label="Label")
+    write("1.parquet", pa.array(["c", "b", "a", "cafe\u0301"]), label="Label")
+    data = load(f"parquet:{tmp_path}")
+    assert data.classes == ("a", "b", "c", "caf\u00e9")
+    assert data.train.labels.tolist() == [1, 3, 2, 1, 0, 3]
+
+
+def test_booleans_and_integer_categories_are_labels(tmp_path, write):
+    write("a.parquet", pa.array([True, False, True]))
+    data = load(f"parquet:{tmp_path}")
+    assert (data.classes, data.train.labels.tolist()) == (("false", "true"), [1, 0, 1])
+    write("a.parquet", pa.array([7, 0, 1]).dictionary_encode().take(pa.array([2, 1, 2])))
+    assert load(f"parquet:{tmp_path}").train.labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("column", "word"),
+    [
+        (pa.array([0.0, 1.0]), "integers or class names, got double"),
+        (pa.array([[0, 1], [1, 0]]), "integers or class names, got list"),
+        (pa.array(["a", None]), "null"),
+        (pa.array([True, None]), "null"),
+        (pa.array(["cat", "dog\r"]), "white space"),
+        (pa.array(["cat", ""]), "white space"),
+        (pa.array([-1, 1]), "without a label"),
+    ],
+)
+def test_other_label_columns_are_refused_by_type(tmp_path, write, column, word):
+    write("a.parquet", column, extra={"id": [0, 1]})  # which must not be taken for the labels
+    refused(tmp_path, "a.parquet" if "label" not in word else "labels", word)
+
+
+def test_labels_that_start_at_1_are_lowered(tmp_path, write):
+    write("train.parquet", [3, 1, 2])
+    write("test.parquet", [2, 3])
+    data = load(f"parquet:{tmp_path}")
+    assert (data.train.labels.tolist(), data.test.labels.tolist()) == ([2, 0, 1], [1, 2])
+    assert data.classes == ("1", "2", "3")
+    assert "label 3 is class 2" in data.notes[0]
+    write("train.parquet", [4, 1, 2])
+    write("test.parquet", [1, 1])
+    refused(tmp_path, "'3'", "no training image")
+
+
+def test_files_named_test_go_before_files_named_val(tmp_path, write):
+    write("train.parquet", [0, 1], seed=1)
+    arrays = write("val.parquet", [0, 1], seed=2)
+    data = load(f"parquet:{tmp_path}")
+    assert equal(data.test.images, arrays)
+    assert data.notes == ("split val is the test set, as there is no test split",)
+    arrays = write("test.parquet", [1, 1, 0], seed=3)
+    data = load(f"parquet:{tmp_path}")
+    assert equal(data.test.images, arrays)
+    assert data.notes == ("splits skipped: val",)
+
+
+def test_a_directory_of_several_datasets_is_refused(tmp_path, write):
+    for name in ("cifar10-train", "cifar10-test", "cifar100-train-0"):
+        write(f"{name}.parquet", [0, 1])
+    refused(tmp_path, "several datasets (cifar10, cifar100)", "separated by commas")
+    assert len(load(f"parquet:{tmp_path}/cifar10-train.parquet,{tmp_path}/cifar100-train-0.parquet").train) == 4
+    write("other-train.parquet", [0, 1], label="fine_label")
+    files = f"{tmp_path}/cifar10-train.parquet,{tmp_path}/other-train.parquet"
+    refused(files, "other-train.parquet", "got fine_label")
+
+
+def test_numbers_before_the_split_are_parts_of_one_dataset(tmp_path, write):
+    for name in ("mine-0-train", "mine-1-train", "mine-test-00000-of-00001", "00-train"):
+        write(f"{name}.parquet", [0, 1])
+    assert len(load(f"parquet:{tmp_path}").train) == 6
+
+
+def test_hidden_parquet_files_are_skipped(tmp_path, write):
+    write("A.PARQUET", [0, 1])
+    (tmp_path / "._A.PARQUET").write_bytes(b"AppleDouble")
+    data = load(f"parquet:{tmp_path}")
+    assert (len(data.train), data.notes) == (2, ("files skipped: 1 hidden",))
+
+
+def test_rotation_and_transparency_are_honored_in_parquet(tmp_path, write, pictures):
+    pixels = pictures(1, 5, 4, 4)[0]
+    buffer, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
+    write("a.parquet", [0, 1], replace={1: buffer.getvalue()})
+    color, alpha = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
+    expected = np.rot90(np.round((color * alpha + 255 * (255 - alpha)) / 255), k=-1)
+    data = load(f"parquet:{tmp_path}")
+    assert np.array_equal(data.train.images[1].numpy(), expected.transpose(2, 0, 1))
+    assert len(data.notes) == 1

@@ -62,7 +62,7 @@ def test_grayscale_among_color_images_becomes_rgb(pictures):
     data = from_dataset([(Image.fromarray(gray), 0), (Image.fromarray(color), 1)])
     assert np.array_equal(data.train.images[0].numpy(), np.stack([gray] * 3))
     assert np.array_equal(data.train.images[1].numpy(), color.transpose(2, 0, 1))
-    assert data.notes == ("1 grayscale images converted to RGB",)
+    assert data.notes == ("images changed: 1 grayscale converted to RGB",)
 
 
 def test_tensor_dataset_with_tensor_labels(pictures):
@@ -114,3 +114,20 @@ def test_datasets_without_items_or_with_other_test_images_are_refused():
             from_dataset(empty)
     with pytest.raises(DataError, match="test images of python:x must have shape"):
         from_dataset([(GOOD, 0), (GOOD, 1)], [(torch.zeros(1, 5, 5), 0)], name="x")
+
+
+def test_transparency_is_put_on_white(pictures):
+    pixels = pictures(1, 4, 4, 4)[0]
+    color, alpha = pixels[..., :3].astype(float), pixels[..., 3:].astype(float)
+    expected = np.round((color * alpha + 255 * (255 - alpha)) / 255)
+    data = from_dataset([(Image.fromarray(pixels), 0), (Image.fromarray(pixels[..., :3]), 1)])
+    assert np.array_equal(data.train.images[0].numpy(), expected.transpose(2, 0, 1))
+    assert data.notes == ("images changed: 1 with transparency put on white",)
+
+
+def test_labels_that_start_at_1_are_lowered():
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    data = from_dataset(TensorDataset(images, torch.tensor([1, 2, 3, 1])), TensorDataset(images[:1], torch.tensor([3])))
+    assert data.train.labels.tolist() == [0, 1, 2, 0]
+    assert (data.test.labels.tolist(), data.classes) == ([2], ("1", "2", "3"))
+    assert "start at 1" in data.notes[0]

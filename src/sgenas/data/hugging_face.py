@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from sgenas.data.decode import decoded
-from sgenas.data.images import ImageData, numbered_classes
-from sgenas.data.sources import DATASET_SOURCES, DatasetSource, LoadRequest, absolute_path
-from sgenas.data.tables import class_names, encoded, find_columns, read_labels
+from sgenas.data.images import ImageData
+from sgenas.data.sources import (
+    DATASET_SOURCES,
+    DatasetSource,
+    LoadRequest,
+    absolute_path,
+    held_out,
+    split_notes,
+)
+from sgenas.data.tables import encoded, find_columns, join_labels, read_labels
 from sgenas.errors import DataError, one_line
-
-TEST_SPLITS = ("test", "validation", "valid", "val", "eval")
-"""Splits that test; the first one present is taken."""
 
 
 def load_hugging_face(place: str, request: LoadRequest) -> ImageData:
@@ -22,30 +26,32 @@ def load_hugging_face(place: str, request: LoadRequest) -> ImageData:
     """
     spec = request.spec
     splits = {name: split.with_format("arrow") for name, split in _load(spec, place).items()}
-    training = [name for name in splits if name not in TEST_SPLITS]
+    tests = held_out(splits)
+    training = [name for name in splits if name not in tests]
     used = ["train"] if "train" in splits else training
     if len(used) != 1:
         raise DataError(f"{spec} must have a split named train, or one that is no test, got {list(splits)}")
-    used += [name for name in TEST_SPLITS if request.test and name in splits][:1]
+    used += tests[:1] if request.test else []
     schema = splits[used[0]].features.arrow_schema
     image, label = find_columns(spec, schema)
     if not {image, label} <= set(splits[used[-1]].column_names):
         raise DataError(f"split {used[-1]} of {spec} must have the columns {image} and {label} too")
-    labels = [read_labels(spec, splits[name].select_columns([label])[:].column(label)) for name in used]
-    classes = class_names(schema, label) or numbered_classes(spec, *labels)
+    columns = [splits[name].select_columns([label])[:].column(label) for name in used]
+    found = [read_labels(spec, schema, label, column) for column in columns]
+    labels, classes, notes = join_labels(spec, found)
     parts = []
     for name, each in zip(used, labels, strict=True):
         rows = request.choose(each, classes).tolist() if name == used[0] else list(range(len(each)))
         column = splits[name].select_columns([image]).select(rows)[:].column(image)
         parts.append((encoded(f"{spec} {name}", rows, column), each[rows]))
-    unused = [name for name in splits if name not in used]
+    unused = [name for name in splits if name not in used and (request.test or name not in tests)]
     return decoded(
         request,
         parts[0],
         parts[1] if len(parts) > 1 else None,
         classes,
         origin=f"{place}, split {' and '.join(used)}, columns {image} and {label}",
-        notes=(f"splits skipped: {', '.join(unused)}",) if unused else (),
+        notes=notes + split_notes("split", used[1] if len(used) > 1 else None, unused),
     )
 
 

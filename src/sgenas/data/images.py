@@ -4,6 +4,7 @@ Whole datasets are uint8 tensors: CIFAR-10 takes 184 MB, and a batch is one inde
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,14 +104,20 @@ class ImageData:
         return self.train.images.shape[3]
 
 
-def numbered_classes(name: str, *labels: Tensor) -> tuple[str, ...]:
-    """``("0", "1", ...)`` up to the largest of the labels, int64 (N,) each, for classes without names."""
-    every = torch.cat(labels)
-    largest = int(every.max()) if len(every) else -1
+def number_classes(name: str, labels: Sequence[Tensor]) -> tuple[list[Tensor], tuple[str, ...], tuple[str, ...]]:
+    """(labels, class names, notes) for labels, int64 (N,) each, without class names.
+
+    Class names are ``"0"``, ``"1"``, ... up to the largest label. Labels from 1 up are lowered by 1.
+    """
+    every = torch.cat(list(labels))
+    least, largest = (int(every.min()), int(every.max())) if len(every) else (0, -1)
     # every class needs an image; one wrong label could mean millions of classes
-    if largest >= len(every):
+    if largest - (least == 1) >= len(every):
         raise DataError(f"labels of {name} must be below {len(every)} (its images), got {largest}")
-    return tuple(str(index) for index in range(largest + 1))
+    if least != 1:
+        return list(labels), tuple(str(index) for index in range(largest + 1)), ()
+    note = f"labels start at 1: label 1 is class 0, label {largest} is class {largest - 1}"
+    return [each - 1 for each in labels], tuple(str(index) for index in range(1, largest + 1)), (note,)
 
 
 def check_labels(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:
@@ -120,10 +127,13 @@ def check_labels(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:
     _check_range(name, labels, classes)
     counts = torch.bincount(labels.cpu(), minlength=len(classes)).tolist()
     if 0 in counts:
-        raise DataError(f"class {classes[counts.index(0)][:80]!r} of {name} has no training image")
+        raise DataError(
+            f"class {classes[counts.index(0)][:80]!r} of {name} has no training image; add one or drop the class"
+        )
 
 
 def _check_range(name: str, labels: Tensor, classes: tuple[str, ...]) -> None:
     wrong = labels[(labels < 0) | (labels >= len(classes))]
     if len(wrong):
-        raise DataError(f"labels of {name} must be from 0 to {len(classes) - 1}, got {int(wrong[0])}")
+        remedy = "; leave out images without a label" if int(wrong[0]) == -1 else ""
+        raise DataError(f"labels of {name} must be from 0 to {len(classes) - 1}, got {int(wrong[0])}{remedy}")

@@ -1,5 +1,6 @@
 """Images from Python: a `torch.utils.data.Dataset`, or any sequence of (image, label), read into memory."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sgenas.data.images import ImageData, ImageSet, numbered_classes
+from sgenas.data.decode import changes_note, flattened
+from sgenas.data.images import ImageData, ImageSet, number_classes
 from sgenas.errors import DataError
 
 
@@ -22,7 +24,8 @@ def from_dataset(
 ) -> ImageData:
     """Reads every item (image, label) of map-style datasets once, as uint8 on the CPU.
 
-    Leave out random transforms and normalization: sgenas augments and normalizes every batch itself.
+    Leave out random transforms and normalization: sgenas augments and normalizes every batch itself. Transparent
+    pixels of PIL images are blended with white. Pixels are not turned by EXIF, as the dataset may have done so.
 
     Args:
         train: Has ``len`` and items (image, label). An image is a PIL image, a tensor (C, H, W) or (H, W), or
@@ -30,7 +33,7 @@ def from_dataset(
             label is an integer >= 0.
         test: The same for test images.
         classes: Class names. If None, the ``classes`` of ``train`` or of the dataset inside it (``Subset``),
-            else ``"0"``, ``"1"``, ... up to the largest label.
+            else ``"0"``, ``"1"``, ... up to the largest label; labels from 1 up are then lowered by 1.
         name: For messages and run directories, where it stands as ``python:NAME``.
         horizontal_flip: Whether a horizontally flipped image keeps its class.
 
@@ -42,17 +45,20 @@ def from_dataset(
         >>> from_dataset(torch.utils.data.TensorDataset(images, torch.tensor([0, 1, 0, 1]))).classes
         ('0', '1')
     """
-    parts = [_read("training", train)] + ([_read("test", test)] if test is not None else [])
+    changes: Counter[str] = Counter()
+    parts = [_read("training", train, changes)] + ([_read("test", test, changes)] if test is not None else [])
     every = [image for images, _ in parts for image in images]
     gray = sum(len(image) == 1 for image in every)
     mixed = 0 < gray < len(every)
-    sets = []
-    for images, labels in parts:
-        pixels = torch.stack([image.expand(3, -1, -1) if mixed else image for image in images])
-        sets.append(ImageSet(pixels, torch.tensor(labels)))
+    changes["grayscale converted to RGB"] += gray if mixed else 0
+    labels = [torch.tensor(values) for _, values in parts]
+    notes: tuple[str, ...] = ()
     names = classes if classes is not None else _names(train)
     if names is None:
-        names = numbered_classes(f"python:{name}", *(part.labels for part in sets))
+        labels, names, notes = number_classes(f"python:{name}", labels)
+    sets = []
+    for (images, _), values in zip(parts, labels, strict=True):
+        sets.append(ImageSet(torch.stack([image.expand(3, -1, -1) if mixed else image for image in images]), values))
     return ImageData(
         f"python:{name}",
         sets[0],
@@ -60,11 +66,11 @@ def from_dataset(
         tuple(map(str, names)),
         horizontal_flip=horizontal_flip,
         origin=f"{type(train).__name__} from Python",
-        notes=(f"{gray:,} grayscale images converted to RGB",) if mixed else (),
+        notes=notes + changes_note(changes),
     )
 
 
-def _read(part: str, dataset: Any) -> tuple[list[Tensor], list[int]]:
+def _read(part: str, dataset: Any, changes: Counter[str]) -> tuple[list[Tensor], list[int]]:
     """The images, uint8 (C, H, W) each, and the labels of one part."""
     if not hasattr(dataset, "__len__") or len(dataset) < 1:
         raise DataError(f"{part} data must have a length >= 1, got a {type(dataset).__name__} without")
@@ -74,7 +80,7 @@ def _read(part: str, dataset: Any) -> tuple[list[Tensor], list[int]]:
         where, item = f"item {index} of the {part} data", dataset[index]
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise DataError(f"{where} must be a pair (image, label), got a {type(item).__name__}")
-        images.append(_pixels(where, item[0]))
+        images.append(_pixels(where, item[0], changes))
         size, first = tuple(images[-1].shape[1:]), tuple(images[0].shape[1:])
         if size != first:
             raise DataError(f"{where} must have the height and width of item 0, {first}, got {size}")
@@ -87,12 +93,14 @@ def _read(part: str, dataset: Any) -> tuple[list[Tensor], list[int]]:
     return images, labels
 
 
-def _pixels(where: str, image: Any) -> Tensor:
+def _pixels(where: str, image: Any, changes: Counter[str]) -> Tensor:
     """uint8 (C, H, W)."""
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{where} must have 8 bits per channel, got Pillow mode {image.mode}")
-        image = np.array(image.convert("L" if image.mode in ("L", "1") else "RGB"))
+        picture, transparent = flattened(image, "L" if image.mode in ("L", "1", "LA") else "RGB")
+        changes["with transparency put on white"] += transparent
+        image = np.array(picture)
     if isinstance(image, np.ndarray):
         image = torch.tensor(image.transpose(2, 0, 1) if image.ndim == 3 else image)
     if not isinstance(image, Tensor):

@@ -3,7 +3,7 @@
 A new source is a function ``load(place, request) -> ImageData`` and a line that registers it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from sgenas.data.images import ImageData, check_labels
 from sgenas.data.splits import sample_stratified
 from sgenas.errors import InvalidValueError, require
 from sgenas.registry import Registry
+
+TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "eval")
+"""Names of folders, words of file names and splits that test; the first one present is taken."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +117,18 @@ def find_source(spec: str) -> tuple[DatasetSource, str]:
 def absolute_path(place: str) -> str:
     """``place`` as an absolute path."""
     return str(Path(place).expanduser().absolute())
+
+
+def held_out(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are in `TEST_SPLITS` in any case, the one that tests first."""
+    found = [name for name in names if name.lower() in TEST_SPLITS]
+    return sorted(found, key=lambda name: (TEST_SPLITS.index(name.lower()), name))
+
+
+def split_notes(kind: str, test: str | None, unused: Iterable[str]) -> tuple[str, ...]:
+    """What to say of parts, each a ``kind`` (``"folder"``): another name than test tests, some are unused."""
+    notes = []
+    if test is not None and not test.lower().startswith("test"):
+        notes.append(f"{kind} {test} is the test set, as there is no test {kind}")
+    skipped = ", ".join(unused)
+    return (*notes, f"{kind}s skipped: {skipped}") if skipped else tuple(notes)
