@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # name -> module that defines it; imported on first use, so that `sgenas --help` does not wait for torch
 _EXPORTS = {
     "BilevelProblem": "bilevel",
+    "BlackBoxProblem": "bilevel",
     "Budget": "spaces",
     "Callback": "run.callbacks",
     "Choice": "spaces",

@@ -4,12 +4,12 @@ import contextlib
 import ctypes
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from sgenas.errors import InvalidValueError, require
@@ -119,6 +119,11 @@ def limit_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def fastest_threads(step: Callable[[], object], *, repeats: int = 2) -> int:
     """1 or the current number of threads, whichever runs ``step`` faster; sets it for the process.
 
@@ -185,6 +190,10 @@ def peak_memory(device: torch.device) -> int:
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if found:
             return int(found[1]) * 1024
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # POSIX only
+
     # in bytes on macOS, else in units of 1024 bytes
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -59,7 +59,7 @@ class RangeWarning(SgenasWarning):
 
 
 class RunWarning(SgenasWarning):
-    """One of several runs cannot be read and is left out."""
+    """Something is left out and the rest goes on: a run that cannot be read, a batch of one row."""
 
 
 def require(good: bool, field: str, limit: str, value: object) -> None:

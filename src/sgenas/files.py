@@ -62,7 +62,12 @@ def open_for_appending(path: Path) -> BinaryIO:
     Raises:
         OSError: If it is a link or no regular file: an untrusted run directory could point it anywhere.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        # the first two are POSIX's, the third is Windows'
+        flags |= getattr(os, name, 0)
+    if path.is_symlink():
+        raise OSError(f"{path} must be a regular file, got a link")
     number = os.open(path, flags, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)

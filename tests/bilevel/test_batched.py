@@ -13,7 +13,8 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.bilevel import SGE, BilevelProblem, HypergradientResult, Share
 from sgenas.bilevel.estimators.sge import batched, estimator
-from sgenas.bilevel.estimators.sge.batched import SavedMemory, members_that_fit
+from sgenas.bilevel.estimators.sge.batched import members_that_fit
+from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.errors import InvalidValueError, MemoryWarning
 from sgenas.optim import SGD
 from sgenas.tree import Tree

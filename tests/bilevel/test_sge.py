@@ -339,7 +339,8 @@ class Decay:
     def run(self, **settings: Any) -> Any:
         problem, inner = self.toy.problem(SGD(0.3)), [self.inner.float()] * 6
         state = problem.init(self.toy.weights)
-        return SGE(20, **settings)(problem, state, self.toy.alphas, inner, self.outer.float(), seed=0)
+        sge = SGE(20, computation="sequential", **settings)
+        return sge(problem, state, self.toy.alphas, inner, self.outer.float(), seed=0)
 
     def error(self, **settings: Any) -> float:
         """Of the estimate against the same average of exact projections: no sampling noise."""

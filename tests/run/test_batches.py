@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorD
 from sgenas.data.augmentation import Augmentation
 from sgenas.data.batches import BatchStream
 from sgenas.data.images import ImageSet
-from sgenas.errors import DataError, InvalidValueError
+from sgenas.errors import DataError, InvalidValueError, RunWarning
 from sgenas.run.batches import Stream
 
 ROWS = TensorDataset(torch.arange(10))
@@ -165,3 +165,67 @@ def test_sources_without_batches_are_refused(source: Any) -> None:
 def test_empty_data_is_an_error(make: Callable[[], object]) -> None:
     with pytest.raises(DataError, match="train_data"):
         make()
+
+
+# -- single rows and loaders that are used twice -------------------------------------------------------------------
+
+
+def rows_of_pass(source: Stream) -> list[int]:
+    return [len(torch.as_tensor(batch[0] if isinstance(batch, list) else batch)) for batch in source_pass(source)]
+
+
+def lengths(source: Stream) -> list[list[int]]:
+    """Rows per batch in three passes."""
+    return [rows_of_pass(source) for _ in range(3)]
+
+
+NINE = TensorDataset(torch.arange(9))
+SINGLE: dict[str, Callable[[], Any]] = {
+    "list": lambda: [torch.ones(4), torch.ones(4), torch.ones(1)],
+    "loader": lambda: DataLoader(NINE, 4),
+    "shuffled loader": lambda: DataLoader(NINE, 4, shuffle=True, generator=torch.Generator().manual_seed(0)),
+    "rows without a number": lambda: DataLoader(Nine(), 4),
+}
+
+
+class Nine(IterableDataset[int]):
+    """Nine rows without a number."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(9))
+
+
+def dropping(source: Any) -> Stream:
+    return Stream(source, "train_data", 4, torch.Generator(), torch.device("cpu"), drop_single_rows=True)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_last_batch_of_one_row_is_dropped_once_said(name: str) -> None:
+    with pytest.warns(RunWarning, match="train_data.*one row") as warned:
+        found = lengths(dropping(SINGLE[name]()))
+    assert found == [[4, 4]] * 3
+    assert len({str(one.message) for one in warned}) == 1
+    assert sum(rows_of_pass(stream(SINGLE[name]()))) == 9, "only if asked to"
+
+
+@pytest.mark.parametrize("source", [[torch.ones(1)] * 3, DataLoader(NINE, 1), DataLoader(Nine(), 1)])
+def test_batches_that_all_have_one_row_are_kept(source: Any) -> None:
+    assert set(rows_of_pass(dropping(source))) == {1}
+    assert rows_of_pass(dropping(DataLoader(NINE, 4, drop_last=True))) == [4, 4]
+    assert rows_of_pass(dropping(ROWS)) == [4, 4]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_streams_of_one_loader_with_persistent_workers_do_not_disturb_each_other() -> None:
+    one = DataLoader(ROWS, 2, num_workers=1, persistent_workers=True)
+    first, second = stream(one), stream(one)
+    found: list[list[int]] = []
+    for _ in range(5):
+        found.append(next(first)[0].tolist())
+        next(second)
+        second.peek()
+    assert first.at_end
+    assert second.at_end
+    assert found == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    # its own iterator is still there for others
+    assert [len(batch[0]) for batch in one] == [2] * 5

@@ -63,8 +63,8 @@ def test_step_that_does_not_fit_ends_the_search_in_one_line(error: Exception, sa
     def loss(model: Any, batch: Any) -> Tensor:
         nonlocal calls
         calls += 1
-        # two more check that the loss is pure
-        if calls == 2 + 2 * 4 + 1:
+        # four more check that the loss is pure
+        if calls == 4 + 2 * 4 + 1:
             raise error
         return squared_error(model, batch)
 

@@ -108,13 +108,16 @@ def by_hand(
 SGD_ = SGD(lr=0.1, momentum=0.9, weight_decay=3e-4, grad_clip=1.0)
 CASES: dict[str, tuple[Estimator, dict[str, Any]]] = {
     "first order": (FirstOrder(), {}),
-    "sge": (SGE(num_directions=2, smoothing=0.1), {}),
-    "two inner steps, one batch left over": (SGE(num_directions=2, smoothing=0.1), {"inner_steps": 2}),
+    "sge": (SGE(num_directions=2, smoothing=0.1, computation="sequential"), {}),
+    "two inner steps, one batch left over": (
+        SGE(num_directions=2, smoothing=0.1, computation="sequential"),
+        {"inner_steps": 2},
+    ),
     "alphas at every second step": (FirstOrder(), {"alpha_every": 2}),
     "both": (Unrolled(), {"inner_steps": 2, "alpha_every": 2}),
-    "warm-up": (SGE(num_directions=3, smoothing=0.1), {"warmup_epochs": 1}),
+    "warm-up": (SGE(num_directions=3, smoothing=0.1, computation="sequential"), {"warmup_epochs": 1}),
     "adam": (Unrolled(), {"optimizer": Adam(lr=0.01)}),
-    "adamw": (SGE(num_directions=2, smoothing=0.1), {"optimizer": AdamW(lr=0.01)}),
+    "adamw": (SGE(num_directions=2, smoothing=0.1, computation="sequential"), {"optimizer": AdamW(lr=0.01)}),
     "conjugate gradient": (ConjugateGradient(max_hvps=9, damping=0.5), {}),
     "separate trajectory": (Unrolled(), {"trajectory": SGD(0.05), "inner_steps": 2}),
     "neumann": (Neumann(max_hvps=3, scale=0.1, damping=0.5), {"inner_steps": 2}),
@@ -151,7 +154,7 @@ def test_search_equals_steps_by_hand(name: str) -> None:
     # what was really taken, not what was foreseen
     assert result.cost.forward == result.history[-1]["forward"] == passes
     assert result.cost.forward <= run.predicted_cost().forward
-    if name != "conjugate gradient":
+    if isinstance(estimator, FirstOrder | SGE):
         assert result.cost == run.predicted_cost()
 
 
@@ -222,12 +225,12 @@ def test_logged_cost_is_the_number_of_losses_that_were_computed(name: str) -> No
         return squared_error(model, batch)
 
     result = module_search(loss=counted, estimator=estimator, **arguments(changes))
-    # two more check that the loss is pure; a pass in forward mode counts twice
-    calls -= 2
+    # four more check that the loss is pure; a product with the Hessian counts more than it calls
+    calls -= 4
     if isinstance(estimator, FirstOrder | SGE):
         assert result.cost.forward == calls
     else:
-        assert calls < result.cost.forward < 2 * calls
+        assert calls < result.cost.forward
 
 
 def test_conjugate_gradient_counts_what_it_took() -> None:

@@ -1,6 +1,8 @@
 """What a search returns and writes: architecture, weights, history, files; bad arguments."""
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,11 +175,6 @@ def test_derived_cell_is_a_network_of_any_size() -> None:
 # -- bad arguments ------------------------------------------------------------------------------------------
 
 
-class Noisy(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.5)
-
-
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +196,6 @@ class Unused(nn.Module):
 
 
 REFUSED: list[tuple[dict[str, Any], str | None]] = [
-    ({"model": net(Noisy())}, "loss"),
     ({"model": net(Counting())}, "model"),
     ({"model": Unused()}, "loss"),
     ({"loss": lambda model, batch: model(batch[0])}, "loss"),
@@ -297,3 +293,42 @@ def test_bad_setting_is_refused_in_one_line(make: Callable[[], Any], field: str)
         make()
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
+
+
+# -- copies -----------------------------------------------------------------------------------------------------
+
+
+class Unpicklable(torch.utils.data.TensorDataset):
+    """Training data must not go along."""
+
+    def __reduce__(self) -> Any:
+        raise AssertionError("training data in a pickle")
+
+
+def searched() -> Any:
+    data = Unpicklable(*rows()[:])
+    return module_search(net(nn.BatchNorm1d(8)), train_data=data, epochs=1)
+
+
+@pytest.mark.parametrize("kind", ["module", "cells"])
+@pytest.mark.parametrize("copied", [lambda result: pickle.loads(pickle.dumps(result)), copy.deepcopy])
+def test_result_can_be_pickled_and_copied(kind: str, copied: Callable[[Any], Any]) -> None:
+    result = searched() if kind == "module" else cells(epochs=1).run(progress=False)
+    again = copied(result)
+    assert again.architecture == result.architecture
+    assert again.probabilities == result.probabilities
+    assert again.history == result.history
+    assert all(torch.equal(again.weights[name], tensor) for name, tensor in result.weights.items())
+    assert isinstance(again.derive("fresh"), nn.Module)
+
+
+def test_only_a_pickled_result_lacks_the_data_for_trained_weights() -> None:
+    result = searched()
+    whole, copied = result.derive(), copy.deepcopy(result).derive()
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], tensor)
+    with pytest.raises(InvalidValueError, match="pickled") as caught:
+        pickle.loads(pickle.dumps(result)).derive()
+    assert caught.value.field == "weights"
+    plain = module_search(epochs=1)
+    assert pickle.loads(pickle.dumps(plain)).derive().state_dict().keys() == plain.derive().state_dict().keys()

@@ -170,3 +170,17 @@ def test_step_schedule_needs_data_of_known_length() -> None:
     with pytest.raises(InvalidValueError) as caught:
         quiet(network(), Unknown(), epochs=2, schedule=WarmupCosine(interval="step"))
     assert caught.value.field == "schedule"
+
+
+def test_strided_pointwise_convolutions_subsample_during_the_training_only() -> None:
+    conv = nn.Conv2d(1, 2, 1, stride=2)
+    plain, changed = conv._conv_forward, []
+
+    def loss(model: Callable[..., Tensor], batch: Any) -> Tensor:
+        changed.append(conv._conv_forward != plain)
+        return model(batch[0]).square().mean()
+
+    batches = [(torch.randn(2, 1, 4, 4),)]
+    quiet(nn.Sequential(conv), batches, loss=loss, epochs=2, ema=0.5)
+    assert changed == [True, True]
+    assert conv._conv_forward == plain

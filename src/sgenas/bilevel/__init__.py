@@ -6,6 +6,7 @@ Example:
     >>> result.backward()
 """
 
+from sgenas.bilevel.black_box import BlackBoxProblem
 from sgenas.bilevel.estimators import (
     ESTIMATORS,
     SGE,
@@ -22,12 +23,15 @@ from sgenas.bilevel.estimators import (
 )
 from sgenas.bilevel.problem import BilevelProblem, Cost, Loss
 from sgenas.bilevel.sharding import Shards, Share
+from sgenas.bilevel.trainings import TrainingError
+from sgenas.bilevel.worker_processes import RayExecutor, WorkerProcesses
 from sgenas.optim import InnerOptimizer, InnerState
 
 __all__ = [
     "ESTIMATORS",
     "SGE",
     "BilevelProblem",
+    "BlackBoxProblem",
     "ConjugateGradient",
     "Context",
     "Cost",
@@ -41,7 +45,10 @@ __all__ = [
     "InnerState",
     "Loss",
     "Neumann",
+    "RayExecutor",
     "Shards",
     "Share",
+    "TrainingError",
     "Unrolled",
+    "WorkerProcesses",
 ]

@@ -4,7 +4,7 @@ Losses are pure: they take every tensor that they depend on, change nothing, and
 may be anything, since only the losses look into it. Randomness that a loss needs belongs into its batch.
 """
 
-from collections import deque
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
+from sgenas.bilevel import complex_weights
+from sgenas.bilevel.gradients import GradientGraph, gradient, scalar
 from sgenas.bilevel.sharding import Shards, Share
-from sgenas.errors import InvalidValueError, require
+from sgenas.errors import require
+from sgenas.functional import Functional
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.tree import Tree
 
@@ -54,11 +57,29 @@ class Counter:
 
 @dataclass(frozen=True)
 class Step:
-    """One inner step: the state before it, d L_train / d weights there, the state after it."""
+    """One inner step: the state before it, d L_train / d weights there (and its graph), the state after it."""
 
     before: InnerState
     grad: Tree
     after: InnerState
+    graph: GradientGraph | None = None
+
+
+@dataclass
+class Findings:
+    """What estimators found out about an inner loss, so that no call finds it out again.
+
+    Attributes:
+        saved_bytes: Bytes that a pass saves for its backward pass.
+        routes: HVP setting -> (route, whether with plain kernels) after others turned out to have no rule.
+        trusted: Whether kernels were plain when double backward was found to be right.
+        batches: Whether torch.func.vmap can run the loss.
+    """
+
+    saved_bytes: float | None = None
+    routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    trusted: set[bool] = field(default_factory=set)
+    batches: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,13 +90,14 @@ class Trajectory:
         end: The state after the last step.
         losses: L_train before each step, N 0-d tensors.
         steps: The last of the steps, as many as were asked for.
-        saved_bytes: Bytes that one forward pass saves for its backward pass; 0 if it was not measured.
+        saved_bytes: Bytes that one forward pass saves for its backward pass; 0 if it was not measured, infinite if
+            it cannot be.
     """
 
     end: InnerState
     losses: tuple[Tensor, ...]
     steps: tuple[Step, ...]
-    saved_bytes: int = 0
+    saved_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,8 @@ class BilevelProblem:
         shards: How batches are cut. Both losses are then the mean over the shards. None: not at all.
         share: The part of SGE's directions that this process follows. None: all.
         initial_weights: Weights of ``init()`` without an argument.
+        memory: Findings by the code of the inner loss. Pass the same dict to problems that are made anew from
+            the same model.
 
     Example:
         >>> problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
@@ -104,6 +128,7 @@ class BilevelProblem:
     shards: Shards | None = None
     share: Share | None = None
     initial_weights: Tree | None = field(default=None, repr=False, compare=False)
+    memory: dict[Any, Findings] = field(default_factory=dict, repr=False, compare=False)
     counter: Counter = field(default_factory=Counter, repr=False, compare=False)
 
     @classmethod
@@ -122,26 +147,17 @@ class BilevelProblem:
             outer_loss: L_val in the same form.
             optimizer: Takes the inner steps.
 
-        Raises:
-            InvalidValueError: If dropout is active, since perturbed passes would draw other masks.
+        A pass that draws (active dropout) raises InvalidValueError, since perturbed passes would draw other masks.
 
         Example:
             >>> problem = BilevelProblem.from_modules(model, inner_loss, outer_loss, SGD(lr=0.1))
             >>> state = problem.init()
         """
-        for name, part in model.named_modules():
-            rate = getattr(part, "p" if "Dropout" in type(part).__name__ else "dropout", 0)
-            active = part.training and (isinstance(part, torch.nn.RReLU) or (isinstance(rate, float) and rate > 0))
-            require(not active, "model", "without active dropout (call eval() on it)", name or type(part).__name__)
+        pure = Functional(model, copy_buffers=True)
 
         def bound(loss: ModuleLoss) -> Loss:
             def function(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-                def call(*inputs: Any, **named: Any) -> Any:
-                    # normalization layers write running statistics, here into copies
-                    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-                    return torch.func.functional_call(model, {**buffers, **weights}, inputs, named)
-
-                return loss(call, alphas, batch)
+                return loss(lambda *inputs, **named: pure(weights, inputs, named), alphas, batch)
 
             return function
 
@@ -158,6 +174,11 @@ class BilevelProblem:
         """The same problem with a counter of its own at zero."""
         return replace(self, counter=Counter())
 
+    @property
+    def findings(self) -> Findings:
+        """What estimators found out about ``inner_loss``; they write into it."""
+        return self.memory.setdefault(getattr(self.inner_loss, "__code__", type(self.inner_loss)), Findings())
+
     def over_shards(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
         """The detached tensors that ``compute`` makes of a batch; with ``shards``, their mean over them.
 
@@ -167,8 +188,12 @@ class BilevelProblem:
 
     def inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_train, d L_train / d weights), detached. One pass."""
-        loss, w, _ = self._gradients("inner_loss", weights, alphas, batch, "w")
+        loss, w, _ = self._gradients("inner_loss", weights, alphas, batch, "w", inner_steps=1)
         return loss, w
+
+    def inner_gradients(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree, Tree]:
+        """(L_train, d L_train / d weights, d L_train / d alphas), detached. One pass."""
+        return self._gradients("inner_loss", weights, alphas, batch, "wa")
 
     def inner_alpha_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> tuple[Tensor, Tree]:
         """(L_train, d L_train / d alphas), detached. One pass."""
@@ -187,13 +212,13 @@ class BilevelProblem:
     def outer_value(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
         """L_val, detached. One forward pass."""
         with torch.no_grad():
-            found = self.over_shards(
-                lambda part: [_scalar(self.outer_loss(weights, alphas, part), "outer_loss")], batch
-            )
+            found = self.over_shards(lambda part: [scalar(self.outer_loss(weights, alphas, part), "outer_loss")], batch)
         self.counter.add(1)
         return found[0].detach()
 
-    def _gradients(self, name: str, weights: Tree, alphas: Tree, batch: Any, of: str) -> tuple[Tensor, Tree, Tree]:
+    def _gradients(
+        self, name: str, weights: Tree, alphas: Tree, batch: Any, of: str, inner_steps: int = 0
+    ) -> tuple[Tensor, Tree, Tree]:
         """(loss, its gradients), detached; ``of``: "w" for the weights, "a" for the alphas, "wa" for both."""
         function: Loss = getattr(self, name)
         w = tree.leaves(weights) if "w" in of else tree.detach(weights)
@@ -202,11 +227,11 @@ class BilevelProblem:
 
         def differentiated(part: Any) -> list[Tensor]:
             with torch.enable_grad():
-                loss = _scalar(function(w, a, part), name)
-            return [loss.detach(), *_autograd(loss, [*of_w, *of_a])]
+                loss = scalar(function(w, a, part), name)
+            return [loss.detach(), *gradient(loss, [*of_w, *of_a])]
 
         loss, *found = self.over_shards(differentiated, batch)
-        self.counter.add(1, 1, name == "inner_loss" and "w" in of)
+        self.counter.add(1, 1, inner_steps)
         split = len(of_w)
         return loss, tree.rebuild(w, found[:split]) if of_w else None, tree.rebuild(a, found[split:]) if of_a else None
 
@@ -219,16 +244,18 @@ class BilevelProblem:
 
     def _stacked(self, weights: Tree, alphas: Tree, batch: Any, members: int) -> list[Tensor]:
         if self.stacked_inner_loss is None:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop")
                 # torch.func.grad, since vmap cannot enter autograd.grad
-                gradient = torch.func.grad(self.inner_loss)
-                return tree.tensors(torch.func.vmap(gradient, in_dims=(0, 0, None))(weights, alphas, batch))
+                one = torch.func.grad(self.inner_loss)
+                every = torch.func.vmap(one, in_dims=(0, 0, None), randomness="same")
+                return tree.tensors(every(weights, alphas, batch))
         leaves = tree.leaves(weights)
         with torch.enable_grad():
             losses = self.stacked_inner_loss(leaves, tree.detach(alphas), batch)
         require(losses.shape == (members,), "stacked_inner_loss", f"of shape ({members},)", tuple(losses.shape))
         # members share nothing, so the gradient of the sum holds the gradient of each
-        return _autograd(losses.sum(), tree.tensors(leaves))
+        return gradient(losses.sum(), tree.tensors(leaves))
 
     def check(self, state: InnerState, alphas: Tree, batches: Sequence[Any]) -> None:
         """Raises InvalidValueError unless there are batches, floating-point alphas and fitting slots."""
@@ -238,10 +265,18 @@ class BilevelProblem:
         require(len(values) >= 1, "alphas", "at least one tensor", alphas)
         for name, alpha in zip(tree.paths(alphas), values, strict=True):
             require(alpha.is_floating_point(), "alphas", "floating-point tensors", f"{name!r} of {alpha.dtype}")
+        weights = tree.tensors(state.weights)
+        require(len(weights) >= 1, "weights", "at least one tensor", state.weights)
+        for index, weight in enumerate(weights):
+            if not (weight.is_floating_point() or weight.is_complex()):
+                got = f"{tree.paths(state.weights)[index]!r} of {weight.dtype}"
+                require(False, "weights", "floating-point or complex tensors", got)
         if hasattr(self.inner_optimizer, "check"):
             self.inner_optimizer.check(state)
 
-    def run(self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, keep: int = 0) -> Trajectory:
+    def run(
+        self, state: InnerState, alphas: Tree, batches: Sequence[Any], *, keep: int = 0, graphs: bool = False
+    ) -> Trajectory:
         """Takes one inner step per batch.
 
         Args:
@@ -249,38 +284,29 @@ class BilevelProblem:
             alphas: The outer variables, held fixed.
             batches: N inner batches.
             keep: Number of steps, the last ones, that the trajectory holds.
+            graphs: Whether these steps hold the graphs of their gradients; not with ``shards``.
 
         Raises:
             InvalidValueError: See ``check``.
         """
         self.check(state, alphas, batches)
+        if complex_weights.occur(state):
+            return complex_weights.run(self, state, alphas, batches, keep=keep, graphs=graphs)
         losses: list[Tensor] = []
-        steps: deque[Step] = deque()
-        for batch in batches:
-            if keep and len(steps) == keep:
-                steps.popleft()  # before the pass, so that its memory is free
-            loss, grad = self.inner_gradient(state.weights, alphas, batch)
+        steps: list[Step] = []
+        for index, batch in enumerate(batches):
+            kept, graph = index >= len(batches) - keep, None
+            if kept and graphs:
+                graph = GradientGraph(self.inner_loss, state.weights, alphas, batch)
+                loss, grad = graph.loss, graph.grad
+                self.counter.add(1, 1, 1)
+            else:
+                loss, grad = self.inner_gradient(state.weights, alphas, batch)
             with torch.no_grad():
                 after = self.inner_optimizer.step(state, grad)
-            if keep:
-                steps.append(Step(state, grad, after))
+            if kept:
+                steps.append(Step(state, grad, after, graph))
             losses.append(loss)
             state = after
             del grad
         return Trajectory(state, tuple(losses), tuple(steps))
-
-
-def _scalar(loss: Tensor, name: str) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise InvalidValueError(f"{name} must return a 0-d tensor, got {got}", field=name)
-    return loss
-
-
-def _autograd(loss: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    # A loss that uses none of the leaves has no graph at all, which autograd.grad refuses.
-    if not loss.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-    # torch 2.9 gives zeros for an unused leaf that require a gradient themselves
-    return [gradient.detach() for gradient in found]

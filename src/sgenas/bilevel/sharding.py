@@ -91,15 +91,20 @@ class Shards:
     def mean(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
         """The mean over all shards of the detached tensors that ``compute`` makes of one; refuses a batch that
         cannot be cut into equal shards."""
-        size = rows(batch, "Shards.count")
-        require(size % self.count == 0, "Shards.count", f"a divisor of the {size} rows of a batch", self.count)
-        length, mine = size // self.count, self.count // self.parts
+        mine = self.count // self.parts
         first = self.index * mine
         total: list[Tensor] = []
         for shard in range(first, first + mine):
-            found = compute(cut(batch, shard * length, (shard + 1) * length))
+            found = compute(self.one(batch, shard))
             total = list(torch._foreach_add(total, found)) if total else found
         return list(torch._foreach_div(self.total(total), self.count))
+
+    def one(self, batch: Any, number: int) -> Any:
+        """A shard of a batch; refuses a batch that cannot be cut into equal shards."""
+        size = rows(batch, "Shards.count")
+        require(size % self.count == 0, "Shards.count", f"a divisor of the {size} rows of a batch", self.count)
+        length = size // self.count
+        return cut(batch, number * length, (number + 1) * length)
 
 
 def rows(batch: Any, field: str) -> int:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 
+from sgenas.device import usable_cores
 from sgenas.errors import require
 from sgenas.experiments.grid import Job
 from sgenas.experiments.outcome import Outcome, read_outcome, report_death, tail
@@ -92,7 +93,7 @@ class Local(Launcher):
 
     def slots(self, variables: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
         """Environment variables of each job that runs at the same time: threads, and a GPU in turn."""
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         named = [name.strip() for name in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         gpus = (named or [str(index) for index in range(count)])[:count]
@@ -131,12 +132,22 @@ class Local(Launcher):
             target=work, args=(log_path(job), variables, self.function, (str(job.grid), job.name))
         )
         # Ctrl-C reaches the whole group of processes; jobs stop when they are asked to
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
+        with _blocked_interrupts():
             process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return process
+
+
+@contextlib.contextmanager
+def _blocked_interrupts() -> Iterator[None]:
+    """Blocks Ctrl-C for processes that are started inside; does nothing on Windows, which has no signal masks."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _became(job: Job, code: int) -> Outcome | None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sgenas.files import open_for_appending
+
 RUN_NAMED = "sgenas.experiments.run_job:run_named"
 
 
@@ -23,13 +25,11 @@ def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
 def log_to(path: Path) -> None:
     """Appends everything that this process prints to ``path``, also what other libraries write."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-    number = os.open(path, flags, 0o666)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.dup2(number, 1)
-    os.dup2(number, 2)
-    os.close(number)
+    with open_for_appending(path) as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def work(log: Path, variables: Mapping[str, str], function: str, arguments: Sequence[Any]) -> None:

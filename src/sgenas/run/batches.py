@@ -1,14 +1,18 @@
 """Batches of any structure from any source: a dataset, a loader, a list, a resumable stream."""
 
+import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from sgenas.errors import DataError, InvalidValueError
+from sgenas.errors import DataError, InvalidValueError, RunWarning
+from sgenas.run.faults import DataFaults, moved_by_both
 
 
 class Stream:
@@ -23,6 +27,11 @@ class Stream:
         batch_size: For sources with rows.
         generator: Draws the order of sources with rows.
         device: Device of the tensors of a batch, in nested tuples, lists and dicts.
+        drop_single_rows: Leave out an incomplete batch of one row, as batch normalization requires.
+
+    Attributes:
+        length: Batches of a pass, None if unknown.
+        faults: What may be wrong with the batches.
 
     Raises:
         InvalidValueError: If the source cannot be iterated over more than once, or is a bare tensor, a tuple
@@ -31,14 +40,25 @@ class Stream:
     """
 
     def __init__(
-        self, source: Any, name: str, batch_size: int, generator: torch.Generator, device: torch.device
+        self,
+        source: Any,
+        name: str,
+        batch_size: int,
+        generator: torch.Generator,
+        device: torch.device,
+        *,
+        drop_single_rows: bool = False,
     ) -> None:
         self._name, self._device = name, device
+        self.faults = DataFaults(name)
         self._resumable = all(
             hasattr(source, method) for method in ("__next__", "batches_per_pass", "state_dict", "load_state_dict")
         )
         self._source: Any = source if self._resumable else _iterable(source, name, batch_size, generator)
+        if drop_single_rows and not self._resumable:
+            self._source = _without_single_rows(self._source, name)
         self.length: int | None = source.batches_per_pass if self._resumable else _length(self._source)
+        self._drop_single_rows = drop_single_rows and self.length is None
         self._pass: Iterator[Any] | None = None
         self._start: list[Tensor] = []
         self._taken = 0
@@ -63,7 +83,9 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), self._next())
+        batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), self._next())
+        self.faults.look_at(batch, self._taken)
+        return batch
 
     def _next(self) -> Any:
         if self._resumable:
@@ -75,11 +97,33 @@ class Stream:
             return batch
         # what decides about a pass is the generators' state at its first batch
         self._start, self._taken = self._random_state(), 0
-        self._pass = iter(self._source)
+        self._pass = self._begin_pass()
+        if self._drop_single_rows:
+            self._pass = self._full_batches(self._pass)
         for batch in self._pass:
             self._taken = 1
             return batch
-        raise DataError(f"{self._name} must give at least one batch, got none")
+        raise DataError(f"{self._name} must give at least one batch per pass, got none")
+
+    def _begin_pass(self) -> Iterator[Any]:
+        loader = self._source
+        if isinstance(loader, DataLoader) and loader.persistent_workers and loader._iterator is None:
+            # the first pass draws a seed for the workers too, and a resumed run's first pass may be any
+            states = self._random_state()
+            iter(loader)
+            self._set_random_state(states)
+        return iter(loader)
+
+    def _full_batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Without those of one row, unless the first one has one row too."""
+        first = None
+        for batch in batches:
+            rows = _rows(batch)
+            first = first or rows
+            if rows == 1 != first:
+                _warn_of_single_row(self._name)
+            else:
+                yield batch
 
     def peek(self) -> Any:
         """A first batch; the stream stays where it is, at its beginning."""
@@ -89,10 +133,10 @@ class Stream:
             self._source.load_state_dict(state)
         else:
             states = self._random_state()
-            batch = next(iter(self._source), None)
+            batch = next(self._begin_pass(), None)
             self._set_random_state(states)
             if batch is None:
-                raise DataError(f"{self._name} must give at least one batch, got none")
+                raise DataError(f"{self._name} must give at least one batch per pass, got none")
         return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), batch)
 
     # -- exact resume ---------------------------------------------------------------------------------------
@@ -144,6 +188,22 @@ class Stream:
             generator.set_state(state)
 
 
+def require_separate(first: Stream, second: Stream) -> None:
+    """Raises InvalidValueError if a pass through one stream moves the other, see `faults.moved_by_both`."""
+    shared = moved_by_both(first._source, second._source)
+    if shared is not None:
+        raise InvalidValueError(
+            f"{second._name} must not share a {type(shared).__name__} with {first._name}, whose batches it would take;"
+            " make a second one for it",
+            field=second._name,
+        )
+
+
+def has_batch_norm(modules: Iterable[nn.Module]) -> bool:
+    """Whether one of the modules normalizes over a batch, which needs two rows or more."""
+    return any(isinstance(module, _BatchNorm) for module in modules)
+
+
 def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generator) -> Iterable[Any]:
     tensors = isinstance(source, tuple) and all(isinstance(part, Tensor) for part in source)
     if tensors or isinstance(source, Mapping | Tensor):
@@ -166,7 +226,38 @@ def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generato
             f"{name} must have rows, or be iterable once per epoch, got a {type(source).__name__}{once}",
             field=name,
         )
+    if isinstance(source, DataLoader) and source.persistent_workers:
+        # such a loader has one iterator, and a second pass over it would end the first
+        source = copy.copy(source)
+        source._iterator = None
     return source
+
+
+def _rows(batch: Any) -> int | None:
+    """Length of the first tensor of a batch."""
+    tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next((len(tensor) for tensor in tensors), None)
+
+
+def _without_single_rows(source: Any, name: str) -> Any:
+    """A list or loader without an incomplete batch of one row; other sources as they are."""
+    kept = source
+    if isinstance(source, list | tuple):
+        kept = [batch for batch in source if _rows(batch) != 1] or source
+    elif isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
+        size = source.batch_size or 1
+        if size > 1 and not source.drop_last and len(source) > 1 and len(source.sampler) % size == 1:  # type: ignore[arg-type]
+            kept = copy.copy(source)
+            # not setattr, which a loader refuses for these
+            vars(kept).update(drop_last=True, batch_sampler=BatchSampler(source.sampler, size, drop_last=True))
+    if kept is not source and len(kept) < len(source):
+        _warn_of_single_row(name)
+    return kept
+
+
+def _warn_of_single_row(name: str) -> None:
+    text = f"{name}: a last batch of one row is left out, since batch normalization needs two rows or more"
+    warnings.warn(text, RunWarning, stacklevel=2)
 
 
 def _length(source: Any) -> int | None:

@@ -110,6 +110,9 @@ def _encode(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     """JSON for ``value``; its tensors are moved into ``tensors``. Objects stand for what JSON does not have."""
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
+        if tensor.is_complex():
+            # safetensors has no complex128
+            return {"complex": _encode(torch.view_as_real(tensor.resolve_conj()), tensors, path)}
         # strides (channels-last weights) decide which kernels run, so a resumed run needs the same ones; those
         # of a copy, since expanded tensors share memory between their entries
         strides = None if tensor.is_contiguous() else list(torch.empty_like(tensor).stride())
@@ -145,6 +148,8 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
         if value["strides"] is None:
             return tensor
         return torch.empty_strided(tensor.shape, value["strides"], dtype=tensor.dtype).copy_(tensor)
+    if "complex" in value:
+        return torch.view_as_complex(_decode(value["complex"], tensors))
     if "tuple" in value:
         return tuple(_decode(item, tensors) for item in value["tuple"])
     return {key: _decode(item, tensors) for key, item in value["dict"]}

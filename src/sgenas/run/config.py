@@ -8,11 +8,12 @@ so that a new setting never breaks an old file; unknown keys are named.
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from sgenas.errors import GenotypeError, InvalidValueError, did_you_mean
 from sgenas.registry import Registry
+from sgenas.run.fingerprint import PREFIX
 
 REGISTRIES: dict[type, Registry[Any]] = {}
 """Base class of a field's type -> the registry that has its names. Filled by the configurations."""
@@ -123,20 +124,22 @@ def merged(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
     return found
 
 
-def first_difference(ours: Any, theirs: Any, path: str = "") -> str:
+def first_difference(ours: Any, theirs: Any, path: str = "", skip: Container[str] = ()) -> str:
     """``"estimator.num_directions is 4 here, 10 there"`` for the first difference; empty if there is none.
 
-    A key that ``theirs`` lacks is no difference: an older version did not write it.
+    A key that ``theirs`` lacks is no difference: an older version did not write it. Nor is one in ``skip``.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for name in [*ours, *(key for key in theirs if key not in ours)]:
-            if name in theirs:
-                found = first_difference(ours.get(name), theirs[name], f"{path}.{name}" if path else str(name))
+            if name in theirs and name not in skip:
+                found = first_difference(ours.get(name), theirs[name], f"{path}.{name}" if path else str(name), skip)
                 if found:
                     return found
         return ""
     if isinstance(ours, list | tuple) and isinstance(theirs, list | tuple) and len(ours) == len(theirs):
         pairs = enumerate(zip(ours, theirs, strict=True))
-        return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{path}[{i}]"))), "")
+        return next((d for i, (a, b) in pairs if (d := first_difference(a, b, f"{path}[{i}]", skip))), "")
     same = ours == theirs or (ours != ours and theirs != theirs)
+    if not same and all(isinstance(value, str) and value.startswith(PREFIX) for value in (ours, theirs)):
+        return f"{path} differs"
     return "" if same else f"{path or 'config'} is {ours!r:.200} here, {theirs!r:.200} there"

@@ -12,6 +12,7 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.device import deterministic_algorithms, exact_convolutions, ran_out
 from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, RunDirError, SgenasError
+from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.loggers import JsonLines, Logger
@@ -68,6 +69,7 @@ class Loop(ABC):
         self.history: list[dict[str, Any]] = []
         self.meter, self._slowdown = Meter(device), Slowdown()
         self.notes: dict[str, Any] = {}
+        self.streams: tuple[Stream, ...] = ()
         self._log: JsonLines | None = None
         self._log_bytes = 0
         self._stop_requested = False
@@ -163,6 +165,8 @@ class Loop(ABC):
             while not self.finished:
                 self._step()
                 if self.epoch_is_over():
+                    # before the results of the epoch are written
+                    self.require_finite()
                     self._end_epoch()
                     self._compare_processes(f"after epoch {self.epoch}")
                     self.save_checkpoint()
@@ -248,10 +252,19 @@ class Loop(ABC):
 
     def diverged(self, what: str, step: int) -> DivergenceError:
         """The error for ``what`` (a value that is NaN or infinite) at ``step``."""
+        why = next((f"{found}; correct the data" for stream in self.streams if (found := stream.faults.describe())), "")
+        if not why:
+            why = f"the {self.noun} diverged; try {self.lower}"
+            # nothing has moved yet
+            why += ", and check the loss at the initial weights" if step == 1 else ""
         before = f"; {self.run_dir.checkpoint_path} is from before that" if self._log else ""
-        return DivergenceError(
-            f"{what} at step {step} (epoch {self.epoch + 1}): the {self.noun} diverged; try {self.lower}{before}"
-        )
+        return DivergenceError(f"{what} at step {step} (epoch {self.epoch + 1}): {why}{before}")
+
+    def require_finite(self) -> None:
+        """Raises DivergenceError if ``finite_norms`` are not; steps between two logged rows are not read."""
+        for name, value in self.finite_norms().items():
+            if not math.isfinite(float(value)):
+                raise self.diverged(f"{name} is {float(value)}", self.step)
 
     def _zero_sums(self) -> None:
         # per value its sum and the number of steps that had it
@@ -270,10 +283,9 @@ class Loop(ABC):
 
     def save_checkpoint(self) -> None:
         """Writes a checkpoint from which the run resumes exactly; refuses a state that has diverged."""
-        # steps between two logged rows are not read, so a run may have diverged unseen
-        for name, value in self.finite_norms().items():
-            if not math.isfinite(float(value)):
-                raise self.diverged(f"{name} is {float(value)}", self.step)
+        self.require_finite()
+        for stream in self.streams:
+            stream.faults.forgive()
         if self._log is not None:
             for logger in self._loggers:
                 logger.flush()

@@ -122,7 +122,8 @@ class RunDir:
             config: For config.json; a run here must have the same.
             environment: For config.json.
             overwrite: Replace a run that is here.
-            resume: True requires a run here, False refuses one; None takes either.
+            resume: True requires a run here, whatever the weights it started from; False refuses one; None takes
+                either.
 
         Raises:
             RunDirError: If the directory holds something else, or cannot be written.
@@ -130,11 +131,14 @@ class RunDir:
         if not self.exists_on_disk:
             return False
         if self.has_run and not overwrite and resume is not False:
-            difference = first_difference(config, self.read_config(kind)["config"])
+            start = "start_weights"
+            there = self.read_config(kind)["config"]
+            difference = first_difference(config, there, skip=(start,) if resume else ())
             if difference:
+                more = " (build the model from the same seed, or pass resume=True)" if start in difference else ""
                 raise RunDirError(
-                    f"{self.path} holds a {kind} run with other settings ({difference}); use those, another run_dir,"
-                    " or overwrite"
+                    f"{self.path} holds a {kind} run with other settings ({difference}); use those{more}, another"
+                    " run_dir, or overwrite"
                 )
             # a run that was killed before its first checkpoint begins again
             return self.has_checkpoint

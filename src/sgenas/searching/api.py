@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sgenas import losses
@@ -18,9 +18,10 @@ from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer
 from sgenas.random import generator
-from sgenas.run.batches import Stream
+from sgenas.run.batches import Stream, has_batch_norm, require_separate
 from sgenas.run.callbacks import Callback, ProgressBar
 from sgenas.run.distributed import Processes, joined
+from sgenas.run.faults import explaining_single_rows
 from sgenas.run.loggers import LOGGERS, Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.searching.arch import ArchOptimizer
@@ -28,12 +29,13 @@ from sgenas.searching.callbacks.guards import RangeGuard
 from sgenas.searching.describe import describe
 from sgenas.searching.loop import Search
 from sgenas.searching.objectives import Objectives
-from sgenas.searching.results import SearchResult
+from sgenas.searching.results import Calibration, SearchResult
 from sgenas.searching.schedules import Cosine, Schedule
+from sgenas.searching.second_derivatives import require_second_derivatives
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import Budget
 from sgenas.spaces.discretization import Discretization
-from sgenas.spaces.modules import ModuleSpace, check_loss
+from sgenas.spaces.modules import ModuleSpace
 from sgenas.spaces.regularizers import Regularizer
 from sgenas.spaces.relaxations import Relaxation
 
@@ -114,10 +116,11 @@ def search(
         budget: Limits on what the derived network may cost, or a penalty on its expected cost.
         callbacks: See `sgenas.callbacks`.
         loggers: Names (``"tensorboard"``, ``"wandb"``) or `Logger` objects, in addition to metrics.jsonl.
-        run_dir: Directory for configuration, metrics, checkpoints and results. If it holds this search, the
-            search resumes exactly where its checkpoint stands.
+        run_dir: Directory for configuration, metrics, checkpoints and results. If it holds this search (the
+            same settings, data, loss and model), the search resumes exactly where its checkpoint stands.
         overwrite: Replace a run that is in ``run_dir``.
-        resume: True requires a run in ``run_dir``, False refuses one; None takes either.
+        resume: True requires a run in ``run_dir``, and takes one whose model started from other weights; False
+            refuses one; None takes either.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         threads: CPU threads; None leaves PyTorch's setting.
         seed: Seed of everything that is drawn here.
@@ -180,8 +183,11 @@ def search(
         )
         space = row.apply(space.to(where), relaxation=relaxation, discretization=discretization)
         size = batch_size or defaults["batch_size"]
-        train = Stream(train_data, "train_data", size, generator(seed, "inner"), where)
-        val = Stream(val_data, "val_data", size, generator(seed, "outer"), where)
+        drop = {"drop_single_rows": isinstance(space, ModuleSpace) and has_batch_norm(space.modules())}
+        train = Stream(train_data, "train_data", size, generator(seed, "inner"), where, **drop)
+        val = Stream(val_data, "val_data", size, generator(seed, "outer"), where, **drop)
+        require_separate(train, val)
+        stack.enter_context(explaining_single_rows())
         optimizer = weight_optimizer or defaults["weight_optimizer"]
         objectives = Objectives(space, loss, precision, where, layout.shards, layout.share)
         costs = None if budget is None or not budget.quantities else space.cost_model(budget, _inputs(train.peek()))
@@ -215,12 +221,26 @@ def search(
         )
         with processes.agreeing():
             stack.enter_context(directory.locked())
-            described = record if record is not None else describe(run, chosen, optimizer, row)
+            described = record
+            if described is None and directory.exists_on_disk:
+                described = describe(
+                    run,
+                    chosen,
+                    optimizer,
+                    row,
+                    data={"train_data": train_data, "val_data": val_data},
+                    loss=loss,
+                    arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
+                    budget=budget,
+                    settings={"batch_size": size, "precision": precision, "shards": shards},
+                )
             found = environment(where) | run.facts() | (facts or {})
             if directory.begin("search", described, found, overwrite=overwrite, resume=resume):
                 run.load_state_dict(directory.read_checkpoint())
             elif isinstance(space, ModuleSpace):
-                check_loss(space, loss, run.state.weights, run.alphas, train.peek())
+                checked = (train.peek(), loss, run.state.weights, run.alphas)
+                space.verify(*checked)
+                require_second_derivatives(space, *checked, chosen)
         run.run(stop)
     return SearchResult(
         space,
@@ -231,7 +251,7 @@ def search(
         run.cost,
         run.finished,
         None if run_dir is None else directory.path,
-        lambda network: _one_pass(train_data, loss, network, size, where),
+        Calibration(loss, lambda: Stream(train_data, "train_data", size, generator(0, "calibration"), where, **drop)),
     )
 
 
@@ -265,12 +285,3 @@ def _all_callbacks(callbacks: Sequence[Callback], optimizer: InnerOptimizer, pro
     if progress and not any(isinstance(each, ProgressBar) for each in found):
         found.append(ProgressBar())
     return found
-
-
-def _one_pass(train_data: Any, loss: Loss, network: nn.Module, batch_size: int, device: torch.device) -> None:
-    """The loss of ``network`` on each batch of one pass through the training data."""
-    stream = Stream(train_data, "train_data", batch_size, generator(0, "calibration"), device)
-    for batch in stream:
-        loss(network, batch)
-        if stream.at_end:
-            break

@@ -63,5 +63,6 @@ class ImageParts:
         self.facts: dict[str, Any] = {
             "classes": list(self.images.classes),
             "images": {"training": len(training), "validation": len(validation)},
+            "notes": list(self.images.notes),
             "fingerprint": self.images.train.digest(),
         }

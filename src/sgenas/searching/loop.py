@@ -12,12 +12,12 @@ from sgenas import tree
 from sgenas.bilevel import Cost, Estimator, HypergradientResult
 from sgenas.errors import InvalidValueError, require
 from sgenas.optim import InnerOptimizer, InnerState
-from sgenas.random import generator
+from sgenas.random import generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
 from sgenas.run.state import copied, matching, require_finite
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
-from sgenas.searching.objectives import Objectives, Penalty
+from sgenas.searching.objectives import Objectives, Penalty, Seeded
 from sgenas.searching.results import entropy, predicted_cost, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.spaces.base import SearchSpace
@@ -72,7 +72,7 @@ class Search(Loop):
     ) -> None:
         super().__init__(**loop)
         self.space, self.costs = space, costs
-        self._train, self._val, self._objectives = train, val, objectives
+        self._train, self._val, self._objectives, self.streams = train, val, objectives, (train, val)
         self.estimator, self._weight_optimizer, self._schedule = estimator, weight_optimizer, schedule
         self._trajectory_optimizer, self._regularizer = trajectory_optimizer, regularizer
         self._warmup_epochs, self._alpha_every, self.inner_steps = warmup_epochs, alpha_every, inner_steps
@@ -150,9 +150,9 @@ class Search(Loop):
 
     def take_step(self) -> dict[str, Tensor]:
         """N inner steps and, if it is due, one step of the alphas; the values to log."""
-        inner = [next(self._train)]
+        inner = [self._seeded(next(self._train), 0)]
         while len(inner) < self.inner_steps and not self._train.at_end:
-            inner.append(next(self._train))
+            inner.append(self._seeded(next(self._train), len(inner)))
         objectives, optimizer = self.objectives(), self.weight_optimizer()
         noise = objectives.space.draw_noise(self.alphas, self._noise)
         problem = objectives.problem(optimizer, self.penalties(), noise)
@@ -162,7 +162,7 @@ class Search(Loop):
             self.cost += Cost(len(inner), len(inner), len(inner))
             return {"inner_loss": torch.stack(trajectory.losses).mean()} | self._gradient_norm()
 
-        outer, start, own = next(self._val), self.state, problem
+        outer, start, own = self._seeded(next(self._val), -1), self.state, problem
         if self._trajectory_optimizer is not None:
             own = dataclasses.replace(problem, inner_optimizer=self._trajectory_optimizer)
             start = self._trajectory_optimizer.init(self.state.weights)
@@ -193,6 +193,9 @@ class Search(Loop):
             **self._gradient_norm(),
             **{name: result.diagnostics[name] for name in DIAGNOSTICS if name in result.diagnostics},
         }
+
+    def _seeded(self, batch: Any, number: int) -> Seeded:
+        return Seeded(batch, seed_of(self.seed, f"network/{self.step}/{number}"))
 
     def _gradient_norm(self) -> dict[str, Tensor]:
         norm = self.state.grad_norm
@@ -251,14 +254,14 @@ class Search(Loop):
 
     def supernet(self, mixing: Tree | None = None) -> Callable[..., Any]:
         """The supernet at the current weights and alphas, or with given mixing weights."""
-        weights = self.state.weights
-        bound = self.space.bind(weights, self.alphas) if mixing is None else self.space.bind_mixing(weights, mixing)
+        weights, space = self.state.weights, self.space.seeded(self.seed)
+        bound = space.bind(weights, self.alphas) if mixing is None else space.bind_mixing(weights, mixing)
         return self._objectives.model(bound)
 
     def outer_objective(self, batch: Any) -> Callable[[Tree], Tensor]:
         """alphas -> L_val at the current weights on ``batch``, penalties included."""
         problem = self.objectives().problem(self.weight_optimizer(), self.penalties(), None)
-        return lambda alphas: problem.outer_loss(self.state.weights, alphas, batch)
+        return lambda alphas: problem.outer_loss(self.state.weights, alphas, self._seeded(batch, -1))
 
     # -- progress and checkpoints ---------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The bilevel problem of one step of a search, made from its space, its loss and its penalties."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ Penalty = Callable[[Tree], Tensor]
 """alphas -> 0-d tensor, added to the outer loss."""
 
 
+class Seeded(NamedTuple):
+    """A batch, and the seed of what the network draws on it: the same in every pass on this batch."""
+
+    batch: Any
+    seed: int
+
+
 @dataclass(frozen=True)
 class Objectives:
     """Losses of a search.
@@ -29,6 +36,7 @@ class Objectives:
         device: Device of the search.
         shards: How batches are cut, see `Shards`.
         share: Which directions this process follows, see `Share`.
+        memory: What the problems of earlier steps found out about the loss, see `BilevelProblem`.
     """
 
     space: SearchSpace
@@ -37,17 +45,22 @@ class Objectives:
     device: torch.device
     shards: Shards | None = None
     share: Share | None = None
+    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def problem(self, optimizer: InnerOptimizer, penalties: list[Penalty], noise: Tree | None) -> BilevelProblem:
         """L_train = loss, L_val = loss + penalties(alphas), with the relaxation's ``noise`` of this step."""
 
         def inner(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            return self.loss(self.model(self.space.bind(weights, alphas, noise)), batch)
+            space = self.space
+            if isinstance(batch, Seeded):
+                space, batch = space.seeded(batch.seed), batch.batch
+            return self.loss(self.model(space.bind(weights, alphas, noise)), batch)
 
         def outer(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
             return sum((penalty(alphas) for penalty in penalties), inner(weights, alphas, batch))
 
         def stacked(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+            batch = batch.batch if isinstance(batch, Seeded) else batch
             bound = self.space.bind_members(weights, alphas, noise)
             assert bound is not None, "only for spaces that can"
             members = len(next(iter(weights.values())))
@@ -56,7 +69,13 @@ class Objectives:
 
         can_stack = type(self.space).bind_members is not SearchSpace.bind_members
         return BilevelProblem(
-            inner, outer, optimizer, stacked if can_stack else None, shards=self.shards, share=self.share
+            inner,
+            outer,
+            optimizer,
+            stacked if can_stack else None,
+            shards=self.shards,
+            share=self.share,
+            memory=self.memory,
         )
 
     def model(self, bound: Callable[..., Any]) -> Callable[..., Any]:

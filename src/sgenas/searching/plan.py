@@ -14,7 +14,8 @@ import torch
 
 from sgenas.bilevel import SGE, BilevelProblem, Cost, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.bilevel.estimators.sge.batched import SavedMemory, members_that_fit, trajectory_bytes
+from sgenas.bilevel.estimators.sge.batched import members_that_fit, trajectory_bytes
+from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.data import ImageData
 from sgenas.device import peak_memory
 from sgenas.random import generator

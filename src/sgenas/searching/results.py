@@ -10,16 +10,49 @@ import torch
 from torch import Tensor, nn
 
 from sgenas.bilevel import Cost
-from sgenas.errors import require_choice
+from sgenas.errors import InvalidValueError, require_choice
+from sgenas.losses import Loss
+from sgenas.run.batches import Stream
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm
 from sgenas.tree import TensorDict
 
 
+class Calibration:
+    """One pass of a network through the training data of a search; a pickle of it has no data.
+
+    Args:
+        loss: Of the search.
+        stream: Makes a stream of the training data; None without data.
+    """
+
+    def __init__(self, loss: Loss | None = None, stream: Callable[[], Stream] | None = None) -> None:
+        self._loss, self._stream = loss, stream
+
+    def __call__(self, network: nn.Module) -> None:
+        if self._stream is None or self._loss is None:
+            raise InvalidValueError(
+                "weights must be 'fresh' for a result that was pickled, since it has no training data for the"
+                " statistics of batch normalization, got 'trained'; derive the network before you pickle the result",
+                field="weights",
+            )
+        stream = self._stream()
+        for batch in stream:
+            self._loss(network, batch)
+            if stream.at_end:
+                break
+
+    def __deepcopy__(self, memo: Any) -> "Calibration":
+        return self
+
+    def __reduce__(self) -> tuple[type["Calibration"], tuple[()]]:
+        return Calibration, ()
+
+
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """What a search found. It can be pickled and copied, without the training data.
 
     Attributes:
         space: The space, with the parts of the method.
@@ -40,7 +73,7 @@ class SearchResult:
     cost: Cost
     finished: bool
     path: Path | None
-    _calibration: Callable[[nn.Module], None] = field(repr=False, compare=False)
+    _calibration: "Calibration" = field(repr=False, compare=False)
 
     @property
     def genotype(self) -> Any:
@@ -71,7 +104,8 @@ class SearchResult:
 
         Args:
             weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
-                from one pass over the training data, or ``"fresh"`` for the model's own. The network of a
+                from one pass over the training data (not in a result that was pickled), or ``"fresh"`` for the
+                model's own. The network of a
                 cell has other sizes than the supernet, and always fresh weights.
             **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
         """

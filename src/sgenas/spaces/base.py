@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import nn
 
+from sgenas.errors import require
 from sgenas.spaces.discretization import Discretization
 from sgenas.spaces.relaxations import Relaxation
 from sgenas.tree import TensorDict
@@ -86,6 +87,10 @@ class SearchSpace(ABC):
         """The space with its buffers on ``device``; cell spaces have none."""
         return self
 
+    def seeded(self, seed: int) -> Self:
+        """The space whose network draws its random numbers from ``seed``; cell spaces draw none."""
+        return self
+
     def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict | None:
         """The noise of a stochastic relaxation for one alpha step, None for a deterministic one.
 
@@ -102,6 +107,17 @@ class SearchSpace(ABC):
             noise: Of ``draw_noise``; None for the mean of a stochastic relaxation, as evaluation needs it.
         """
         return self.relaxation(alphas, noise)
+
+    def mixing_to_derive(self, alphas: TensorDict) -> TensorDict:
+        """Mixing weights in float64 on the CPU, so that rounding makes no ties.
+
+        Raises:
+            InvalidValueError: If alphas are NaN, of which an argmax would take the first.
+        """
+        found = self.mixing({name: alpha.detach().cpu().double() for name, alpha in alphas.items()})
+        for name, table in found.items():
+            require(not bool(table.isnan().any()), f"alphas.{name}", "numbers to derive an architecture from", "NaN")
+        return found
 
     def bind(self, weights: TensorDict, alphas: TensorDict, noise: TensorDict | None = None) -> Network:
         """The supernet as a function of its inputs: pure, differentiable in weights, alphas and inputs."""

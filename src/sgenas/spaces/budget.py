@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sgenas import tree
 from sgenas.errors import InvalidValueError, require
 from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, expected_cost
 from sgenas.spaces.cell_space import CellSpace
@@ -130,7 +129,7 @@ class CellCostModel(CostModel):
 
     def best(self, alphas: TensorDict) -> Genotype:
         """The best cells within the limits; every kind of cell has a node."""
-        mixing = tree.detach(self.space.mixing(alphas))
+        mixing = self.space.mixing_to_derive(alphas)
         weights = {kind: mixing[kind].double().cpu().numpy() for kind in self._kinds}
         least = self._rule.threshold or 0.0
         pick = self._best({kind: table - least for kind, table in weights.items()})

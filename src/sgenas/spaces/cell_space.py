@@ -216,9 +216,9 @@ class CellSpace(SearchSpace):
         """The current derived cells, see `discretization`.
 
         Raises:
-            InvalidValueError: If the alphas have another shape.
+            InvalidValueError: If the alphas have another shape, or are NaN.
         """
-        mixing = self.mixing(tree.detach(alphas))
+        mixing = self.mixing_to_derive(alphas)
         cells = []
         for kind, shape in self.shapes.items():
             require(mixing[kind].shape == shape, f"alphas.{kind}", f"of shape {shape}", mixing[kind].shape)

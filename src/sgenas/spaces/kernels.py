@@ -3,13 +3,19 @@
 Every function equals PyTorch's plain call in outputs and gradients up to rounding.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+
+NARROW = 16
+"""Channels from which on a strided convolution with kernel 1 is correct in oneDNN: one vector of AVX-512."""
+Module = TypeVar("Module", bound=nn.Module)
 
 WIDE = 5
 """Kernel width from which the weight gradient of a depthwise convolution is split."""
@@ -56,7 +62,64 @@ def from_phases(phases: Tensor) -> Tensor:
 
 def dense(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """k x k convolution of x (B, M C, H, W) by weight (M O, C, k, k), padded by (k - 1) / 2: a group per member."""
-    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
+    groups = x.shape[1] // weight.shape[1]
+    if weight.shape[-1] == 1:
+        return pointwise(x, weight, None, stride=(stride, stride), groups=groups)
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=groups)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, *, stride: tuple[int, ...], groups: int) -> Tensor:
+    """Convolution with kernel 1 in 1 to 3 dimensions; on a CPU, a narrow strided one of the pixels that it reads.
+
+    With AVX-512, oneDNN's weight gradient of such a convolution of channels-last x writes out of bounds. Wider ones
+    are correct, and faster with a stride. Exported programs keep the stride, since they have no gradients.
+    """
+    narrow = weight.shape[1] < NARROW and max(stride) > 1
+    if narrow and x.device.type == "cpu" and not torch.compiler.is_exporting():
+        last = len(stride) == 2 and x.ndim == 4 and x.stride(1) == 1
+        pixels: Any = (..., *(slice(None, None, step) for step in stride))
+        x = x[pixels]
+        # the copy that the convolution would make in each of its passes
+        x = channels_last(x) if last else x.contiguous()
+        stride = (1,) * len(stride)
+    convolution = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+    return convolution(x, weight, bias, stride, groups=groups)
+
+
+def subsample_pointwise(module: Module) -> Module:
+    """``module``, whose strided convolutions with kernel 1 compute with `pointwise` from now on; in place.
+
+    Classes, parameters, hooks and printed form stay as they are, and copies and pickles keep the change.
+    Convolutions that pad, and subclasses with a ``forward`` of their own, are left alone.
+    """
+    for conv in strided_pointwise(module):
+        conv._conv_forward = partial(pointwise, stride=conv.stride, groups=conv.groups)
+    return module
+
+
+@contextmanager
+def subsampled(module: nn.Module) -> Iterator[None]:
+    """`subsample_pointwise` for the duration of a with block."""
+    changed = [conv for conv in strided_pointwise(module) if "_conv_forward" not in vars(conv)]
+    subsample_pointwise(module)
+    try:
+        yield
+    finally:
+        for conv in changed:
+            del conv._conv_forward
+
+
+def strided_pointwise(module: nn.Module) -> list[Any]:
+    """The convolutions of ``module`` that `subsample_pointwise` changes."""
+    return [
+        conv
+        for conv in module.modules()
+        for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        if isinstance(conv, kind)
+        and type(conv).forward is kind.forward
+        and max(conv.kernel_size) == 1 < max(conv.stride)
+        and not any(conv._reversed_padding_repeated_twice)
+    ]
 
 
 def join(parts: Sequence[Tensor], members: int) -> Tensor:

@@ -15,8 +15,10 @@ from sgenas.errors import require
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
-from sgenas.run.batches import Stream
+from sgenas.run.batches import Stream, has_batch_norm
 from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.faults import explaining_single_rows
+from sgenas.run.fingerprint import describe_data, describe_function, describe_model, digest
 from sgenas.run.loggers import LOGGERS, Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.spaces.genotype import Genotype
@@ -148,7 +150,14 @@ def train(
     directory = RunDir(run_dir)
     run = Training(
         network,
-        Stream(train_data, "train_data", batch_size, generator(seed, "training batches"), where),
+        Stream(
+            train_data,
+            "train_data",
+            batch_size,
+            generator(seed, "training batches"),
+            where,
+            drop_single_rows=has_batch_norm(network.modules()),
+        ),
         None if test_data is None else _passes(test_data, batch_size, seed),
         classification if loss is None else AnyLoss(loss),
         Arithmetic(where, precision, channels_last),
@@ -166,7 +175,7 @@ def train(
         checkpoint_every=checkpoint_every,
         deterministic=deterministic,
     )
-    if record is None:
+    if record is None and directory.exists_on_disk:
         described = {
             "network": type(network).__name__,
             "batch_size": batch_size,
@@ -179,9 +188,16 @@ def train(
             "ema": ema,
             "precision": precision,
         }
-        record = {"source": "python", **{name: _plain(value) for name, value in described.items()}}
+        record = {
+            "source": "python",
+            **{name: _plain(value) for name, value in described.items()},
+            "model": describe_model(network, weights=False),
+            "train_data": describe_data(train_data),
+            "test_data": describe_function(test_data) if callable(test_data) else describe_data(test_data),
+            "code": digest([loss, optimizer, class_weights]),
+        }
     about = environment(where) | {"weights": sum(each.numel() for each in network.parameters())} | (facts or {})
-    with directory.locked():
+    with directory.locked(), explaining_single_rows():
         if directory.begin("training", record, about, overwrite=overwrite, resume=resume):
             run.load_state_dict(directory.read_checkpoint())
         elif genotype is not None:

@@ -270,6 +270,7 @@ class TrainImageParts:
         self.facts: dict[str, Any] = {
             "classes": list(self.images.classes),
             "images": {"training": len(self.images.train), "test": len(test)},
+            "notes": list(self.images.notes),
             "input": [self.images.channels, self.images.height, self.images.width],
             "mean": list(augmentation.mean),
             "std": list(augmentation.std),

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from sgenas.random import generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
 from sgenas.run.state import matching
+from sgenas.spaces.kernels import subsampled
 from sgenas.training.ema import MovingAverage
 from sgenas.training.objectives import Arithmetic, Objective, measure
 from sgenas.training.schedules import WarmupCosine
@@ -73,6 +74,7 @@ class Training(Loop):
         self.summed = objective.names  # type: ignore[misc]
         super().__init__(device=arithmetic.device, **loop)
         self._train, self._test, self._objective, self._arithmetic = train, test, objective, arithmetic
+        self.streams = (train,)
         self._schedule, self._drop_path, self._fingerprint = schedule, drop_path, fingerprint
         require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
         require(0 <= drop_path < 1, "drop_path", "in [0, 1)", drop_path)
@@ -155,9 +157,12 @@ class Training(Loop):
             if gpu:
                 self._random.append(torch.cuda.get_rng_state(self.device))
 
-    def arithmetic(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
         # unlike a search, a training takes no small differences, so TF32 is accurate enough
-        return (exact_convolutions if self._deterministic else fast_convolutions)(self.device)
+        convolutions = exact_convolutions if self._deterministic else fast_convolutions
+        with convolutions(self.device), subsampled(self.network):
+            yield
 
     # -- what an epoch measures -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
+from sgenas.bilevel import complex_weights
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
 from sgenas.errors import DivergenceError, InvalidValueError, require
 from sgenas.optim import InnerState
@@ -103,6 +104,8 @@ class Estimator(ABC):
 
     draws: ClassVar[bool] = False
     """Whether the estimator draws random numbers."""
+    differentiates_gradients: ClassVar[bool] = False
+    """Whether the estimator takes derivatives or differences of gradients, which must be those of a function."""
     uses_v: ClassVar[bool] = True
     """Whether the estimator uses d L_val / d weights."""
 
@@ -117,6 +120,14 @@ class Estimator(ABC):
     def kept_steps(self, inner_steps: int) -> int:
         """How many of the last inner steps ``indirect_gradient`` finds in ``context.trajectory.steps``."""
         return 0
+
+    def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree] | None:
+        """Other alphas at which a call needs the inner problem solved, as far as it is clear in advance.
+
+        A ``BlackBoxProblem`` trains there in parallel. The generator is in the state that it has in the call.
+        None: the estimator needs an inner loss, so that it cannot be used with a black box.
+        """
+        return None
 
     def cost(self, inner_steps: int) -> Cost:
         """An upper bound of what one call with that many inner batches costs."""
@@ -165,7 +176,12 @@ class Estimator(ABC):
             tensor.requires_grad for slot in (state.weights, *state.slots.values()) for tensor in tree.tensors(slot)
         ):
             state = replace(state, weights=tree.detach(state.weights), slots=tree.detach(state.slots))
-        passed, alphas, problem = alphas, tree.detach(alphas), problem.counted()
+        problem.check(state, alphas, inner_batches)
+        like, passed, alphas, problem = state.weights, alphas, tree.detach(alphas), problem.counted()
+        complex_ones = complex_weights.occur(state)
+        if complex_ones:
+            state, problem = complex_weights.real_state(state), complex_weights.real_problem(problem, like)
+        version = _version(state)
         trajectory = self.run(problem, state, alphas, inner_batches)
         weights, v = trajectory.end.weights, None
         if self.uses_v:
@@ -176,8 +192,16 @@ class Estimator(ABC):
         rest = (inner_batches, outer_batch, trajectory, outer_loss, v, direct, generator)
         context = Context(problem, state, alphas, *rest)
         indirect = self.indirect_gradient(context)
-        parts = (tree.add(direct, indirect), direct, indirect, trajectory.end, trajectory.losses, outer_loss)
+        # (an embedding with max_norm does)
+        require(_version(state) == version, "inner_loss", "free of changes of the weights in place", "such a change")
+        end = complex_weights.complex_state(trajectory.end, like) if complex_ones else trajectory.end
+        parts = (tree.add(direct, indirect), direct, indirect, end, trajectory.losses, outer_loss)
         return HypergradientResult(*parts, problem.counter.total, context.diagnostics, passed)
+
+
+def _version(state: InnerState) -> int:
+    """A number that changes with every change of the weights in place."""
+    return sum(0 if weight.is_inference() else weight._version for weight in tree.tensors(state.weights))
 
 
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "sgenas.estimators")
@@ -192,7 +216,8 @@ def require_finite(inner_losses: Sequence[Tensor], outer_loss: Tensor, where: st
         if not bool(torch.isfinite(loss)):
             step = f"inner step {index + 1} of {len(inner_losses)}"
             raise DivergenceError(f"inner_loss is {loss.item()} in {step}{where}")
-    raise DivergenceError(f"outer_loss is {outer_loss.item()} after inner step {len(inner_losses)}{where}")
+    after = f" after inner step {len(inner_losses)}" if inner_losses else ""
+    raise DivergenceError(f"outer_loss is {outer_loss.item()}{after}{where}")
 
 
 def require_finite_directions(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:

@@ -60,21 +60,24 @@ class EvolutionStrategies(Estimator):
         steps = self.num_directions * inner_steps
         return Cost(steps + self.num_directions, steps, steps)
 
+    def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree]:
+        return self._perturbed(draw(self.directions, self.num_directions, alphas, generator), alphas)
+
+    def _perturbed(self, matrix: torch.Tensor, alphas: Tree) -> list[Tree]:
+        """alpha + mu u_j for each row u_j."""
+        return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in matrix]
+
     def indirect_gradient(self, context: Context) -> Tree:
         problem, alphas = context.problem, context.alphas
         assert context.generator is not None
         matrix = draw(self.directions, self.num_directions, alphas, context.generator)
-
-        def perturbed(index: int) -> Tree:
-            return tree.add(alphas, tree.unflatten(matrix[index], alphas), self.smoothing)
-
+        perturbed = self._perturbed(matrix, alphas)
         values = []
-        for index in range(len(matrix)):
-            moved = perturbed(index)
+        for moved in perturbed:
             end = problem.run(context.state, moved, context.inner_batches).end
             values.append(problem.outer_value(end.weights, moved, context.outer_batch))
         differences = (torch.stack(values) - context.outer_loss) / self.smoothing
-        require_finite_directions(context, differences, perturbed)
+        require_finite_directions(context, differences, perturbed.__getitem__)
         context.diagnostics["projections"] = differences
         found = aggregate(matrix, differences, self.directions)
         return tree.subtract(found.report(context.diagnostics, alphas), context.direct)

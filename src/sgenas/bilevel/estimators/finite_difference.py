@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class FiniteDifference(Estimator):
     """
 
     radius: float = 0.01
+
+    differentiates_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require(0 < self.radius < math.inf, "FiniteDifference.radius", "> 0 and finite", self.radius)

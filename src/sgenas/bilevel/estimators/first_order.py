@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator
 from sgenas.tree import Tree
@@ -17,6 +19,9 @@ class FirstOrder(Estimator):
     """
 
     uses_v: ClassVar[bool] = False
+
+    def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree]:
+        return []
 
     def indirect_gradient(self, context: Context) -> Tree:
         """Zeros."""

@@ -4,16 +4,18 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator
-from sgenas.bilevel.hvp import hvps, weight_hvp
+from sgenas.bilevel.hvp import HVP, ROUTES
 from sgenas.bilevel.linear_solvers import Solver, conjugate_gradient, neumann
 from sgenas.bilevel.problem import BilevelProblem, Cost
-from sgenas.errors import DivergenceError, require
+from sgenas.errors import DivergenceError, require, require_choice
+from sgenas.fields import option
 from sgenas.optim import l2_coefficient
 from sgenas.tree import Tree
 
@@ -23,18 +25,21 @@ class _Implicit(Estimator):
 
     max_hvps: int
     damping: float
+    hvp: str
     least = 0
+    differentiates_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         name, damping = type(self).__name__, self.damping
         require(self.max_hvps >= self.least, f"{name}.max_hvps", f">= {self.least}", self.max_hvps)
         require(0 <= damping < math.inf, f"{name}.damping", ">= 0 and finite", damping)
+        require_choice(f"{name}.hvp", self.hvp, ROUTES)
 
     @abstractmethod
     def linear_solver(self, problem: BilevelProblem) -> Solver: ...
 
     def indirect_cost(self, inner_steps: int) -> Cost:
-        passes = 2 * (self.max_hvps + 1)
+        passes = 2 * (self.max_hvps + 1) + (self.hvp in ("auto", "reverse"))
         return Cost(passes, passes)
 
     def indirect_gradient(self, context: Context) -> Tree:
@@ -42,16 +47,16 @@ class _Implicit(Estimator):
         problem, alphas, v, batch = context.problem, context.alphas, context.v, context.inner_batches[-1]
         weights, solver = context.trajectory.end.weights, self.linear_solver(context.problem)
         shift = l2_coefficient(problem.inner_optimizer, weights) + self.damping
+        hvp = HVP(problem, weights, alphas, batch, self.hvp)
 
         def matvec(vector: Tensor) -> Tensor:
-            curved = weight_hvp(problem, weights, alphas, batch, tree.unflatten(vector, v))
-            return tree.flatten(curved) + shift * vector
+            return tree.flatten(hvp.weights(tree.unflatten(vector, v))) + shift * vector
 
         right = tree.flatten(v)
         solved = solver(matvec, right)
         same = solved.shape == right.shape
         require(same, "Implicit.solver", f"a function that returns shape {tuple(right.shape)}", tuple(solved.shape))
-        curved, mixed = hvps(problem, weights, alphas, batch, tree.unflatten(solved, v))
+        curved, mixed = hvp.both(tree.unflatten(solved, v))
         residual = (tree.flatten(curved) + shift * solved - right).norm()
         residual = residual / right.norm().clamp_min(torch.finfo(right.dtype).tiny)
         context.diagnostics["residual"] = residual
@@ -73,23 +78,28 @@ class Implicit(_Implicit):
 
     Correct only as far as Y^N is a minimum: learning rate, momentum, clipping and the start do not matter.
     If H is not positive definite there is no w* to differentiate, and the result is whatever the solver
-    returns. ``diagnostics["residual"]`` is ||A x - b|| / ||b||, 0 for an exact solution. Cost: N + 1 passes
-    and two for each of the products and one more. Memory: a few sets of weights.
+    returns. ``diagnostics["residual"]`` is ||A x - b|| / ||b||, 0 for an exact solution. Cost: N + 1 passes,
+    two for each of the products and one more, and one by double backward. Memory: a few sets of weights, and by
+    double backward the graph of a gradient.
 
     Args:
         solver: (matvec, b) -> x, see ``linear_solvers``; vectors hold all weights, joined.
         max_hvps: Largest number of products with A that the solver takes, >= 0.
         damping: Added to the eigenvalues of A, >= 0, against small or negative ones; shortens x.
+        hvp: How products with H and M are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD
+            over the gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one)
+            or ``finite-difference`` (of gradients, for smooth losses).
 
     Raises:
         InvalidValueError: If a setting is out of range, x has another shape than b, or the optimizer has no
-            condition of this form.
+            condition of this form, or the inner loss has no second derivative.
         DivergenceError: If a loss or the solution is NaN or infinite.
     """
 
     solver: Solver
     max_hvps: int
     damping: float = 0.0
+    hvp: str = option("auto", choices=ROUTES)
 
     def linear_solver(self, problem: BilevelProblem) -> Solver:
         return self.solver
@@ -100,17 +110,22 @@ class Neumann(_Implicit):
     r"""``Implicit`` by the Neumann series: x = scale sum_{i=0}^{k} (I - scale A)^i b.
 
     This equals ``Unrolled`` through k + 1 plain steps of size ``scale`` that all start at Y^N. Error: falls
-    as r^(k+1), r = max |1 - scale lambda| over the eigenvalues of A. Cost: N + 2 k + 3 passes.
+    as r^(k+1), r = max |1 - scale lambda| over the eigenvalues of A. Cost: N + 2 k + 3 passes, one
+    more by double backward.
 
     Args:
         max_hvps: Number of Hessian-vector products k, >= 0.
         scale: Step of the series, > 0 and below 2 / the largest eigenvalue of A. None: the optimizer's lr.
         damping: Added to the eigenvalues of A, >= 0, against small or negative ones.
+        hvp: How products with H and M are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD
+            over the gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one)
+            or ``finite-difference`` (of gradients, for smooth losses).
     """
 
     max_hvps: int = 10
     scale: float | None = None
     damping: float = 0.0
+    hvp: str = option("auto", choices=ROUTES)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,18 +144,22 @@ class ConjugateGradient(_Implicit):
 
     Error: none after as many products as A has different eigenvalues. Before that it falls at least as
     ((sqrt(c) - 1) / (sqrt(c) + 1))^k, c the largest eigenvalue of A divided by the smallest. Cost: at most
-    N + 2 k + 3 passes.
+    N + 2 k + 3 passes, one more by double backward.
 
     Args:
         max_hvps: Largest number of Hessian-vector products k, >= 1.
         tolerance: Stops when the residual is this part of b, in [0, 1).
         damping: Added to the eigenvalues of A, >= 0. Without it, the solver stops at the first direction of
             negative curvature, possibly with x = 0.
+        hvp: How products with H and M are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD
+            over the gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one)
+            or ``finite-difference`` (of gradients, for smooth losses).
     """
 
     max_hvps: int = 10
     tolerance: float = 1e-6
     damping: float = 0.0
+    hvp: str = option("auto", choices=ROUTES)
     least = 1
 
     def __post_init__(self) -> None:

@@ -1,13 +1,17 @@
 """Unrolled: the N inner steps differentiated exactly, backwards along the stored trajectory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator
-from sgenas.bilevel.hvp import hvps, mixed_hvp
-from sgenas.bilevel.problem import Cost
-from sgenas.errors import require
-from sgenas.optim import grad_cotangent, step_vjp
+from sgenas.bilevel.gradients import lacks_rule
+from sgenas.bilevel.hvp import HVP, KEPT_GRAPHS, ROUTES, SMALL_GRAPH, measured_bytes
+from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.errors import require, require_choice
+from sgenas.fields import option
+from sgenas.optim import InnerState, grad_cotangent, step_vjp
 from sgenas.tree import Tree
 
 
@@ -22,20 +26,28 @@ class Unrolled(Estimator):
         indirect += M s,   y += H s,   H = d^2 L / d w^2,   M = d^2 L / (d alpha d w)   of L_train at w.
 
     This equals automatic differentiation through all steps, in the memory of one pass and N sets of weights,
-    slots and gradients. H s and M s are forward-mode derivatives of the gradient. Exact for smooth losses;
-    ReLU and maximum count as if they had no kinks. Cost: N + 1 + 2 k passes.
+    slots and gradients, or, if passes are small, in that of all graphs. Exact for smooth losses; ReLU and maximum
+    count as if they had no kinks. Cost: N + 1 + 2 k passes, at most k more by double backward.
 
     Args:
         truncate: Backpropagate through the last k steps only, as if Y^{N-k} did not depend on alpha; >= 1.
             None: all steps. Without momentum the error falls as (1 - lr c)^k if the curvature is at least c.
+        hvp: How H s and M s are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD over the
+            gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one) or
+            ``finite-difference`` (of gradients, for smooth losses).
 
     Raises:
-        InvalidValueError: If ``truncate`` < 1, or there are fewer inner batches than it says.
+        InvalidValueError: If ``truncate`` < 1, there are fewer inner batches than it says, or the inner loss has
+            no second derivative.
     """
 
     truncate: int | None = None
+    hvp: str = option("auto", choices=ROUTES)
+
+    differentiates_gradients: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_choice("Unrolled.hvp", self.hvp, ROUTES)
         require(self.truncate is None or self.truncate >= 1, "Unrolled.truncate", ">= 1 or None", self.truncate)
 
     def kept_steps(self, inner_steps: int) -> int:
@@ -44,8 +56,28 @@ class Unrolled(Estimator):
         return steps
 
     def indirect_cost(self, inner_steps: int) -> Cost:
-        steps = self.truncate or inner_steps
-        return Cost(2 * steps, 2 * steps)
+        passes = (3 if self.hvp in ("auto", "reverse") else 2) * (self.truncate or inner_steps)
+        return Cost(passes, passes)
+
+    def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
+        """The unperturbed trajectory; its steps keep the graphs of their gradients if these are small."""
+        keep = self.kept_steps(len(inner_batches))
+        problem.check(state, alphas, inner_batches)
+        if self._keeps_graphs(problem, state.weights, alphas, inner_batches[0], keep):
+            before = problem.counter.total
+            try:
+                return problem.run(state, alphas, inner_batches, keep=keep, graphs=True)
+            except Exception as error:
+                if not lacks_rule(error):
+                    raise
+                problem.counter.total = before
+        return problem.run(state, alphas, inner_batches, keep=keep)
+
+    def _keeps_graphs(self, problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, keep: int) -> bool:
+        if self.hvp not in ("auto", "reverse") or problem.shards is not None or self.hvp in problem.findings.routes:
+            return False
+        size = measured_bytes(problem, weights, alphas, batch)
+        return keep * size <= KEPT_GRAPHS and (self.hvp == "reverse" or size <= SMALL_GRAPH)
 
     def indirect_gradient(self, context: Context) -> Tree:
         problem, alphas, optimizer = context.problem, context.alphas, context.problem.inner_optimizer
@@ -56,7 +88,8 @@ class Unrolled(Estimator):
         (first, first_batch), *others = last
         for step, batch in reversed(others):
             weights, slots, grad = step_vjp(optimizer, step.before, step.grad, weights, slots)
-            curved, mixed = hvps(problem, step.before.weights, alphas, batch, grad)
+            curved, mixed = HVP(problem, step.before.weights, alphas, batch, self.hvp, step.graph).both(grad)
             indirect, weights = tree.add(indirect, mixed), tree.add(weights, curved)
         grad = grad_cotangent(optimizer, first.before, first.grad, weights, slots)
-        return tree.add(indirect, mixed_hvp(problem, first.before.weights, alphas, first_batch, grad))
+        product = HVP(problem, first.before.weights, alphas, first_batch, self.hvp, first.graph)
+        return tree.add(indirect, product.alphas(grad))

@@ -55,6 +55,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from sgenas.data.downloads import DEFAULT_DIR, DOWNLOADS, is_downloaded
+    from sgenas.device import usable_cores
     from sgenas.run.run_dir import processor
 
     reasons = [f"the module {name} is missing: install sgenas again" for name in NEEDED if _missing(name)]
@@ -76,7 +77,7 @@ def examine() -> dict[str, Any]:
         reasons.append(f"a pass of a small supernet fails: {' '.join(str(error).split())[:200]}")
     data = {name: is_downloaded(name) for name in DOWNLOADS}
     all_cores = os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
+    cores = usable_cores()
     threads, warnings = torch.get_num_threads(), []
     if threads > cores:
         warnings.append(f"{threads} threads share {cores} usable cores: set OMP_NUM_THREADS={cores}")

@@ -139,7 +139,10 @@ def _opening() -> "Callback":
 
     class Opening(Callback):
         def on_start(self, run: Any) -> None:
-            say(opening(run.run_dir.read_config()))
+            record = run.run_dir.read_config()
+            say(opening(record))
+            for note in record["environment"].get("notes", ()):
+                say(f"data: {note}")
 
     return Opening()
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.errors import GenotypeError, InvalidValueError, require
+from sgenas.spaces.kernels import subsample_pointwise
 from sgenas.spaces.nonlinearity import maximum
 
 
@@ -29,6 +30,7 @@ class FactorizedReduce(nn.Module):
         self.even = nn.Conv2d(channels_in, half, 1, stride=2, bias=False)
         self.odd = nn.Conv2d(channels_in, channels_out - half, 1, stride=2, bias=False)
         self.norm = nn.BatchNorm2d(channels_out)
+        subsample_pointwise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
@@ -44,11 +46,8 @@ def conv_bn(channels_in: int, channels_out: int) -> nn.Sequential:
 
 def relu_conv_bn(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Sequential:
     """ReLU, kernel x kernel convolution (kernel odd), BN; (B, channels_in, H, W) -> channels_out channels."""
-    return nn.Sequential(
-        nn.ReLU(),
-        nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(channels_out),
-    )
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding=kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), subsample_pointwise(conv), nn.BatchNorm2d(channels_out))
 
 
 def _depthwise_separable(channels: int, kernel: int, stride: int, dilation: int = 1) -> list[nn.Module]:

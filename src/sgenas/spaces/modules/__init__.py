@@ -1,6 +1,6 @@
 """Choices in your own module: what to put into it, the space that it becomes, and its costs."""
 
-from sgenas.spaces.modules.checks import calibrate_batch_norm, check_loss
+from sgenas.spaces.modules.checks import calibrate_batch_norm
 from sgenas.spaces.modules.choices import Choice, InputChoice, WidthChoice
 from sgenas.spaces.modules.costs import ModuleCostModel
 from sgenas.spaces.modules.space import ModuleSpace
@@ -12,5 +12,4 @@ __all__ = [
     "ModuleSpace",
     "WidthChoice",
     "calibrate_batch_norm",
-    "check_loss",
 ]

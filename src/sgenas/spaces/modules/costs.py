@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgenas import tree
 from sgenas.errors import InvalidValueError, one_line
 from sgenas.spaces.base import Option
 from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
@@ -95,7 +94,7 @@ class ModuleCostModel(CostModel):
 
     def best(self, alphas: TensorDict) -> dict[str, Option]:
         """Of the choices within all limits those with the largest sum of mixing weights; exact."""
-        mixing = tree.detach(self.space.mixing(alphas))
+        mixing = self.space.mixing_to_derive(alphas)
         found = best_choice([self._options(group, mixing) for group in self._groups], self._allowed)
         assert found is not None, "checked at the start: some choices meet the limits, for any alphas"
         return {name: self.space.options[name][index] for name, index, _ in found[1]}

@@ -12,11 +12,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError, require
+from sgenas.functional import Functional, copied
+from sgenas.losses import Loss, cross_entropy
 from sgenas.spaces.base import Network, Option, SearchSpace
 from sgenas.spaces.discretization import Argmax, Discretization
+from sgenas.spaces.kernels import subsample_pointwise
 from sgenas.spaces.modules.choices import BaseChoice
 from sgenas.spaces.relaxations import Relaxation, Sigmoid, Softmax
 from sgenas.tree import TensorDict
@@ -34,8 +38,9 @@ class ModuleSpace(SearchSpace):
 
     Alphas are {name of a choice: (K,)}, weights {name of a parameter: tensor} for the parameters that require
     a gradient. The supernet is a pure function of both: batch normalization uses batch statistics and never
-    reads or updates the running ones, dropout is off, and nothing works in place. Otherwise the module is in
-    training mode. Derived modules have all of this restored.
+    reads or updates the running ones, spectral normalization its present vectors, dropout is off, and nothing works in
+    place. Otherwise the module is in training mode. Layers that draw (stochastic depth) draw from a seed, see
+    ``seeded``. Derived modules have all of this restored.
 
     Args:
         model: Any module with a `Choice`, `InputChoice` or `WidthChoice` inside. The space copies it and
@@ -43,6 +48,7 @@ class ModuleSpace(SearchSpace):
             they are (a frozen backbone).
         relaxation: How alphas become mixing weights; None for softmax.
         discretization: `Argmax`: the option with the largest mixing weight; None for the same.
+        dropout: Whether dropout is on in the search. All passes of a step on the same batch have the same masks.
 
     Raises:
         InvalidValueError: If the model has no choice, choices of one name have different options, a parameter
@@ -57,21 +63,26 @@ class ModuleSpace(SearchSpace):
     name = "module"
 
     def __init__(
-        self, model: nn.Module, *, relaxation: Relaxation | None = None, discretization: Discretization | None = None
+        self,
+        model: nn.Module,
+        *,
+        relaxation: Relaxation | None = None,
+        discretization: Discretization | None = None,
+        dropout: bool = False,
     ) -> None:
         require(isinstance(model, nn.Module), "model", "a torch.nn.Module", type(model).__name__)
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
             if is_lazy(tensor):
                 raise InvalidValueError(f"model must be called once before: {name} has no shape yet", field="model")
         self.options = _options(model)
-        self._model = copy.deepcopy(model)
-        self._network = _pure(copy.deepcopy(model))
+        self._model, self._dropout = copied(model), dropout
+        self._seed: int | None = None
         self._places = {
             f"{path}.mixing".removeprefix("."): choice.name
-            for path, choice in self._network.named_modules()
+            for path, choice in self._model.named_modules()
             if isinstance(choice, BaseChoice)
         }
-        self._tied = _tied(self._network)
+        self._network = Functional(self.supernet())
         if not any(parameter.requires_grad for parameter in self._model.parameters()):
             message = "model must have a parameter that requires a gradient, got none"
             raise InvalidValueError(message, field="model")
@@ -96,8 +107,33 @@ class ModuleSpace(SearchSpace):
         """A copy whose model is on ``device``: buffers, frozen parameters, initial weights."""
         other = copy.copy(self)
         other._model = copy.deepcopy(self._model).to(device)
-        other._network = copy.deepcopy(self._network).to(device)
+        other._network = Functional(other.supernet())
         return other
+
+    def double(self) -> Self:
+        """A copy in float64, for checks."""
+        other = copy.copy(self)
+        other._model = copy.deepcopy(self._model).double()
+        other._network = Functional(other.supernet())
+        return other
+
+    def seeded(self, seed: int) -> Self:
+        """A copy whose passes draw from ``seed`` what the module draws; a space without it refuses such passes."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_network"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._network = Functional(self.supernet())
 
     def initial_weights(self, generator: torch.Generator | None = None) -> TensorDict:
         """A copy of the model's parameters that require a gradient; nothing is drawn."""
@@ -112,21 +148,19 @@ class ModuleSpace(SearchSpace):
         return {name: alpha.to(like.device, like.dtype) for name, alpha in drawn.items()}
 
     def bind_mixing(self, weights: TensorDict, mixing: TensorDict) -> Network:
-        tensors = weights | {alias: weights[name] for alias, name in self._tied.items()}
-        tensors |= {place: mixing[name] for place, name in self._places.items()}
+        tensors = weights | {place: mixing[name] for place, name in self._places.items()}
 
         def network(*args: Any, **kwargs: Any) -> Any:
             # the fused kernels of attention have no derivative in forward mode and no batching rule
             plain = sdpa_kernel(SDPBackend.MATH) if tree.transformed() else contextlib.nullcontext()
             with plain:
-                return torch.func.functional_call(self._network, tensors, args, kwargs, tie_weights=False)
+                return self._network(tensors, args, kwargs, self._seed)
 
         return network
 
     def derive(self, alphas: TensorDict) -> dict[str, Option]:
         """{name: the option with the largest mixing weight}, the first of equal ones."""
-        # in float64, so that rounding makes no ties
-        mixing = self.mixing({name: alpha.detach().cpu().double() for name, alpha in alphas.items()})
+        mixing = self.mixing_to_derive(alphas)
         return {name: options[int(mixing[name].argmax())] for name, options in self.options.items()}
 
     def one_hot(self, architecture: Choices) -> TensorDict:
@@ -181,13 +215,47 @@ class ModuleSpace(SearchSpace):
 
         return ModuleCostModel(self, budget, example)
 
+    def verify(
+        self,
+        batch: Any,
+        loss: Loss = cross_entropy,
+        weights: TensorDict | None = None,
+        alphas: TensorDict | None = None,
+    ) -> None:
+        """Checks that the module is a function of its weights and alphas; `sgenas.search` does so at its start.
+
+        At weights near the given ones, loss and gradients must be those of a plain copy of the module that has these
+        weights loaded. Costs four passes.
+
+        Args:
+            batch: A batch of the training data.
+            loss: ``loss(model, batch)``, a 0-d tensor.
+            weights: Weights of the supernet; None for the initial ones.
+            alphas: Architecture parameters; None for equal ones.
+
+        Raises:
+            InvalidValueError: If the loss is not a 0-d tensor, a buffer changes, two passes differ, the module uses
+                weights that the space cannot pass, gradients differ, or a choice has no part in the loss.
+        """
+        from sgenas.spaces.modules.checks import verify
+
+        verify(self, batch, loss, weights, alphas)
+
+    def supernet(self) -> nn.Module:
+        """A new copy of the supernet, with the model's weights and uniform mixing weights."""
+        return _pure(copy.deepcopy(self._model), self._dropout)
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The modules of the supernet, to inspect only."""
+        return self._network.module.named_modules()
+
     def modules(self) -> Iterator[nn.Module]:
         """The modules of the space's own copy of the model, to inspect only."""
         return self._model.modules()
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The named buffers of the supernet; a pass must not change them."""
-        return self._network.named_buffers()
+        return self._network.module.named_buffers()
 
     def _indices(self, choices: Choices) -> dict[str, int]:
         unknown = sorted(set(choices) - set(self.options))
@@ -218,37 +286,22 @@ def _options(model: nn.Module) -> dict[str, tuple[Option, ...]]:
     return found
 
 
-def _pure(network: nn.Module) -> nn.Module:
-    """``network``, changed so that a pass neither changes a buffer nor draws random numbers."""
+def _pure(network: nn.Module, dropout: bool) -> nn.Module:
+    """``network``, changed so that a pass of a usual layer neither changes a buffer nor (without dropout) draws."""
     network.train()
     for module in network.modules():
         if isinstance(module, _NormBase):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None
-        elif isinstance(module, _DropoutNd | nn.RReLU):
+        elif isinstance(module, _SpectralNorm) or (isinstance(module, _DropoutNd | nn.RReLU) and not dropout):
             module.eval()
-        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase) and not dropout:
             module.dropout = 0.0
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
         if getattr(module, "inplace", False) is True:
             setattr(module, "inplace", False)  # noqa: B010
-    return network
-
-
-def _tied(network: nn.Module) -> dict[str, str]:
-    """{other name of a parameter that requires a gradient and is held by several modules: its first name}.
-
-    ``functional_call`` could do this itself, but then it also replaces the buffers of a module with two names
-    once for each name, and afterwards restores the replacement.
-    """
-    first: dict[Tensor, str] = {}
-    tied = {}
-    for path, module in network.named_modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None and parameter.requires_grad:
-                name = f"{path}.{key}".removeprefix(".")
-                if first.setdefault(parameter, name) != name:
-                    tied[name] = first[parameter]
-    return tied
+    return subsample_pointwise(network)
 
 
 def _resolved(module: nn.Module, indices: Mapping[str, int], known: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -74,7 +74,7 @@ class AccuracyTable:
             DataError: If the file is faulty; the message names the file and the column, line or cell.
         """
         try:
-            with Path(path).open(encoding="utf-8", newline="") as file:
+            with Path(path).open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file, strict=True)
                 header, lines = list(reader.fieldnames or []), list(reader)
         except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -1,6 +1,5 @@
 """The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +11,13 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.bilevel.estimators.base import ESTIMATORS, Context, Estimator, require_finite_directions
 from sgenas.bilevel.estimators.sge.aggregation import AGGREGATIONS, aggregate
-from sgenas.bilevel.estimators.sge.batched import SavedMemory, automatic, batched
+from sgenas.bilevel.estimators.sge.batched import automatic, batched
 from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
-from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
-from sgenas.bilevel.estimators.sge.smoothing import choose_smoothing, num_probes
+from sgenas.bilevel.estimators.sge.projections import Perturbation, from_ends, sequential
+from sgenas.bilevel.estimators.sge.smoothing import LADDER, choose_smoothing, num_probes
+from sgenas.bilevel.hvp import measured_bytes
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.bilevel.trainings import Trainings
 from sgenas.errors import DivergenceError, require, require_choice
 from sgenas.fields import option
 from sgenas.optim import InnerState
@@ -123,15 +124,28 @@ class SGE(Estimator):
         baseline = self._baseline()
         return perturbed if baseline is None else perturbed + baseline.indirect_cost(inner_steps)
 
+    def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree]:
+        require(self.control_variate is None, "SGE.control_variate", "None for a black box", self.control_variate)
+        require(self.computation != "batched", "SGE.computation", "'auto' for a black box", self.computation)
+        rows = draw(self.directions, self.num_directions, alphas, generator)
+        if isinstance(self.smoothing, str):
+            # the steps that choose mu come first
+            (row,) = draw("gaussian", 1, alphas, generator)
+            signs = (1.0, -1.0) if self.directions == "antithetic" else (1.0,)
+            moved = [tree.scale(tree.unflatten(row, alphas), sign * step) for sign in signs for step in LADDER]
+            return [tree.add(alphas, each) for each in moved]
+        return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in rows]
+
     def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
         """The unperturbed trajectory; measures the memory of a pass if that decides how many are batched."""
-        needed = self.computation == "batched" and (self.chunk is None or self.memory_limit is not None)
-        # (torch.func inside a loss does not allow the hooks, so `auto` measures only if it may need it)
-        needed |= self.computation == "auto" and problem.stacked_inner_loss is not None
-        saved = SavedMemory()
-        with saved if needed else contextlib.nullcontext():
-            trajectory = super().run(problem, state, alphas, inner_batches)
-        return replace(trajectory, saved_bytes=saved.peak)
+        trajectory = super().run(problem, state, alphas, inner_batches)
+        if isinstance(problem, Trainings):
+            return trajectory
+        automatic = self.computation == "auto" and problem.findings.batches
+        if automatic or (self.computation == "batched" and (self.chunk is None or self.memory_limit is not None)):
+            size = measured_bytes(problem, state.weights, alphas, inner_batches[0])
+            return replace(trajectory, saved_bytes=size)
+        return trajectory
 
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
@@ -161,6 +175,8 @@ class SGE(Estimator):
 
     def _projections(self, task: Perturbation) -> Tensor:
         """<delta_j, v> of all directions, (Q,)."""
+        if isinstance(task.context.problem, Trainings):
+            return from_ends(task)
         compute, share = COMPUTATIONS[self.computation], task.context.problem.share
         if share is None:
             return compute(task)

@@ -1,5 +1,6 @@
 """SGE's projections s_j = <delta_j, v>, delta_j = (Y_j^N - Y^N) / mu, one perturbed trajectory at a time."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context
+from sgenas.bilevel.trainings import Trainings
 from sgenas.optim import projection
 from sgenas.tree import Tree
 
@@ -57,4 +59,17 @@ def sequential(task: Perturbation) -> Tensor:
             state = problem.run(context.state, alphas, batches[:-1]).end
         _, grad = problem.inner_gradient(state.weights, alphas, batches[-1])
         found.append(compare(state, grad))
+    return torch.stack(found) / task.smoothing
+
+
+def from_ends(task: Perturbation) -> Tensor:
+    """The projections (Q,) from the trained weights of a black box, NaN after a failed training."""
+    problem, context = task.context.problem, task.context
+    assert isinstance(problem, Trainings)
+    weights, v = tree.flatten(context.trajectory.end.weights).double(), tree.flatten(context.v).double()
+    found = []
+    for end in problem.ends([task.perturbed(index) for index in range(len(task.directions))]):
+        # in double precision, since a difference of weights that nearly agree is exact there
+        moved = math.nan if end is None else (tree.flatten(end).double() - weights) @ v
+        found.append(torch.as_tensor(moved, dtype=torch.float64, device=v.device))
     return torch.stack(found) / task.smoothing

@@ -1,0 +1,139 @@
+"""One training of a black box: run with a seed, in any process, and its weights packed into bytes."""
+
+import contextlib
+import functools
+import inspect
+import json
+import pickle
+import random
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from sgenas.errors import one_line
+from sgenas.tree import Tree
+
+Train = Callable[[Tree, int], Any]
+"""train(alphas, seed) -> weights: a module, a state dict, or a tree of tensors and arrays."""
+
+
+class _Unusable(Exception):
+    """What a training returned cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a training: packed weights, or the cause of its failure."""
+
+    weights: bytes | None
+    cause: str = ""
+    traceback: str = ""
+
+
+def pack(returned: Any) -> bytes:
+    """Modules, mappings, lists and tuples of tensors and arrays as the content of a safetensors file."""
+    leaves: dict[str, Tensor] = {}
+    structure = _structure(returned, "", leaves)
+    if not leaves:
+        raise _Unusable("returned no weights")
+    return safetensors.torch.save(leaves, {"structure": json.dumps(structure)})
+
+
+def _structure(value: Any, path: str, leaves: dict[str, Tensor]) -> Any:
+    """The containers of ``value``, with the keys of its tensors in ``leaves``."""
+    if isinstance(value, nn.Module):
+        value = value.state_dict()
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str | int)), None)
+        if wrong is not None:
+            raise _Unusable(f"returned the key {wrong!r} at {path or 'the top'}; keys must be strings or whole numbers")
+        return {"dict": [[key, _structure(child, f"{path}.{key}".strip("."), leaves)] for key, child in value.items()]}
+    if isinstance(value, list | tuple):
+        children = [_structure(child, f"{path}.{index}".strip("."), leaves) for index, child in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": children}
+    name = repr(path) if path else "the weights"
+    if isinstance(value, np.ndarray | np.generic):
+        try:
+            value = torch.from_numpy(np.array(value, order="C"))
+        except TypeError:
+            raise _Unusable(f"returned an array of {value.dtype} for {name}") from None
+    if not isinstance(value, Tensor):
+        got = "None" if value is None else type(value).__name__
+        raise _Unusable(f"returned {got} for {name}; weights must be tensors or arrays")
+    if value.is_complex() or value.layout != torch.strided:
+        raise _Unusable(f"returned {name} as {value.dtype}, {value.layout}; weights must be real and dense")
+    if not bool(torch.isfinite(value).all()):
+        raise _Unusable(f"returned NaN or infinite values in {name}")
+    # (tied tensors share memory, which the format has no place for)
+    leaves[str(len(leaves))] = value.detach().to("cpu", copy=True).contiguous()
+    return str(len(leaves) - 1)
+
+
+def unpack(packed: bytes) -> Tree:
+    """Inverse of ``pack``, on the CPU."""
+    length = int.from_bytes(packed[:8], "little")
+    header = json.loads(packed[8 : 8 + length])
+    leaves = safetensors.torch.load(packed)
+
+    def build(structure: Any) -> Tree:
+        if isinstance(structure, str):
+            return leaves[structure]
+        ((kind, children),) = structure.items()
+        if kind == "dict":
+            return {key: build(child) for key, child in children}
+        return [build(child) for child in children] if kind == "list" else tuple(map(build, children))
+
+    return build(json.loads(header["__metadata__"]["structure"]))
+
+
+def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) -> Outcome:
+    """One training, in any process. ``alphas``: pickled."""
+    try:
+        with _surroundings(seed, threads):
+            return Outcome(pack(train(pickle.loads(alphas), seed)))
+    except _Unusable as error:
+        return Outcome(None, str(error))
+    except (Exception, SystemExit) as error:
+        return Outcome(None, f"raised {type(error).__name__}: {one_line(error)}", traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _surroundings(seed: int, threads: int | None) -> Iterator[None]:
+    """Seeded global generators, derivatives switched on, and a number of threads; all as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with contextlib.ExitStack() as stack:
+        stack.callback(random.setstate, python)
+        stack.callback(np.random.set_state, arrays)
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(torch.enable_grad())
+        if threads is not None:
+            # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
+            from threadpoolctl import threadpool_limits
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            stack.enter_context(threadpool_limits(threads))
+            torch.set_num_threads(threads)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed)
+        yield
+
+
+def fingerprint(train: Train) -> str:
+    """Name, source and arguments of a function, as far as they can be read without running it."""
+    parts, function = list[str](), train
+    while isinstance(function, functools.partial):
+        parts += [repr(function.args), repr(function.keywords)]
+        function = function.func
+    parts.append(repr(getattr(function, "__self__", function)))
+    with contextlib.suppress(OSError, TypeError):
+        parts.append(inspect.getsource(function if inspect.isroutine(function) else type(function)))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join(parts))
