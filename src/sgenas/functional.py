@@ -75,15 +75,15 @@ class Functional:
         """
         others = {} if self._checked else {**OTHER_GENERATORS, **_own_generators(self.module)}
         states = {name: state() for name, state in others.items()}
-        before = _generator_states()
+        before = generator_states()
         if self._draws and seed is not None:
             outputs = self._seeded(tensors, args, kwargs, seed, before)
         else:
             outputs = self._pure(tensors, args, kwargs)
-            if _generator_states() != before:
+            if generator_states() != before:
                 _set_generators(before)
                 if seed is None:
-                    raise self._drew(tensors, args, kwargs, _generator_states, "random numbers")
+                    raise self._drew(tensors, args, kwargs, generator_states, "random numbers")
                 # a pass that does not draw pays for no seed; one that does is a function, so that it can be repeated
                 self._draws = True
                 outputs = self._seeded(tensors, args, kwargs, seed, before)
@@ -212,7 +212,7 @@ class Functional:
         who = found[0] if found else "the model"
         remedy = (
             "pass a seed (space.seeded(seed)), the same for all passes that are compared, or call eval() on it"
-            if state is _generator_states
+            if state is generator_states
             else "use PyTorch's generator, which sgenas sets to one seed per batch"
         )
         return InvalidValueError(f"{who} must not draw {what} in a pass; {remedy}", field="model")
@@ -254,7 +254,8 @@ def _generators() -> list[torch.Generator]:
     return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]  # type: ignore[no-untyped-call]
 
 
-def _generator_states() -> States:
+def generator_states() -> States:
+    """States of PyTorch's global generators, to be compared."""
     # inside a transform of torch.func new tensors have no data that can be read
     with torch._C._DisableFuncTorch() if tree.transformed() else contextlib.nullcontext():
         return [generator.get_state().numpy().tobytes() for generator in _generators()]

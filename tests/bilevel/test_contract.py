@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -405,3 +406,16 @@ class TestFromModules:
     def test_init_needs_weights_without_a_module(self) -> None:
         problem = BilevelProblem(lambda w, a, b: w.sum(), lambda w, a, b: w.sum(), SGD(0.1))
         fails(InvalidValueError, "init", problem.init, "weights")
+
+
+def test_losses_that_draw_are_refused() -> None:
+    def noisy(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+        return (weights * alphas).square().sum() * (1 + 0.1 * torch.rand(()))
+
+    def pure(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+        return (weights * alphas).square().sum()
+
+    for losses in ((noisy, pure), (pure, noisy)):
+        problem = BilevelProblem(*losses, SGD(0.1))
+        arguments = (problem, problem.init(torch.ones(2)), torch.ones(2), [None], None)
+        fails(InvalidValueError, "draws", partial(SGE(2), *arguments, seed=0), "losses")

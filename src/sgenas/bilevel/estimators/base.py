@@ -12,6 +12,7 @@ from sgenas import tree
 from sgenas.bilevel import complex_weights
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
 from sgenas.errors import DivergenceError, InvalidValueError, require
+from sgenas.functional import generator_states
 from sgenas.optim import InnerState
 from sgenas.registry import Registry
 from sgenas.tree import Tree
@@ -181,13 +182,20 @@ class Estimator(ABC):
         complex_ones = complex_weights.occur(state)
         if complex_ones:
             state, problem = complex_weights.real_state(state), complex_weights.real_problem(problem, like)
-        version = _version(state)
+        version, drawn = _version(state), generator_states()
         trajectory = self.run(problem, state, alphas, inner_batches)
         weights, v = trajectory.end.weights, None
         if self.uses_v:
             outer_loss, v, direct = problem.outer_gradients(weights, alphas, outer_batch)
         else:
             outer_loss, direct = problem.outer_alpha_gradient(weights, alphas, outer_batch)
+        if isinstance(problem, BilevelProblem):
+            require(
+                generator_states() == drawn,
+                "losses",
+                "free of random numbers (put them, or their seed, into the batch)",
+                "a pass that draws from PyTorch's global generator",
+            )
         require_finite(trajectory.losses, outer_loss)
         rest = (inner_batches, outer_batch, trajectory, outer_loss, v, direct, generator)
         context = Context(problem, state, alphas, *rest)
