@@ -264,7 +264,7 @@ SOLVERS: dict[str, dict[str, Solver]] = {
         "AmIGO": AmIGO(0.001, 100.0),
         "StocBiO": StocBiO(0.01, 1000.0),
         "F2SA": F2SA(0.1, 1000.0),
-        # not from those files: the best of eight settings in one run, after 60,000 calls and later
+        # not from those files: the best of ten settings by the error of one run
         "SABA-0.003": SABA(0.003, 1000.0),
         "SABA-0.001": SABA(0.001, 300.0),
     },

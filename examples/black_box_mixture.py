@@ -26,15 +26,18 @@ from torch import Tensor, nn
 import sgenas as sg
 
 SOURCES, PER_SOURCE, VALIDATION = 5, 150, 300
-TRAINING_STEPS, BATCH = 150, 64
+TRAINING_STEPS, BATCH = 60, 64
 ESTIMATOR = sg.SGE(num_directions=5, smoothing=0.1, directions="orthogonal", aggregate="least-squares")
+
+
+read = functools.cache(sg.data.load)
 
 
 @functools.cache
 def load(source: str, draw: int) -> dict[str, tuple[Tensor, ...]]:
     """Training images, labels and sources; validation and test images and labels."""
     generator = torch.Generator().manual_seed(draw)
-    images = sg.data.load(source)
+    images = read(source)
 
     def part(indices: Tensor, data: sg.data.ImageSet = images.train) -> tuple[Tensor, Tensor]:
         return data.images[indices].flatten(1) / 127.5 - 1, data.labels[indices]
@@ -58,8 +61,12 @@ def load(source: str, draw: int) -> dict[str, tuple[Tensor, ...]]:
     }
 
 
-def network(inputs: int) -> nn.Module:
+def new_network(inputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+# (the outer loss must draw no random numbers, so its network is made once)
+network = functools.cache(new_network)
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,14 @@ class Task:
     def train(self, alphas: Tensor, seed: int) -> nn.Module:
         images, labels, sources = load(self.source, self.draw)["training"]
         torch.manual_seed(seed)
-        model, shares = network(images.shape[1]), alphas.softmax(0)
-        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        model, shares = new_network(images.shape[1]), alphas.softmax(0)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(TRAINING_STEPS):
-            uniform = torch.rand(BATCH, 2, generator=generator)
+            uniform = torch.rand(2, BATCH, generator=generator)
             # common random numbers: a small change of the shares moves few images to another source
             bounds = shares.cumsum(0)[:-1] if self.sampled else torch.arange(1, SOURCES) / SOURCES
-            chosen = torch.bucketize(uniform[:, 0], bounds) * PER_SOURCE + (uniform[:, 1] * PER_SOURCE).long()
+            chosen = torch.bucketize(uniform[0], bounds) * PER_SOURCE + (uniform[1] * PER_SOURCE).long()
             losses = F.cross_entropy(model(images[chosen]), labels[chosen], reduction="none")
             weights = torch.ones(BATCH) if self.sampled else SOURCES * shares[sources[chosen]]
             sgd.zero_grad()

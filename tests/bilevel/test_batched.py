@@ -222,6 +222,9 @@ def test_saved_memory_counts_each_storage_once_and_forgets_it() -> None:
         (y * y).sum()  # saves y twice: no more
     assert memory.peak == 4000
     with SavedMemory() as memory:
+        (x[:10] * x.detach()[10:20]).sum()  # a slice counts as such: 40 bytes
+    assert memory.peak == 40
+    with SavedMemory() as memory:
         for _ in range(3):
             torch.autograd.grad(x.exp().exp().sum(), x)
     assert memory.peak == 8000

@@ -124,7 +124,18 @@ def images() -> BatchStream:
     return BatchStream(ImageSet(pixels, torch.arange(8)), 4, Augmentation(mean=(0.5,), std=(0.3,)), draw())
 
 
-@pytest.mark.parametrize("make", [OneIterator, images])
+class Restarting(IterableDataset[Any]):
+    """Its own iterator, which begins again with each pass."""
+
+    def __iter__(self) -> Any:
+        self._batches = iter(list(loader()))
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._batches)
+
+
+@pytest.mark.parametrize("make", [OneIterator, images, Restarting])
 def test_source_whose_batches_both_sides_would_take_is_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(InvalidValueError, match="train_data") as caught:
         module_search(train_data=(source := make()), val_data=source)

@@ -12,12 +12,12 @@ class SavedMemory:
     """Counts, inside ``with``, the bytes that forward passes save for their backward passes.
 
     Attributes:
-        peak: The most at one time. A storage saved by several operations counts once.
+        peak: The most at one time. A tensor saved by several operations counts once.
     """
 
     def __init__(self) -> None:
         self.peak = self._now = 0
-        self._users: dict[int, int] = {}
+        self._users: dict[Any, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
     def __enter__(self) -> Self:
@@ -28,8 +28,9 @@ class SavedMemory:
         self._hooks.__exit__(*error)
 
     def _pack(self, tensor: Tensor) -> "_Saved":
-        storage = tensor.untyped_storage()
-        key, size = storage.data_ptr(), storage.nbytes()
+        # not the whole storage: a batch may be a slice of all data
+        key = tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.numel()
+        size = min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
         users = self._users.get(key, 0)
         if not users:
             self._now += size
@@ -38,7 +39,7 @@ class SavedMemory:
         # Detached: the result of an operation that saves it would hold its own graph alive in a circle.
         return _Saved(tensor.detach(), partial(self._release, key, size))
 
-    def _release(self, key: int, size: int) -> None:
+    def _release(self, key: Any, size: int) -> None:
         self._users[key] -= 1
         if not self._users[key]:
             del self._users[key]

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from sgenas.errors import DataError, InvalidValueError, RunWarning
-from sgenas.run.faults import DataFaults, moved_by_both
+from sgenas.run.faults import DataFaults
 
 
 class Stream:
@@ -189,11 +189,14 @@ class Stream:
 
 
 def require_separate(first: Stream, second: Stream) -> None:
-    """Raises InvalidValueError if a pass through one stream moves the other, see `faults.moved_by_both`."""
-    shared = moved_by_both(first._source, second._source)
-    if shared is not None:
+    """Raises InvalidValueError if both streams have one source that gives the same iterator to every pass."""
+    ours, theirs = (getattr(stream._source, "dataset", stream._source) for stream in (first, second))
+    if ours is not theirs or (hasattr(ours, "__getitem__") and not isinstance(ours, IterableDataset)):
+        return
+    workers = getattr(first._source, "num_workers", 0)
+    if first._resumable or (not workers and iter(ours) is iter(theirs)):
         raise InvalidValueError(
-            f"{second._name} must not share a {type(shared).__name__} with {first._name}, whose batches it would take;"
+            f"{second._name} must not share a {type(ours).__name__} with {first._name}, whose batches it would take;"
             " make a second one for it",
             field=second._name,
         )

@@ -1,24 +1,17 @@
-"""What may be wrong with data: values that make every loss NaN, and sources that take each other's batches."""
+"""What may be wrong with data: values that make every loss NaN, and batches of one row."""
 
 import contextlib
-import functools
-import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sgenas.errors import InvalidValueError
 
 IGNORED = (-100, -1, 255)
 """Labels that losses are commonly told to ignore."""
-STATELESS = ("builtins", "torch.utils.data.sampler", "torch.utils.data.distributed")
-"""Modules whose iterables keep no position in themselves."""
-MAX_DEPTH = 4
-"""Levels of attributes and containers that are searched for shared iterators."""
 
 
 class DataFaults:
@@ -78,76 +71,3 @@ def explaining_single_rows() -> Iterator[None]:
             f" loader, got a batch of one row ({str(error).splitlines()[0][:120]})",
             field="batch_size",
         ) from None
-
-
-def moved_by_both(first: Any, second: Any) -> Any:
-    """An object that a pass through either of two sources of batches moves; None if there is none.
-
-    Args:
-        first: A source.
-        second: Another source, or the same one.
-
-    Returns:
-        An iterator, file or resumable stream that both have, a loader with persistent workers, or an iterable
-        object that keeps its position in itself.
-    """
-    ours, theirs = _reachable(first), _reachable(second)
-    return next((part for key, part in ours.items() if key in theirs and _is_moved(part)), None)
-
-
-def _reachable(value: Any, depth: int = MAX_DEPTH, found: dict[int, Any] | None = None) -> dict[int, Any]:
-    """{id: object} of what iterating over ``value`` may move, with its attributes and items."""
-    found = {} if found is None else found
-    plain = isinstance(value, Tensor | torch.nn.Module | str | bytes | int | float | type | types.ModuleType | None)
-    if depth == 0 or id(value) in found or plain or _has_rows(value):
-        return found
-    found[id(value)] = value
-    parts: Iterable[Any] = vars(value).values() if hasattr(value, "__dict__") else ()
-    if isinstance(value, DataLoader) and value.num_workers:
-        # workers have copies of their dataset
-        parts = [part for part in parts if part is not value.dataset]
-    elif isinstance(value, types.FunctionType):
-        parts = [cell.cell_contents for cell in value.__closure__ or ()]
-    elif isinstance(value, functools.partial):
-        parts = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, list | tuple):
-        parts = value
-    elif isinstance(value, dict):
-        parts = value.values()
-    for part in parts:
-        _reachable(part, depth - 1, found)
-    return found
-
-
-def _has_rows(value: Any) -> bool:
-    """Whether it has rows by index, and so no position."""
-    if isinstance(value, Dataset):
-        return not isinstance(value, IterableDataset)
-    indexed = hasattr(value, "__getitem__") and hasattr(value, "__len__")
-    return indexed and not isinstance(value, list | tuple | dict)
-
-
-def _is_moved(shared: Any) -> bool:
-    """Whether one pass over an object that two sources have moves the other's."""
-    if isinstance(shared, Iterator) or hasattr(shared, "__next__"):
-        return True
-    if isinstance(shared, DataLoader):
-        return bool(shared.persistent_workers)
-    if not isinstance(shared, Iterable) or type(shared).__module__ in STATELESS:
-        return False
-    before, one = _position(shared), iter(shared)
-    if iter(shared) is one:
-        return True
-    next(one, None)
-    return _position(shared) != before
-
-
-def _position(value: Any) -> list[tuple[int, str, Any]]:
-    """The numbers that an object and its parts hold."""
-    return [
-        (key, name, number)
-        for key, part in _reachable(value).items()
-        if hasattr(part, "__dict__")
-        for name, number in vars(part).items()
-        if isinstance(number, int | float)
-    ]
