@@ -134,12 +134,16 @@ def main() -> None:
     add_result("crash_grid", vars(given) | {"cpu": cpu_flags(), "rows": rows})
 
 
+def worst(check: Callable[[Case, int], int], cases: Sequence[Case], batch_size: int) -> int:
+    return max(check(case, batch_size) for case in cases)
+
+
 def run(check: Callable[[Case, int], int], cases: Sequence[Case], batch_size: int) -> list[int]:
     """Exit code of each case: 0, WRONG, RAISED, or minus the signal that its process died of."""
     codes: list[int] = []
     for first in range(0, len(cases), CHUNK):
         chunk = cases[first : first + CHUNK]
-        if forked(lambda chunk=chunk: max(check(case, batch_size) for case in chunk)) == 0:
+        if forked(partial(worst, check, chunk, batch_size)) == 0:
             codes += [0] * len(chunk)
         else:
             codes += [forked(partial(check, case, batch_size)) for case in chunk]
@@ -210,7 +214,7 @@ def ours(case: Case, batch_size: int) -> int:
     make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1]
     module = make(x.shape[1], outputs, 1, settings[0], groups=settings[-1], bias=False, dtype=case.kind.dtype)
     subsample_pointwise(module)
-    calls = [lambda x, weight: torch.func.functional_call(module, {"weight": weight}, x)]
+    calls: list[Callable[..., Tensor]] = [lambda x, weight: torch.func.functional_call(module, {"weight": weight}, x)]
     if dims == 2 and isinstance(case.kind.stride, int):
         calls.append(partial(dense, stride=case.kind.stride))
     code = 0

@@ -1,4 +1,4 @@
-"""Hypergradients of torchopt 0.7.3 and of this library, on one problem: values, seconds and memory.
+"""Hypergradients of torchopt 0.7.3, of loops written out in PyTorch and of this library: values, seconds, memory.
 
     pip install --no-deps --target peer torchopt==0.7.3 optree graphviz
     PYTHONPATH=peer python benchmarks/torchopt_compare.py [--inner-steps 20] [--repeats 5] [--memory] [--no-timing]
@@ -12,6 +12,9 @@ Sides that claim the same quantity are compared in float64 first; the script fai
 - zero order: torchopt's zero_order around the whole inner training, along the directions that our side draws; here
   `EvolutionStrategies`.
 
+The loops are what a reader would write: a graph of all steps and one backward pass, products by double backward on
+one graph, one training per direction.
+
 Two faults there are measured: ``method="forward"`` of zero_order, and MetaSGD resumed with momentum.
 """
 
@@ -19,6 +22,7 @@ import argparse
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,6 +104,69 @@ class Case:
         else:
             solve = torchopt.linear_solve.solve_inv(ns=True, maxiter=count, alpha=self.optimizer.lr)
         return self.peer_implicit(solve)
+
+    def loop(self, name: str) -> Tensor:
+        """The same quantity written out in PyTorch."""
+        if name.startswith("zero order"):
+            return self.loop_zero_order(antithetic=name.endswith("antithetic"))
+        alphas, lr = tree.leaves(self.alphas), self.optimizer.lr
+        names, unrolled = list(alphas), name == "unrolled"
+        weights = [tensor.clone().requires_grad_() for tensor in self.weights.values()]
+        buffers = [torch.zeros_like(tensor) for tensor in weights]
+        for batch in self.inner:
+            loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
+            grads = torch.autograd.grad(loss, weights, create_graph=unrolled)
+            buffers = [self.optimizer.momentum * b + g for b, g in zip(buffers, grads, strict=True)]
+            moved = [w - lr * b for w, b in zip(weights, buffers, strict=True)]
+            weights = moved if unrolled else [w.detach().requires_grad_() for w in moved]
+        every = list(alphas.values())
+        outer = outer_loss(dict(zip(names, weights, strict=True)), alphas, self.outer)
+        if unrolled:
+            return torch.cat([part.flatten() for part in torch.autograd.grad(outer, every)])
+        v = torch.cat([part.flatten() for part in torch.autograd.grad(outer, weights)])
+        loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, self.inner[-1])
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
+
+        def product(x: Tensor, inputs: list[Tensor]) -> Tensor:
+            return torch.cat([p.flatten() for p in torch.autograd.grad(gradient, inputs, x, retain_graph=True)])
+
+        count = self.arguments.max_hvps
+        if name == "neumann series":
+            term = x = v
+            for _ in range(count):
+                term = term - lr * product(term, weights)
+                x = x + term
+            x = lr * x
+        else:
+            x, r = torch.zeros_like(v), v
+            p = r
+            for _ in range(count):
+                image = product(p, weights)
+                step = (r @ r) / (p @ image)
+                x, after = x + step * p, r - step * image
+                p, r = after + (after @ after) / (r @ r) * p, after
+        return -product(x, every)
+
+    def loop_zero_order(self, *, antithetic: bool) -> Tensor:
+        """One training per direction, along our directions."""
+        mu, count = self.arguments.smoothing, self.arguments.directions * (2 if antithetic else 1)
+        flat, names, lr = tree.flatten(self.alphas), list(self.alphas), self.optimizer.lr
+
+        def trained(point: Tensor) -> Tensor:
+            alphas = tree.unflatten(point, self.alphas)
+            weights = [tensor.clone().requires_grad_() for tensor in self.weights.values()]
+            buffers = [torch.zeros_like(tensor) for tensor in weights]
+            for batch in self.inner:
+                loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
+                grads = torch.autograd.grad(loss, weights)
+                buffers = [self.optimizer.momentum * b + g for b, g in zip(buffers, grads, strict=True)]
+                weights = [(w - lr * b).detach().requires_grad_() for w, b in zip(weights, buffers, strict=True)]
+            return outer_loss(dict(zip(names, weights, strict=True)), alphas, self.outer).detach()
+
+        kind = "antithetic" if antithetic else "gaussian"
+        rows = draw(kind, count, self.alphas, torch.Generator().manual_seed(0))
+        base = trained(flat)
+        return torch.stack([(trained(flat + mu * u) - base) / mu * u for u in rows]).mean(0)
 
     def network(self, weights: Tree) -> nn.Module:
         """The module of `logits`."""
@@ -189,12 +256,12 @@ def compare(case: Case) -> dict[str, float]:
     """{pair: ||ours - theirs|| / ||ours||}, printed; exits if a pair in SAME differs."""
     found = {}
     for name in PAIRS:
-        ours, theirs = case.ours(name), case.peer(name)
+        ours, theirs, loop = case.ours(name), case.peer(name), case.loop(name)
         found[name] = float((ours - theirs).norm() / ours.norm())
-        print(f"{name:28} distance of the two {found[name]:.1e}", flush=True)
-    for name in SAME:
-        if not found[name] < 1e-8:
-            raise SystemExit(f"{name}: both sides claim the same quantity, but differ by {found[name]:.3g}")
+        written = float((ours - loop).norm() / ours.norm())
+        print(f"{name:28} distance to torchopt {found[name]:.1e}, to the loop {written:.1e}", flush=True)
+        if not written < 1e-8 or (name in SAME and not found[name] < 1e-8):
+            raise SystemExit(f"{name}: the sides claim the same quantity, but differ")
     return found
 
 
@@ -257,23 +324,25 @@ def resumed_state(optimizer: Any, momentum: Tree) -> Any:
 
 
 def one_call(arguments: argparse.Namespace, side: str) -> Callable[[], Any]:
-    """For `peak_megabytes`: ``side`` is "ours: PAIR" or "torchopt: PAIR"."""
+    """For `peak_megabytes`: ``side`` is "ours: PAIR", "torchopt: PAIR" or "loop: PAIR"."""
     which, _, name = side.partition(": ")
     case = Case(arguments, torch.float32)
-    return lambda: (case.ours if which == "ours" else case.peer)(name)
+    return partial({"ours": case.ours, "torchopt": case.peer, "loop": case.loop}[which], name)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds and, if asked for, peak megabytes of both sides of every pair, printed as a table."""
-    names = [f"{side}: {name}" for name in PAIRS for side in ("ours", "torchopt")]
+    names = [f"{side}: {name}" for name in PAIRS for side in ("ours", "torchopt", "loop")]
     seconds = time_in_turn({side: one_call(arguments, side) for side in names}, repeats=arguments.repeats)
     megabytes = {side: peak_megabytes(one_call, arguments, side) for side in names} if arguments.memory else {}
     print(f"{'':36}{'seconds':>10}{'MB':>10}")
     for side in names:
         print(f"{side:36}{seconds[side]['median']:10.4f}{megabytes.get(side, math.nan):10.1f}")
     ratios = {name: seconds[f"torchopt: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in PAIRS}
+    loops = {name: seconds[f"loop: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in PAIRS}
     print("torchopt's seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    return {"seconds": seconds, "ratios": ratios, "megabytes": megabytes}
+    print("the loop's seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in loops.items()))
+    return {"seconds": seconds, "ratios": ratios, "loop_ratios": loops, "megabytes": megabytes}
 
 
 def main() -> None:
