@@ -1,9 +1,10 @@
 """Hypergradients of torchopt 0.7.3, of loops written out in PyTorch and of this library: values, seconds, memory.
 
     pip install --no-deps --target peer torchopt==0.7.3 optree graphviz
-    PYTHONPATH=peer python benchmarks/torchopt_compare.py [--inner-steps 20] [--repeats 5] [--memory] [--no-timing]
+    PYTHONPATH=peer python benchmarks/torchopt_compare.py [--problem NAME] [--repeats 5] [--memory] [--no-timing]
 
-The problem is a separate weight decay for each weight of a network with one hidden layer on scikit-learn's digits.
+The problem is a network with one hidden layer on scikit-learn's digits, with a separate weight decay for each weight
+(``--problem weight-decay``) or a weight for each image, a third of which have wrong labels (``hyper-cleaning``).
 Sides that claim the same quantity are compared in float64 first; the script fails if a pair in SAME differs:
 
 - unrolling: torchopt's MetaSGD and a backward pass through all steps, with momentum; here `Unrolled`;
@@ -70,8 +71,16 @@ class Case:
         }
         # strong enough that the implicit system is well conditioned
         self.alphas = {name: torch.full_like(value, math.log(arguments.decay)) for name, value in self.weights.items()}
+        self.inner_loss = decayed_loss
+        if arguments.problem == "hyper-cleaning":
+            self.alphas = {"images": torch.zeros(700, dtype=dtype)}
+            self.inner_loss = partial(weighted_loss, decay=arguments.decay)
+            x, y = self.inner[0]
+            wrong = torch.rand(700, generator=generator) < 1 / 3
+            labels = torch.where(wrong, torch.randint(10, (700,), generator=generator), y)
+            self.inner = [(x, labels)] * arguments.inner_steps
         self.optimizer = SGD(arguments.lr, arguments.momentum)
-        self.problem = BilevelProblem(inner_loss, outer_loss, self.optimizer)
+        self.problem = BilevelProblem(self.inner_loss, outer_loss, self.optimizer)
         self.state = self.problem.init(self.weights)
 
     def ours(self, name: str) -> Tensor:
@@ -110,11 +119,11 @@ class Case:
         if name.startswith("zero order"):
             return self.loop_zero_order(antithetic=name.endswith("antithetic"))
         alphas, lr = tree.leaves(self.alphas), self.optimizer.lr
-        names, unrolled = list(alphas), name == "unrolled"
+        names, unrolled = list(self.weights), name == "unrolled"
         weights = [tensor.clone().requires_grad_() for tensor in self.weights.values()]
         buffers = [torch.zeros_like(tensor) for tensor in weights]
         for batch in self.inner:
-            loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
+            loss = self.inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
             grads = torch.autograd.grad(loss, weights, create_graph=unrolled)
             buffers = [self.optimizer.momentum * b + g for b, g in zip(buffers, grads, strict=True)]
             moved = [w - lr * b for w, b in zip(weights, buffers, strict=True)]
@@ -124,7 +133,7 @@ class Case:
         if unrolled:
             return torch.cat([part.flatten() for part in torch.autograd.grad(outer, every)])
         v = torch.cat([part.flatten() for part in torch.autograd.grad(outer, weights)])
-        loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, self.inner[-1])
+        loss = self.inner_loss(dict(zip(names, weights, strict=True)), alphas, self.inner[-1])
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights, create_graph=True)])
 
         def product(x: Tensor, inputs: list[Tensor]) -> Tensor:
@@ -150,14 +159,14 @@ class Case:
     def loop_zero_order(self, *, antithetic: bool) -> Tensor:
         """One training per direction, along our directions."""
         mu, count = self.arguments.smoothing, self.arguments.directions * (2 if antithetic else 1)
-        flat, names, lr = tree.flatten(self.alphas), list(self.alphas), self.optimizer.lr
+        flat, names, lr = tree.flatten(self.alphas), list(self.weights), self.optimizer.lr
 
         def trained(point: Tensor) -> Tensor:
             alphas = tree.unflatten(point, self.alphas)
             weights = [tensor.clone().requires_grad_() for tensor in self.weights.values()]
             buffers = [torch.zeros_like(tensor) for tensor in weights]
             for batch in self.inner:
-                loss = inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
+                loss = self.inner_loss(dict(zip(names, weights, strict=True)), alphas, batch)
                 grads = torch.autograd.grad(loss, weights)
                 buffers = [self.optimizer.momentum * b + g for b, g in zip(buffers, grads, strict=True)]
                 weights = [(w - lr * b).detach().requires_grad_() for w, b in zip(weights, buffers, strict=True)]
@@ -181,18 +190,18 @@ class Case:
         alphas = tree.leaves(self.alphas)
         optimizer = torchopt.MetaSGD(network, self.optimizer.lr, momentum=self.optimizer.momentum)
         for batch in self.inner:
-            optimizer.step(inner_loss(dict(network.named_parameters()), alphas, batch))
+            optimizer.step(self.inner_loss(dict(network.named_parameters()), alphas, batch))
         loss = outer_loss(dict(network.named_parameters()), alphas, self.outer)
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(alphas.values()))])
 
     def peer_implicit(self, solve: Callable[..., Any]) -> Tensor:
         """custom_root around the same steps: the weights are defined by d L_train / d w = 0."""
-        names = list(self.weights)
+        names, others = list(self.weights), list(self.alphas)
 
         def stationarity(weights: tuple[Tensor, ...], alphas: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            gradient = torch.func.grad(inner_loss)
+            gradient = torch.func.grad(self.inner_loss)
             found = gradient(
-                dict(zip(names, weights, strict=True)), dict(zip(names, alphas, strict=True)), self.inner[-1]
+                dict(zip(names, weights, strict=True)), dict(zip(others, alphas, strict=True)), self.inner[-1]
             )
             return tuple(found.values())
 
@@ -200,7 +209,7 @@ class Case:
         def train(weights: tuple[Tensor, ...], alphas: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             start = InnerState(dict(zip(names, weights, strict=True)), self.state.slots)
             with torch.enable_grad():
-                end = self.problem.run(start, dict(zip(names, alphas, strict=True)), self.inner).end
+                end = self.problem.run(start, dict(zip(others, alphas, strict=True)), self.inner).end
             return tuple(end.weights.values())
 
         alphas = tree.leaves(self.alphas)
@@ -241,7 +250,14 @@ def logits(weights: Tree, pixels: Tensor) -> Tensor:
     return F.linear(hidden, weights["2.weight"], weights["2.bias"])
 
 
-def inner_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
+def weighted_loss(weights: Tree, alphas: Tree, batch: Batch, decay: float) -> Tensor:
+    """Cross-entropies of images times sigmoid(alpha), mean, + decay sum_i w_i^2 / 2."""
+    each = F.cross_entropy(logits(weights, batch[0]), batch[1], reduction="none")
+    norm = sum(value.square().sum() for value in weights.values())
+    return (alphas["images"].sigmoid() * each).mean() + decay / 2 * norm
+
+
+def decayed_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
     """Cross-entropy + sum_i exp(alpha_i) w_i^2 / 2."""
     decay = sum((alphas[name].exp() * weights[name].square()).sum() for name in alphas)
     return F.cross_entropy(logits(weights, batch[0]), batch[1]) + decay / 2
@@ -300,9 +316,9 @@ def resumed_distances(case: Case) -> dict[str, float]:
     optimizer.load_state_dict(resumed_state(optimizer, warm.slots["momentum"]))
     for _ in range(2):
         reference.zero_grad()
-        torch.autograd.backward(inner_loss(parameters, case.alphas, case.inner[0]))
+        torch.autograd.backward(case.inner_loss(parameters, case.alphas, case.inner[0]))
         reference.step()
-        optimizer.step(inner_loss(dict(network.named_parameters()), case.alphas, case.inner[0]))
+        optimizer.step(case.inner_loss(dict(network.named_parameters()), case.alphas, case.inner[0]))
     theirs, right = tree.detach(dict(network.named_parameters())), tree.detach(parameters)
     larger = InnerState(warm.weights, tree.scale(warm.slots, 1 / case.optimizer.momentum))
     undamped = case.problem.run(larger, case.alphas, case.inner[:2]).end.weights
@@ -348,6 +364,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     arguments = flags(
         __doc__,
+        problem="weight-decay",
         inner_steps=20,
         hidden=64,
         max_hvps=10,
