@@ -1,16 +1,16 @@
 """Learn the weights of six auxiliary losses of a training with Adam and early stopping.
 
-    python examples/black_box_auxiliary.py [--workers 1] [--steps 12]
+    python examples/black_box_auxiliary.py [--workers 1] [--estimator evolution-strategies] [--steps 20]
 
 A network learns ten digits from 100 labeled images. Auxiliary outputs of the same features predict the pixels, the
 sums of the rows, whether the digit is odd, whether it is above four, random labels, and random numbers: some help,
 some harm. Adam trains until the loss of 150 other images has not improved for 15 steps, and the best weights are kept.
-SGE learns the logarithms of the six weights from the loss of 300 validation images, with seven trainings per step.
+The logarithms of the six weights are learned from the loss of 300 validation images, with three trainings per step.
 Expected after a minute on one core:
 
-    test loss, equal weights       0.0
-    test loss, learned weights     0.0
-    weight of the helpful over that of the harmful losses  0.0
+    test loss, equal weights      0.416
+    test loss, learned weights    0.384
+    helpful losses weigh 2.8 times as much as harmful ones
 """
 
 import argparse
@@ -28,7 +28,10 @@ import sgenas as sg
 LABELED, STOPPING, VALIDATION = 100, 150, 300
 TRAINING_STEPS, PATIENCE = 60, 15
 NAMES = ("pixels", "row sums", "odd", "above four", "random labels", "random numbers")
-ESTIMATOR = sg.SGE(num_directions=6, smoothing=0.3, directions="orthogonal", aggregate="least-squares")
+ESTIMATORS = {
+    "sge": sg.SGE(num_directions=2, smoothing=0.3, directions="orthogonal"),
+    "evolution-strategies": sg.EvolutionStrategies(num_directions=2, smoothing=0.3, directions="orthogonal"),
+}
 Part = tuple[Tensor, Tensor]
 
 
@@ -67,10 +70,6 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classes(self.features(images))
-
-
-# (the outer loss must draw no random numbers, so its network is made once)
-network = functools.cache(Network)
 
 
 @dataclass(frozen=True)
@@ -123,18 +122,19 @@ class Task:
     def outer_loss(self, weights: dict[str, Tensor], alphas: Any, batch: str) -> Tensor:
         """Cross-entropy of the "validation" or "test" images."""
         images, labels = load(self.draw)[batch]
-        return F.cross_entropy(torch.func.functional_call(network(), weights, images), labels)
+        return F.cross_entropy(torch.func.functional_call(Network(), weights, images), labels)
 
     def accuracy(self, weights: dict[str, Tensor]) -> float:
         """Of the test images, in percent."""
         images, labels = load(self.draw)["test"]
-        return 100 * float((torch.func.functional_call(network(), weights, images).argmax(1) == labels).float().mean())
+        return 100 * float((torch.func.functional_call(Network(), weights, images).argmax(1) == labels).float().mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Prints and returns the test losses, and how much more the helpful losses weigh than the harmful ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12, help="steps of the weights")
+    parser.add_argument("--estimator", choices=list(ESTIMATORS), default="evolution-strategies")
+    parser.add_argument("--steps", type=int, default=20, help="steps of the weights")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     options = parser.parse_args(arguments)
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     losses = []
     with sg.BlackBoxProblem(task.train, task.outer_loss, workers=options.workers, threads=1) as problem:
         for step in range(options.steps + 1):
-            estimator = ESTIMATOR if step < options.steps else sg.FirstOrder()
+            estimator = ESTIMATORS[options.estimator] if step < options.steps else sg.FirstOrder()
             result = problem.hypergradient(alphas, "validation", estimator=estimator, seed=step)
             losses.append(float(task.outer_loss(result.state.weights, alphas, "test")))
             adam.zero_grad()

@@ -1,15 +1,16 @@
 """Learn how much to trust five data sources, around a training that is never differentiated.
 
-    python examples/black_box_mixture.py [--workers 1] [--steps 20] [--run-dir DIRECTORY]
+    python examples/black_box_mixture.py [--estimator evolution-strategies] [--steps 20] [--run-dir DIRECTORY]
 
 Of five sources of digits one is clean, one has only the digits 0 to 4, one has half of its labels wrong, one all of
 them, and one has inverted images. A perceptron is trained by SGD with momentum on images that are weighted by the
-softmax of five numbers, and SGE learns these from the loss of 300 clean images, with six trainings per step. With
---run-dir a killed run resumes. Expected after a minute on one core:
+softmax of five numbers. These are learned from the loss of 300 clean images, with three trainings per step. The
+trained weights jump with the five numbers, so evolution strategies are better here than SGE. With --run-dir a killed
+run resumes. Expected after a minute on one core:
 
-    test accuracy, equal weights       0.0 %
-    test accuracy, learned weights     0.0 %
-    weight of the clean sources        0.0 %
+    test accuracy, equal weights      76.9 %
+    test accuracy, learned weights    86.9 %
+    weight of the clean sources       85.3 %
 """
 
 import argparse
@@ -27,7 +28,10 @@ import sgenas as sg
 
 SOURCES, PER_SOURCE, VALIDATION = 5, 150, 300
 TRAINING_STEPS, BATCH = 60, 64
-ESTIMATOR = sg.SGE(num_directions=5, smoothing=0.1, directions="orthogonal", aggregate="least-squares")
+ESTIMATORS = {
+    "sge": sg.SGE(num_directions=2, smoothing=0.3, directions="orthogonal"),
+    "evolution-strategies": sg.EvolutionStrategies(num_directions=2, smoothing=0.3, directions="orthogonal"),
+}
 
 
 read = functools.cache(sg.data.load)
@@ -40,7 +44,9 @@ def load(source: str, draw: int) -> dict[str, tuple[Tensor, ...]]:
     images = read(source)
 
     def part(indices: Tensor, data: sg.data.ImageSet = images.train) -> tuple[Tensor, Tensor]:
-        return data.images[indices].flatten(1) / 127.5 - 1, data.labels[indices]
+        pixels = data.images[indices].flatten(1) / 127.5 - 1
+        # inputs of the same norm for images of any size
+        return pixels * 8 / pixels.shape[1] ** 0.5, data.labels[indices]
 
     order = torch.randperm(len(images.train), generator=generator)
     few = order[images.train.labels[order] < 5][:PER_SOURCE]
@@ -61,12 +67,11 @@ def load(source: str, draw: int) -> dict[str, tuple[Tensor, ...]]:
     }
 
 
-def new_network(inputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(inputs, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-# (the outer loss must draw no random numbers, so its network is made once)
-network = functools.cache(new_network)
+def network(inputs: int, hidden: int) -> nn.Module:
+    """A perceptron, or a linear classifier if ``hidden`` is 0."""
+    if not hidden:
+        return nn.Linear(inputs, 10)
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, 10))
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Task:
     draw: int = 0
     source: str = "digits"
     sampled: bool = False
+    hidden: int = 32
 
     def start(self) -> Tensor:
         return torch.zeros(SOURCES)
@@ -83,7 +89,7 @@ class Task:
     def train(self, alphas: Tensor, seed: int) -> nn.Module:
         images, labels, sources = load(self.source, self.draw)["training"]
         torch.manual_seed(seed)
-        model, shares = new_network(images.shape[1]), alphas.softmax(0)
+        model, shares = network(images.shape[1], self.hidden), alphas.softmax(0)
         sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=True)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(TRAINING_STEPS):
@@ -109,12 +115,13 @@ class Task:
         return 100 * float((self._logits(weights, images).argmax(1) == labels).float().mean())
 
     def _logits(self, weights: dict[str, Tensor], images: Tensor) -> Tensor:
-        return torch.func.functional_call(network(images.shape[1]), weights, images)
+        return torch.func.functional_call(network(images.shape[1], self.hidden), weights, images)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     """Prints and returns the test accuracies, and the weight of the two clean sources."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--estimator", choices=list(ESTIMATORS), default="evolution-strategies")
     parser.add_argument("--steps", type=int, default=20, help="steps of the five numbers")
     parser.add_argument("--workers", type=int, default=1, help="trainings at a time")
     parser.add_argument("--run-dir", help="where a killed run resumes from")
@@ -122,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
 
     task = Task()
     alphas = task.start().requires_grad_()
-    adam = torch.optim.Adam([alphas], lr=0.3)
+    adam = torch.optim.Adam([alphas], lr=0.5)
     first, accuracies = 0, list[float]()
     progress = Path(options.run_dir, "progress.pt") if options.run_dir else None
     if progress is not None and progress.exists():
@@ -133,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         task.train, task.outer_loss, workers=options.workers, threads=1, run_dir=options.run_dir
     ) as problem:
         for step in range(first, options.steps + 1):
-            estimator = ESTIMATOR if step < options.steps else sg.FirstOrder()
+            estimator = ESTIMATORS[options.estimator] if step < options.steps else sg.FirstOrder()
             result = problem.hypergradient(alphas, "validation", estimator=estimator, seed=step)
             accuracies.append(task.accuracy(result.state.weights))
             adam.zero_grad()

@@ -18,6 +18,9 @@ QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "text_transformer": ({"BATCH": 4}, ["--steps", "10"]),
     "resnet_blocks": ({"TRAIN": 60, "TEST": 20, "BATCH": 10, "CHANNELS": 4}, ["--epochs", "2"]),
     "custom_parts": ({}, ["--epochs", "2"]),
+    "black_box_mixture": ({"TRAINING_STEPS": 30}, ["--steps", "6"]),
+    "black_box_auxiliary": ({"TRAINING_STEPS": 20}, ["--steps", "4", "--estimator", "sge"]),
+    "black_box_decay": ({}, ["--steps", "4"]),
 }
 """Constants and arguments of a quick run."""
 
@@ -53,6 +56,12 @@ def check_results(name: str, found: dict[str, Any], *, full: bool) -> None:
     elif name == "resnet_blocks":
         # the smaller network is a little worse, as its docstring says
         assert found["usual choices"] - 6 < found["found choices"] or not full
+    elif name == "black_box_mixture":
+        assert found["equal"] + 5 < found["learned"] or not full
+        assert found["clean"] > 45
+    elif name.startswith("black_box"):
+        assert found["learned"] < found["equal"]
+        assert found["ratio"] > 1
     else:
         assert found["val_accuracy"] > 0.6
         assert 0 < found["sharpness"] < 1

@@ -317,6 +317,15 @@ def test_trainings_are_seeded_and_leave_the_global_generators_alone() -> None:
     assert not equal(results[0].state.weights, results[2].state.weights)
 
 
+@pytest.mark.parametrize("estimator", [SGE(3), EvolutionStrategies(3)], ids=["sge", "es"])
+def test_an_outer_loss_that_draws_is_seeded(estimator: Estimator) -> None:
+    def noisy(weights: Any, alphas: Any, batch: Any) -> Tensor:
+        return outer_loss(weights, alphas, batch) + torch.randn(()) + float(np.random.rand())
+
+    noise = BlackBoxProblem(ridge, noisy).hypergradient(ALPHAS, estimator=estimator)
+    close(noise.grad, BlackBoxProblem(ridge, outer_loss).hypergradient(ALPHAS, estimator=estimator).grad, 1e-6)
+
+
 def test_worker_processes_and_executors_give_the_same_numbers() -> None:
     with (
         ThreadPoolExecutor(1) as pool,
@@ -365,6 +374,12 @@ def test_ray_gives_the_same_numbers() -> None:
     finally:
         ray.shutdown()
     assert equal(found.grad, BlackBoxProblem(ridge, outer_loss).hypergradient(ALPHAS, seed=1).grad)
+
+
+def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InvalidValueError, match=r"sgenas\[ray\]"):
+        RayExecutor()
 
 
 @pytest.mark.slow

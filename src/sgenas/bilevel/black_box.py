@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.estimators import SGE, Estimator, HypergradientResult
-from sgenas.bilevel.one_training import Train
+from sgenas.bilevel.one_training import Train, seeded
 from sgenas.bilevel.problem import Loss
 from sgenas.bilevel.trainings import BASE, Ledger, Trainings, floating, no_inner_loss
 from sgenas.bilevel.worker_processes import Executor, WorkerProcesses
@@ -30,7 +30,7 @@ class BlackBoxProblem:
     SGE needs nothing of the inner problem but trained weights at perturbed alphas (Eq. 5 and 6 of the paper),
     and evolution strategies need the outer loss there. Each hypergradient takes Q + 1 trainings, which share a
     seed (common random numbers): with it, Python's, NumPy's and PyTorch's global generators are seeded before
-    each training.
+    each training and each outer loss.
 
     Suited to 1 to 50 outer variables on which the weights depend smoothly at the scale of the smoothing mu. The
     relative MSE of the indirect gradient is then about (p + 1) / Q. A dependence with jumps (early stopping,
@@ -52,7 +52,8 @@ class BlackBoxProblem:
             executor.
         run_dir: Directory for trained weights. The same call then resumes with those that have finished; a
             completed call deletes those of earlier calls. They are recognized by alphas, seed, and the source
-            and arguments of ``train``, not by data that it reads. None: weights are held in memory.
+            and arguments of ``train``, not by data, globals and functions that it uses. None: weights are held in
+            memory.
 
     Example:
         >>> problem = BlackBoxProblem(train, outer_loss, workers=4, run_dir="runs/mixture")
@@ -119,6 +120,7 @@ class BlackBoxProblem:
         seeds = seed, seed if training_seed is None else training_seed
         for name, value in zip(("seed", "training_seed"), seeds, strict=True):
             require(isinstance(value, int) and 0 <= value < 2**63, name, "a whole number from 0 to 2^63 - 1", value)
+        require(not torch.is_inference_mode_enabled(), "torch.inference_mode", "off for derivatives", "on")
         require(tree.size(alphas) >= 1, "alphas", "at least one number", alphas)
         for path, alpha in zip(tree.paths(alphas), tree.tensors(alphas), strict=True):
             require(alpha.is_floating_point(), "alphas", "floating-point tensors", f"{path!r} of {alpha.dtype}")
@@ -136,7 +138,7 @@ class BlackBoxProblem:
             ledger = Ledger(self.train, seeds[1], threads, executor, folder, self._memory)
             ledger.complete(points)
             weights = ledger.weights(start)
-            loss = _outer_loss(self.outer_loss, weights, chosen)
+            loss = _outer_loss(self.outer_loss, weights, chosen, seeds[1])
             problem = Trainings(no_inner_loss, loss, SGD(lr=1.0), ledger=ledger)
             state = InnerState(floating(weights))
             result = chosen(problem, state, alphas, [seeds[1]], outer_batch, seed=seed if chosen.draws else None)
@@ -184,13 +186,14 @@ class BlackBoxProblem:
             yield folder
 
 
-def _outer_loss(outer_loss: Loss, like: Tree, estimator: Estimator) -> Loss:
+def _outer_loss(outer_loss: Loss, like: Tree, estimator: Estimator, seed: int) -> Loss:
     """The loss of weights in the dtypes of ``like``; refuses one without derivatives if they are needed."""
     types = [value.dtype for value in tree.tensors(like)]
 
     def loss(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
         values = [value.to(dtype) for value, dtype in zip(tree.tensors(weights), types, strict=True)]
-        found = outer_loss(tree.rebuild(weights, values), alphas, batch)
+        with seeded(seed):
+            found = outer_loss(tree.rebuild(weights, values), alphas, batch)
         if estimator.uses_v and isinstance(found, Tensor) and torch.is_grad_enabled() and not found.requires_grad:
             raise InvalidValueError(
                 f"outer_loss must be differentiable in the weights for {type(estimator).__name__}; "

@@ -96,7 +96,7 @@ def unpack(packed: bytes) -> Tree:
 def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) -> Outcome:
     """One training, in any process. ``alphas``: pickled."""
     try:
-        with _surroundings(seed, threads):
+        with seeded(seed), _threads(threads), torch.enable_grad():
             return Outcome(pack(train(pickle.loads(alphas), seed)))
     except _Unusable as error:
         return Outcome(None, str(error))
@@ -105,26 +105,37 @@ def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) ->
 
 
 @contextlib.contextmanager
-def _surroundings(seed: int, threads: int | None) -> Iterator[None]:
-    """Seeded global generators, derivatives switched on, and a number of threads; all as before afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+def seeded(seed: int) -> Iterator[None]:
+    """Python's, NumPy's and PyTorch's global generators with this seed; all as before afterwards."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with contextlib.ExitStack() as stack:
-        stack.callback(random.setstate, python)
-        stack.callback(np.random.set_state, arrays)
-        stack.enter_context(torch.random.fork_rng(devices))
-        stack.enter_context(torch.enable_grad())
-        if threads is not None:
-            # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
-            from threadpoolctl import threadpool_limits
-
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            stack.enter_context(threadpool_limits(threads))
-            torch.set_num_threads(threads)
+    with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)  # noqa: NPY002
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """That many CPU threads, None for as they are."""
+    if count is None:
         yield
+        return
+    # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    with threadpool_limits(count):  # type: ignore[no-untyped-call]
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def fingerprint(train: Train) -> str:
