@@ -13,13 +13,14 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.estimators import SGE, Estimator, HypergradientResult
-from sgenas.bilevel.one_training import Train, seeded
+from sgenas.bilevel.one_training import Train
 from sgenas.bilevel.problem import Loss
 from sgenas.bilevel.trainings import BASE, Ledger, Trainings, floating, no_inner_loss
 from sgenas.bilevel.worker_processes import Executor, WorkerProcesses
 from sgenas.errors import InvalidValueError, one_line, require
 from sgenas.files import locked
 from sgenas.optim import SGD, InnerState
+from sgenas.random import seeded
 from sgenas.tree import Tree
 
 
@@ -51,8 +52,8 @@ class BlackBoxProblem:
         timeout: Seconds after which a training fails and its process is killed; None for no limit. Not with an
             executor.
         run_dir: Directory for trained weights. The same call then resumes with those that have finished; a
-            completed call deletes those of earlier calls. They are recognized by alphas, seed, and the source
-            and arguments of ``train``, not by data, globals and functions that it uses. None: weights are held in
+            completed call deletes those of earlier calls. They are recognized by alphas, seed, and the code, constants
+            and arguments of ``train``, not by files that it reads. None: weights are held in
             memory.
 
     Example:

@@ -1,12 +1,8 @@
 """One training of a black box: run with a seed, in any process, and its weights packed into bytes."""
 
 import contextlib
-import functools
-import inspect
 import json
 import pickle
-import random
-import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sgenas.errors import one_line
+from sgenas.random import seeded
 from sgenas.tree import Tree
 
 Train = Callable[[Tree, int], Any]
@@ -105,22 +102,6 @@ def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) ->
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Python's, NumPy's and PyTorch's global generators with this seed; all as before afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)  # noqa: NPY002
-
-
-@contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     """That many CPU threads, None for as they are."""
     if count is None:
@@ -136,15 +117,3 @@ def _threads(count: int | None) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def fingerprint(train: Train) -> str:
-    """Name, source and arguments of a function, as far as they can be read without running it."""
-    parts, function = list[str](), train
-    while isinstance(function, functools.partial):
-        parts += [repr(function.args), repr(function.keywords)]
-        function = function.func
-    parts.append(repr(getattr(function, "__self__", function)))
-    with contextlib.suppress(OSError, TypeError):
-        parts.append(inspect.getsource(function if inspect.isroutine(function) else type(function)))
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", "\n".join(parts))

@@ -13,11 +13,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.bilevel.one_training import Outcome, Train, fingerprint, run_training, unpack
+from sgenas.bilevel.one_training import Outcome, Train, run_training, unpack
 from sgenas.bilevel.problem import BilevelProblem, Trajectory
 from sgenas.bilevel.worker_processes import Executor
 from sgenas.errors import InvalidValueError, SgenasError, one_line
 from sgenas.files import naming, replacing
+from sgenas.fingerprint import describe_function
 from sgenas.optim import InnerState
 from sgenas.tree import Tree
 
@@ -53,7 +54,7 @@ class Ledger:
         memory: dict[str, bytes],
     ) -> None:
         self._train, self._seed, self._threads, self._executor = train, seed, threads, executor
-        self._folder, self._memory, self._fingerprint = folder, memory, fingerprint(train)
+        self._folder, self._memory, self._fingerprint = folder, memory, describe_function(train)
         self._failed: dict[str, tuple[str, Outcome]] = {}
         self._used: dict[str, str] = {}
         self._like: Tree = None

@@ -73,7 +73,7 @@ class ProgressBar(Callback):
     def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
         if self._bar is not None:
             text = f"epoch {run.epoch + 1}/{run.epochs}, step {run.step}"
-            self._bar.update(self._task, completed=run.work_done, description=text)
+            self._bar.update(self._task, completed=run.work_done, total=run.work_total, description=text)
 
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         if row["kind"] == "epoch":

@@ -12,8 +12,8 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from sgenas.errors import GenotypeError, InvalidValueError, did_you_mean
+from sgenas.fingerprint import PREFIX
 from sgenas.registry import Registry
-from sgenas.run.fingerprint import PREFIX
 
 REGISTRIES: dict[type, Registry[Any]] = {}
 """Base class of a field's type -> the registry that has its names. Filled by the configurations."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from sgenas.bilevel import Estimator
 from sgenas.errors import InvalidValueError
+from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
 from sgenas.optim import InnerOptimizer
 from sgenas.run.config import to_plain
-from sgenas.run.fingerprint import describe_data, describe_function, describe_model
 from sgenas.searching.arch import ArchOptimizer
 from sgenas.searching.loop import Search
 from sgenas.spaces.costs import Budget

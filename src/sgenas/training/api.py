@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 
 from sgenas.device import find_device
 from sgenas.errors import require
+from sgenas.fingerprint import describe_data, describe_function, describe_model, digest
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm
 from sgenas.run.callbacks import Callback, ProgressBar
 from sgenas.run.faults import explaining_single_rows
-from sgenas.run.fingerprint import describe_data, describe_function, describe_model, digest
 from sgenas.run.loggers import LOGGERS, Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.spaces.genotype import Genotype

@@ -6,18 +6,19 @@ import dis
 import functools
 import hashlib
 import inspect
-import random
 import re
 import sys
 import textwrap
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+
+from sgenas.random import seeded
 
 PREFIX = "blake2:"
 """Of every digest, by which `first_difference` tells it from a setting."""
@@ -101,7 +102,7 @@ def _content(dataset: Any, rows: int) -> str | None:
     """
 
     def some() -> str:
-        with _fixed_generators():
+        with seeded(0):
             return digest([dataset[index] for index in (0, rows // 2, rows - 1)])
 
     try:
@@ -111,21 +112,6 @@ def _content(dataset: Any, rows: int) -> str | None:
         return None
     held = [vars(dataset).get(name) for name in ATTRIBUTES] if hasattr(dataset, "__dict__") else []
     return digest([first if first == second else None, *held])
-
-
-@contextlib.contextmanager
-def _fixed_generators() -> Iterator[None]:
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[]):
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
-        # torch.manual_seed would also seed the generators of GPUs
-        torch.default_generator.manual_seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)  # noqa: NPY002
 
 
 # -- values -------------------------------------------------------------------------------------------------

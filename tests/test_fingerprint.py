@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import sgenas
+from sgenas.fingerprint import describe_data, describe_function, describe_model, digest
 from sgenas.run.config import first_difference
-from sgenas.run.fingerprint import describe_data, describe_function, describe_model, digest
 
 X = torch.arange(12.0).reshape(6, 2)
 CONSTANT = 2.0
