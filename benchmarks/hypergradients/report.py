@@ -105,7 +105,9 @@ def markdown_table(results: Record) -> str:
         f"{facts['alphas']:,} alphas, {facts['weights']:,} weights. Figures are means over sampled batches with"
         " standard errors. `relative MSE` = bias² + variance, of the indirect gradient against automatic"
         " differentiation; 1 is what leaving it out costs. `real` is the same against central finite differences"
-        " of the outer objective. 1 pass is one forward and one backward of the supernet on one batch.",
+        " of the outer objective. `added variance share` is the variance of the estimates on the same batches, divided"
+        " by the variance of the direct gradient across batches. 1 pass is one forward and one backward of the"
+        " supernet on one batch.",
     ]
     for condition in sorted({tuple(row[name] for name in CONDITION) for row in results["rows"]}):
         named = dict(zip(CONDITION, condition, strict=True))
@@ -117,12 +119,13 @@ def markdown_table(results: Record) -> str:
             text += [f"Variance of the reference across batches: {spread:.3g} of its squared norm."] if spread else []
             text += [""]
         text += [
-            "| estimator | passes | seconds | cosine | relative MSE | bias² | variance | real | relative MSE times"
-            " passes | relative error of the hypergradient |",
-            "|---|---|---|---|---|---|---|---|---|---|",
+            "| estimator | passes | seconds | cosine | relative MSE | bias² | variance | added variance share | real |"
+            " relative MSE times passes | relative error of the hypergradient |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         step = None if truth is None else truth["best_step"]
-        text += [_line(row, step) for row in sorted(_of(results["rows"], named), key=_error)]
+        batches = None if truth is None else truth.get("direct_variance")
+        text += [_line(row, step, batches) for row in sorted(_of(results["rows"], named), key=_error)]
     return "\n".join(text) + "\n"
 
 
@@ -130,15 +133,17 @@ def _of(rows: Iterable[Record], named: Mapping[str, Any]) -> list[Record]:
     return [row for row in rows if named.items() <= {name: row[name] for name in named}.items()]
 
 
-def _line(row: Record, step: int | None) -> str:
+def _line(row: Record, step: int | None, batches: float | None) -> str:
     if "indirect" not in row:
-        return f"| `{row['estimator']}` | failed: {row['reason']} |" + " |" * 8
+        return f"| `{row['estimator']}` | failed: {row['reason']} |" + " |" * 9
+    added = row.get("added_variance")
     part, squared = row["indirect"], row["indirect"]["squared_error"]["mean"]
     cells = [
         f"`{row['estimator']}`" + (f" (failed on {row['failed']} batches)" if row.get("failed") else ""),
         f"{row['passes']:.4g}",
         f"{row['seconds']:.3g}",
         *(number(part[name]) for name in ("cosine", "squared_error", "bias", "variance")),
+        f"{added / batches:.3g}" if added and batches else "",
         number(row["real"][step]["indirect"]) if step is not None and row["real"] else "",
         "" if squared is None else f"{squared * row['passes']:.3g}",
         number(row["whole"]["relative_error"]),

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hypergradients.measure import Record
@@ -31,7 +32,8 @@ def estimator_rows(records: Iterable[Record], reference_of: Callable[[Record], R
     """One row per condition and estimator.
 
     Every figure is {"mean": ..., "error": ...}. Seconds are the median of all estimates. Against the real
-    derivatives, a relative MSE is a ratio of two means, since few directions make a noisy unit.
+    derivatives, a relative MSE is a ratio of two means, since few directions make a noisy unit. added_variance: mean
+    variance of the indirect gradient over the estimates on the same batches.
     """
     rows = []
     for setting, group in _grouped(records, SETTING).items():
@@ -45,7 +47,11 @@ def estimator_rows(records: Iterable[Record], reference_of: Callable[[Record], R
             row["seconds"] = statistics.median(second for record in good for second in record["seconds"])
             for part in PARTS:
                 row[part] = {name: _figure(record[part][name] for record in good) for name in good[0][part]}
-            row["real"] = _against_real(good, [reference_of(record) for record in good])
+            references = [reference_of(record) for record in good]
+            row["real"] = _against_real(good, references)
+            pairs = [(each["indirect"]["variance"], of["indirect"]) for each, of in zip(good, references, strict=True)]
+            variances = [variance * norm**2 for variance, norm in pairs if variance is not None]
+            row["added_variance"] = statistics.fmean(variances) if variances else None
         rows.append(row)
     return rows
 
@@ -75,8 +81,9 @@ def reference_rows(records: Iterable[Record], vectors: Callable[[Record], Tensor
     """One row per condition: how large the parts are, how the references differ, how batches differ.
 
     share: |indirect| / |direct|. spread: variance across batches in units of the squared norm of the mean, None for
-    one batch. real: per step size ``compare``. best_step: index of the step size whose derivatives differ least from
-    its neighbor's, where the difference quotient hardly depends on the step.
+    one batch. direct_variance: of the direct gradient across batches, None for one batch. real: per step size
+    ``compare``. best_step: index of the step size whose derivatives differ least from its neighbor's, where the
+    difference quotient hardly depends on the step.
     """
     rows = []
     for condition, group in _grouped(records, CONDITION).items():
@@ -85,6 +92,8 @@ def reference_rows(records: Iterable[Record], vectors: Callable[[Record], Tensor
         row["spread"] = {
             part: _spread([vectors(record)[index] for record in group]) for index, part in enumerate(PARTS)
         }
+        direct = [vectors(record)[0] - vectors(record)[1] for record in group]
+        row["direct_variance"] = float(torch.stack(direct).var(dim=0).sum()) if len(direct) > 1 else None
         row["real"] = [
             {"step": seen["step"]}
             | {

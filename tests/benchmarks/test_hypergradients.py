@@ -13,7 +13,7 @@ from hypergradients.benchmark import Settings, run
 from hypergradients.measure import Task, errors, measure, measure_reference
 from hypergradients.problems import PROBLEMS, Images
 from hypergradients.reference import automatic, compare, flat, frame, frame_of, inner_product, real
-from hypergradients.report import read_results
+from hypergradients.report import CONDITION, markdown_table, read_results
 from hypergradients.rows import mean_and_error
 from hypergradients.run import main
 from hypergradients.specs import Spec, expand
@@ -268,6 +268,24 @@ def test_noise_of_sge_is_what_theory_says(tmp_path: Path) -> None:
     assert abs(part["bias"]["mean"]) < 0.1 * part["variance"]["mean"]
     assert part["own_error"]["mean"] == pytest.approx(7 / 8, rel=0.25)
     assert (row["real"], row["passes"]) == ([], (8 + 1) * 2 + 1)
+
+
+def test_added_variance_share_is_that_of_the_vectors(finished: Path) -> None:
+    found, vectors = read_results(finished), load_checkpoint(finished / "references.safetensors")
+    truth = found["reference_rows"][0]
+    named = {name: truth[name] for name in CONDITION}
+    keys = [" ".join(f"{name}={value}" for name, value in (named | {"batch": batch}).items()) for batch in range(2)]
+    first, second = (vectors[key][0] - vectors[key][1] for key in keys)
+    assert truth["direct_variance"] == pytest.approx(float((first - second).square().sum()) / 2)
+    row = next(row for row in found["rows"] if named.items() <= row.items() and row["estimator"].startswith("sge"))
+    variances = [
+        measured["indirect"]["variance"] * float(vectors[key][1].square().sum())
+        for batch, key in enumerate(keys)
+        for measured in found["measurements"]
+        if (named | {"batch": batch, "estimator": row["estimator"]}).items() <= measured.items()
+    ]
+    assert row["added_variance"] == pytest.approx(sum(variances) / 2)
+    assert f"{row['added_variance'] / truth['direct_variance']:.3g} |" in markdown_table(found)
 
 
 def test_what_is_there_is_not_measured_again(finished: Path, tmp_path: Path) -> None:

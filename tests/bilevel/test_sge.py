@@ -139,7 +139,16 @@ def test_standard_error_is_that_of_the_estimate(case: QuadraticCase) -> None:
         assert torch.stack(claimed).mean() == pytest.approx(real.item(), rel=0.15)
         found = case.estimate(estimator, 399).diagnostics["standard_error"].square()
         torch.testing.assert_close(found, claimed[-1], rtol=1e-7, atol=1e-10)
-    assert "standard_error" not in case.estimate(SGE(1)).diagnostics
+
+
+@pytest.mark.parametrize(("kind", "count"), [("gaussian", 1), ("sphere", 1), ("antithetic", 2)])
+def test_standard_error_of_one_direction_follows_from_its_distribution(kind: str, count: int) -> None:
+    """Of <g, u> u: (p + 1) |g|^2, on the sphere (p - 1) |g|^2."""
+    g = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
+    rows = directions(kind, count * 10_000, g, generator()).reshape(-1, count, 4)
+    found = torch.stack([aggregate(each, each @ g, kind).variance for each in rows])
+    expected = (3 if kind == "sphere" else 5) * g.square().sum()
+    assert found.mean() == pytest.approx(expected.item(), rel=0.05)
 
 
 # -- control variates ------------------------------------------------------------------------------------------
@@ -390,6 +399,10 @@ def test_jumps_of_the_gradient_ask_for_a_larger_step() -> None:
         ({"num_directions": 0}, "num_directions"),
         ({"num_directions": 3, "directions": "antithetic"}, "num_directions"),
         ({"num_directions": 2.5}, "num_directions"),
+        *(({"num_directions": bad}, "num_directions") for bad in ("many", "10")),
+        ({"num_directions": "auto", "directions": "orthogonal"}, "num_directions"),
+        ({"num_directions": "auto", "aggregate": "least-squares"}, "num_directions"),
+        *(({"max_added_variance": bad}, "max_added_variance") for bad in (0.0, float("inf"), float("nan"))),
         ({"directions": "cube"}, "directions"),
         *(({"smoothing": bad}, "smoothing") for bad in (0.0, -1.0, float("inf"), float("nan"), "small", None)),
         ({"aggregate": "median"}, "aggregate"),
@@ -404,6 +417,12 @@ def test_bad_settings_name_the_field(settings: dict[str, Any], field: str) -> No
     with pytest.raises(InvalidValueError) as caught:
         SGE(**settings)
     assert caught.value.field == f"SGE.{field}"
+
+
+def test_auto_directions_are_refused_outside_a_search(case: QuadraticCase) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        case.estimate(SGE("auto"))
+    assert caught.value.field == "SGE.num_directions"
 
 
 def test_a_similar_name_is_suggested() -> None:

@@ -24,7 +24,7 @@ CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv
         ("search --directons 3", "did you mean '--directions'?"),
         ("search digits", "unknown argument 'digits'"),
         ("search --config", "--config needs a value"),
-        ("search --directions many", "--directions must be an integer, got 'many'"),
+        ("search --directions many", "--directions must be one of auto or an integer, got 'many'"),
         ("search --method nas", "--method must be one of darts,"),
         ("search --estimator es", "--estimator must be one of first-order,"),
         ("search --rank-timeout 0", "--rank-timeout must be > 0"),

@@ -70,6 +70,15 @@ def test_components_are_chosen_by_name_with_their_flags() -> None:
     assert searched("--space", "nasbench201", "--layers", "2").space.layers == 2
 
 
+def test_auto_directions_are_a_setting_of_sge() -> None:
+    config = searched("--estimator", "sge", "--directions", "auto", "--max-added-variance", "0.1")
+    assert config.estimator == SGE("auto", smoothing=0.1, max_added_variance=0.1)
+    assert SearchConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(InvalidValueError) as caught:
+        searched("--estimator", "evolution-strategies", "--directions", "auto")
+    assert str(caught.value.field).endswith("num_directions")
+
+
 def test_control_variate_is_given_by_name() -> None:
     config = searched("--estimator", "sge", "--control-variate", "finite-difference")
     assert config.estimator.control_variate == "finite-difference"

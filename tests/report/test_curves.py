@@ -146,3 +146,20 @@ def test_user_settings_neither_change_nor_matter(record: RunRecord, tmp_path: Pa
         before = dict(matplotlib.rcParams)
         assert save_figure(draw_curves(record), tmp_path / "again.svg") == first
         assert dict(matplotlib.rcParams) == before
+
+
+def test_indirect_gradient_and_chosen_directions_have_panels(record: RunRecord) -> None:
+    titles = ("Indirect gradient", "Variance added by directions", "Chosen directions")
+    assert not {*titles} & set(panels(draw_curves(record)))
+    epochs = [dict(row, hypergradient_share=0.3, cosine=-0.8) for row in record.epochs]
+    steps = [dict(row, added_variance_share=0.01 * row["step"]) for row in record.steps]
+    found = panels(draw_curves(replace(record, epochs=epochs, steps=steps)))
+    assert line(found[titles[0]], "cosine") == [-0.8] * 3
+    assert titles[1] in found
+    assert titles[2] not in found
+    steps = [dict(row, num_directions=4.0) for row in steps]
+    estimator = {"name": "sge", "num_directions": "auto", "max_added_variance": 0.25}
+    changed = replace(record, steps=steps, config=record.config | {"estimator": estimator})
+    found = panels(draw_curves(changed))
+    assert [text.get_text() for text in found[titles[1]].texts] == ["limit"]
+    assert [list(line.get_ydata()) for line in found[titles[2]].lines] == [[4.0] * 30]

@@ -112,6 +112,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         2,
         {"estimator": SGE(num_directions=3, control_variate="finite-difference", computation="sequential")},
     ),
+    "auto directions": (2, {"estimator": SGE("auto", computation="sequential"), "epochs": 5}),
     "watched": (2, {"estimator": SGE_, "eigenvalue_every": 1, "warmup_epochs": 1, "method": "gdas"}),
     "shards": (2, {"estimator": SGE_, "data": {"data_parallel": 2}}),
     "weighted shards": (

@@ -273,6 +273,23 @@ def _optional(record: RunRecord) -> list[Panel]:
         Panel("Skip connections", "epoch", "number", found("skips_"), extent=(-0.1, 1.1)),
         Panel("Largest eigenvalue in alpha", "epoch", "eigenvalue", found("eigenvalue")),
         Panel("Gradient norms", "step", "norm, epoch mean", _norms(record), scale="log"),
+        *_indirect(record),
+    ]
+
+
+def _indirect(record: RunRecord) -> list[Panel]:
+    """How the indirect gradient compares with the direct one, and what its noise adds to that of the batches."""
+    names = {"norm": "hypergradient_share", "cosine": "cosine"}
+    compared = {name: _series(record.epochs, "epoch", key) for name, key in names.items()}
+    added, count = (_series(record.steps, "step", key) for key in ("added_variance_share", "num_directions"))
+    estimator = record.config.get("estimator")
+    limit = estimator.get("max_added_variance") if isinstance(estimator, dict) and len(count[0]) else None
+    level = (limit, "limit") if is_number(limit) else None
+    share = "share of the batches' variance"
+    return [
+        Panel("Indirect gradient", "epoch", "relative to direct", _present(compared), extent=(0,)),
+        Panel("Variance added by directions", "step", share, _present({"added": added}), extent=(0,), level=level),
+        Panel("Chosen directions", "step", "number", _present({"directions": count}), extent=(0,)),
     ]
 
 

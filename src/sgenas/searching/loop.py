@@ -20,14 +20,12 @@ from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.objectives import Objectives, Penalty, Seeded
 from sgenas.searching.results import entropy, predicted_cost, write_results
 from sgenas.searching.schedules import Schedule
+from sgenas.searching.variance import GradientStatistics
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import CostModel
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.regularizers import Regularizer
 from sgenas.tree import TensorDict, Tree
-
-DIAGNOSTICS = ("standard_error", "smoothing", "noise_floor", "residual")
-"""Diagnostics of estimators that a step's row has."""
 
 
 class Search(Loop):
@@ -98,6 +96,7 @@ class Search(Loop):
         self._arch_optimizer = make_arch_optimizer(arch_optimizer, self.alphas)
         self._penalty = None if costs is None or costs.penalty(self.alphas) is None else costs.penalty
         self._directions, self._noise = generator(seed, "directions"), generator(seed, "relaxation")
+        self.statistics = GradientStatistics(self.alphas)
         self.cost = Cost()
         self.alpha_history: list[TensorDict] = [tree.clone(self.alphas)]
         self._selected: int | None = None
@@ -166,9 +165,11 @@ class Search(Loop):
         if self._trajectory_optimizer is not None:
             own = dataclasses.replace(problem, inner_optimizer=self._trajectory_optimizer)
             start = self._trajectory_optimizer.init(self.state.weights)
-        result = self.estimator(own, start, self.alphas, inner, outer, generator=self._directions)
+        estimator = self.statistics.with_directions(self.estimator)
+        result = estimator(own, start, self.alphas, inner, outer, generator=self._directions)
         self._keep_chunk(result)
         require_finite({"hypergradient": result.grad})
+        measured = self.statistics.update(self.estimator, result)
         self.cost += result.cost
         for name, alpha in self.alphas.items():
             alpha.grad = result.grad[name]
@@ -182,16 +183,13 @@ class Search(Loop):
             trajectory = problem.run(self.state, self.alphas, inner)
             self.state, losses = trajectory.end, trajectory.losses
             self.cost += Cost(len(inner), len(inner), len(inner))
-        every = list(self.alphas.values())
         return {
             "inner_loss": torch.stack(losses).mean(),
             "outer_loss": result.outer_loss,
-            "direct_norm": tree.norm(result.direct),
-            "indirect_norm": tree.norm(result.indirect),
-            "alpha_min": torch.stack([alpha.min() for alpha in every]).min(),
-            "alpha_max": torch.stack([alpha.max() for alpha in every]).max(),
+            **measured,
+            "alpha_min": torch.stack([alpha.min() for alpha in self.alphas.values()]).min(),
+            "alpha_max": torch.stack([alpha.max() for alpha in self.alphas.values()]).max(),
             **self._gradient_norm(),
-            **{name: result.diagnostics[name] for name in DIAGNOSTICS if name in result.diagnostics},
         }
 
     def _seeded(self, batch: Any, number: int) -> Seeded:
@@ -217,6 +215,7 @@ class Search(Loop):
             "forward": self.cost.forward,
             "backward": self.cost.backward,
             "inner_steps": self.cost.inner_steps,
+            **self.statistics.end_epoch(self.estimator),
             "architecture": self.space.architecture_to_dict(architecture),
         }
         if isinstance(architecture, Genotype):
@@ -272,12 +271,14 @@ class Search(Loop):
 
     @property
     def work_total(self) -> float | None:
-        return None if self._train.length is None else self.predicted_cost().forward
+        if self._train.length is None:
+            return None
+        return max(self.work_done, self.predicted_cost(self.statistics.with_directions(self.estimator)).forward)
 
-    def predicted_cost(self) -> Cost:
+    def predicted_cost(self, estimator: Estimator | None = None) -> Cost:
         """Passes of the whole search, at most; for training data of known length."""
         assert self._train.length is not None, "needs data of known length"
-        moving = self.estimator.cost(self.inner_steps)
+        moving = (estimator or self.estimator).cost(self.inner_steps)
         if self._trajectory_optimizer is not None:
             moving += Cost(self.inner_steps, self.inner_steps, self.inner_steps)
         return predicted_cost(
@@ -298,6 +299,7 @@ class Search(Loop):
             "inner_step": self.state.step,
             "alphas": tree.clone(self.alphas),
             "arch_optimizer": copied(self._arch_optimizer.state_dict()),
+            "statistics": self.statistics.state_dict(),
         }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
@@ -312,6 +314,7 @@ class Search(Loop):
             self.alphas[name].grad = None
         # a copy: the optimizer goes on in the tensors that it is given
         self._arch_optimizer.load_state_dict(copied(snapshot["arch_optimizer"]))
+        self.statistics.load_state_dict(snapshot["statistics"])
 
     def own_state(self) -> dict[str, Any]:
         return {

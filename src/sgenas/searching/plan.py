@@ -15,6 +15,7 @@ import torch
 from sgenas.bilevel import SGE, BilevelProblem, Cost, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.bilevel.estimators.sge.batched import members_that_fit, trajectory_bytes
+from sgenas.bilevel.estimators.sge.estimator import MOST_DIRECTIONS
 from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.data import ImageData
 from sgenas.device import peak_memory
@@ -70,11 +71,12 @@ class Forecast:
     """A search: its settings, its passes (as its last row of metrics.jsonl will have them), seconds and bytes.
 
     Estimators that may stop early (conjugate gradients) take at most these passes. ``seconds`` are those of the
-    loop, evaluations included. ``directions`` is None for estimators without.
+    loop, evaluations included. ``directions`` is None for estimators without, and ``"auto"`` where the search
+    chooses them; passes, seconds and bytes are then those of the most that it may choose.
     """
 
     estimator: str
-    directions: int | None
+    directions: int | str | None
     inner_steps: int
     alpha_every: int
     steps: int
@@ -87,7 +89,8 @@ class Forecast:
     @property
     def name(self) -> str:
         """The settings in words."""
-        directions = "" if self.directions is None else f", Q = {self.directions}"
+        most = f"{self.directions} (at most {MOST_DIRECTIONS})" if self.directions == "auto" else self.directions
+        directions = "" if self.directions is None else f", Q = {most}"
         every = "" if self.alpha_every == 1 else f", alphas every {self.alpha_every}"
         return f"{self.estimator}{directions}, N = {self.inner_steps}{every}"
 
@@ -228,7 +231,7 @@ def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecas
         seconds += times * EIGENVALUE_PASSES * constants.weights_pass
     peak = constants.working_bytes
     if isinstance(run.estimator, SGE):
-        members = min(run.estimator.num_directions, constants.room)
+        members = min(run.estimator.most_directions, constants.room)
         if members > 1:
             peak = max(peak, round(constants.resting_bytes + members * constants.trajectory_bytes))
     return Forecast(
@@ -300,7 +303,8 @@ def measure(run: Search) -> Constants:
     difference = called(FiniteDifference()) if exact else 0.0
     working = peak_memory(device)
     sge = run.estimator if isinstance(run.estimator, SGE) else SGE()
-    plain = dataclasses.replace(sge, smoothing=0.01 if sge.smoothing == "auto" else sge.smoothing, control_variate=None)
+    mu = 0.01 if sge.smoothing == "auto" else sge.smoothing
+    plain = dataclasses.replace(sge, num_directions=sge.most_directions, smoothing=mu, control_variate=None)
     room = 1
     if problem.stacked_inner_loss is not None and sge.computation != "sequential":
         always = sge.computation == "batched"
@@ -308,7 +312,7 @@ def measure(run: Search) -> Constants:
         room = min(room, sge.chunk or room)
     perturbed = 0.0
     if exact or isinstance(run.estimator, SGE):
-        perturbed = max(0.0, (called(plain) - 2 * weights_pass) / sge.num_directions)
+        perturbed = max(0.0, (called(plain) - 2 * weights_pass) / sge.most_directions)
     known = isinstance(run.estimator, FirstOrder | FiniteDifference | SGE)
     return Constants(
         weights_pass=weights_pass,
@@ -317,7 +321,7 @@ def measure(run: Search) -> Constants:
         finite_difference_call=difference,
         perturbed_pass=perturbed,
         evaluation_pass=_median(evaluated, device),
-        batched=min(sge.num_directions, room),
+        batched=min(sge.most_directions, room),
         room=room,
         saved_bytes=saved.peak,
         trajectory_bytes=round(trajectory_bytes(start, saved.peak)),

@@ -39,6 +39,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def plan_text(plan: "Plan") -> str:
     """A plan as a table, the requested search in its first row."""
+    from sgenas.bilevel.estimators.sge.estimator import MOST_DIRECTIONS
     from sgenas.report import duration, memory
 
     machine, constants = plan.environment, plan.constants
@@ -60,5 +61,6 @@ def plan_text(plan: "Plan") -> str:
     if plan.break_even:
         sge = next(row for row in plan.rows if row.estimator == "sge")
         least = ", than ".join(f"{name} from --alpha-every {every} on" for name, every in plan.break_even.items())
-        lines += ["", f"sge with Q = {sge.directions}, N = {sge.inner_steps} takes no more passes than {least}"]
+        most = MOST_DIRECTIONS if sge.directions == "auto" else sge.directions
+        lines += ["", f"sge with Q = {most}, N = {sge.inner_steps} takes no more passes than {least}"]
     return "\n".join(lines)

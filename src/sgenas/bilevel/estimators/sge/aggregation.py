@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.bilevel.estimators.sge.directions import group_size, independent
+from sgenas.bilevel.estimators.sge.directions import group_size, independent, random_share
 from sgenas.tree import Tree
 
 AGGREGATIONS = ("mean", "least-squares")
@@ -66,9 +66,12 @@ def aggregate(
         return Aggregate(gradient + torch.linalg.pinv(directions) @ left, None, coefficient)
     gradient = gradient + left @ directions / len(directions)
     variance = None
-    if independent(kind) and len(directions) > group:
+    if independent(kind):
         terms = (left[:, None] * directions).reshape(-1, group, directions.shape[1]).mean(dim=1)
-        variance = terms.var(dim=0).sum() / len(terms)
+        # a single term has no spread, but the distribution of its direction says which part of it is random
+        single = len(terms) == 1
+        square = random_share(kind, terms.shape[1]) * terms.square().sum() if single else terms.var(dim=0).sum()
+        variance = square / len(terms)
     return Aggregate(gradient, variance, coefficient)
 
 

@@ -82,3 +82,11 @@ def group_size(kind: str) -> int:
 def independent(kind: str) -> bool:
     """Whether groups of directions are independent of each other."""
     return kind != "orthogonal"
+
+
+def random_share(kind: str, size: int) -> float:
+    """The variance of <g, u> u divided by its mean squared norm, for every g of ``size`` entries.
+
+    E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions and p |g|^2 on the sphere, and the mean is g.
+    """
+    return 1 - 1 / (size if kind == "sphere" else size + 2)

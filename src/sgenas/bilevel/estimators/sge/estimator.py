@@ -29,6 +29,8 @@ COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
     "batched": batched,
 }
 """How the projections are computed; all give the same numbers up to rounding."""
+MOST_DIRECTIONS = 32
+"""The most directions that a search chooses."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class SGE(Estimator):
     indirect gradient is about (p + 1) / Q; of ``least-squares`` 1 - Q / p for Q < p, and 0 from Q = p on
     (noise in the projections is amplified there, most at Q = p).
 
+    ``num_directions="auto"`` is for a search, which chooses Q again every 10 alpha steps, from 1 to 32: the
+    smallest with which the directions add at most ``max_added_variance`` of the variance that the batches give
+    the direct gradient anyway. Costs then assume 32.
+
     ``diagnostics``: ``projections``, (Q,); ``standard_error``, of a mean over independent directions, the
     estimated norm of the indirect gradient's error; ``coefficient`` of the control variate; ``smoothing`` and
     ``noise_floor`` if mu is chosen: mu and the estimated error of a projection; ``chunk`` after an
@@ -55,7 +61,7 @@ class SGE(Estimator):
     directions, 10 if antithetic. Memory: one more set of weights, but for batched trajectories.
 
     Args:
-        num_directions: Number of random directions Q, >= 1; even if antithetic.
+        num_directions: Number of random directions Q, >= 1; even if antithetic. In a search also ``"auto"``.
         smoothing: Perturbation scale mu in units of alpha, > 0, or ``"auto"``: chosen at each call.
         directions: Distribution of the directions, all with E[u u^T] = I: ``gaussian``, ``orthogonal``,
             ``sphere`` (norm sqrt(p)) or ``antithetic`` (pairs u, -u, which make central differences).
@@ -68,6 +74,8 @@ class SGE(Estimator):
             with a MemoryWarning, after an out-of-memory error.
         memory_limit: Memory in GiB that batched trajectories may take; None for 80 % of a GPU's free
             memory, or a quarter of the machine's.
+        max_added_variance: With ``auto`` directions, the largest variance that they may add, as a share of the
+            variance from batch to batch, > 0.
 
     Raises:
         InvalidValueError: If a setting is out of range.
@@ -77,7 +85,7 @@ class SGE(Estimator):
         >>> result = SGE(num_directions=8)(problem, state, alphas, inner_batches, outer_batch, seed=0)
     """
 
-    num_directions: int = option(10, flag="directions")
+    num_directions: int | str = option(10, flag="directions", choices=("auto",))
     smoothing: float | str = 0.01
     directions: str = option("gaussian", flag="direction-kind", choices=tuple(DIRECTIONS))
     control_variate: str | Estimator | None = None
@@ -85,11 +93,20 @@ class SGE(Estimator):
     computation: str = option("auto", choices=tuple(COMPUTATIONS))
     chunk: int | None = None
     memory_limit: float | None = None
+    max_added_variance: float = 0.25
 
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check("SGE", self.directions, self.num_directions)
+        if isinstance(self.num_directions, str):
+            good = self.num_directions == "auto"
+            require(good, "SGE.num_directions", "a whole number >= 1 or 'auto'", self.num_directions)
+            good = self.aggregate == "mean" and self.directions != "orthogonal"
+            kinds = "a number with orthogonal directions or least squares, whose variance is unknown"
+            require(good, "SGE.num_directions", kinds, self.num_directions)
+        check("SGE", self.directions, self.most_directions)
+        share = self.max_added_variance
+        require(0 < share < math.inf, "SGE.max_added_variance", "> 0 and finite", share)
         mu = self.smoothing
         good = mu == "auto" or (isinstance(mu, float | int) and 0 < mu < math.inf)
         require(good, "SGE.smoothing", "> 0 and finite, or 'auto'", mu)
@@ -107,6 +124,17 @@ class SGE(Estimator):
         good = variate is None or (isinstance(variate, Estimator) and not variate.draws)
         require(good, "SGE.control_variate", "None, or a deterministic estimator or its name", variate)
 
+    @property
+    def most_directions(self) -> int:
+        """Q; with ``auto`` the largest that a search chooses."""
+        return MOST_DIRECTIONS if isinstance(self.num_directions, str) else self.num_directions
+
+    def _draw(self, alphas: Tree, generator: torch.Generator) -> Tensor:
+        """The directions of a call, (Q, p)."""
+        count = self.num_directions
+        require(count != "auto", "SGE.num_directions", "a number outside a search, which chooses it", count)
+        return draw(self.directions, self.most_directions, alphas, generator)
+
     def _baseline(self) -> Estimator | None:
         if isinstance(self.control_variate, str):
             return ESTIMATORS.get(self.control_variate)()
@@ -117,7 +145,7 @@ class SGE(Estimator):
         return max(1, 0 if baseline is None else baseline.kept_steps(inner_steps))
 
     def indirect_cost(self, inner_steps: int) -> Cost:
-        count = self.num_directions
+        count = self.most_directions
         if self.smoothing == "auto":
             count += num_probes(self.directions == "antithetic")
         perturbed = Cost(count * inner_steps, count * inner_steps, count * inner_steps)
@@ -127,7 +155,7 @@ class SGE(Estimator):
     def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree]:
         require(self.control_variate is None, "SGE.control_variate", "None for a black box", self.control_variate)
         require(self.computation != "batched", "SGE.computation", "'auto' for a black box", self.computation)
-        rows = draw(self.directions, self.num_directions, alphas, generator)
+        rows = self._draw(alphas, generator)
         if isinstance(self.smoothing, str):
             # the steps that choose mu come first
             (row,) = draw("gaussian", 1, alphas, generator)
@@ -150,7 +178,7 @@ class SGE(Estimator):
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
         assert generator is not None
-        matrix, chunks, mu = draw(self.directions, self.num_directions, alphas, generator), list[int](), self.smoothing
+        matrix, chunks, mu = self._draw(alphas, generator), list[int](), self.smoothing
         rows = [tree.unflatten(row, alphas) for row in matrix]
         fixed = 1.0 if isinstance(mu, str) else mu
         task = Perturbation(context, rows, fixed, self.chunk, self.memory_limit, chunks.append)
