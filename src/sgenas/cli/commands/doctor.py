@@ -30,6 +30,8 @@ EXTRAS = {
     "ray": ("ray",),
     "slurm": ("submitit",),
     "wandb": ("wandb",),
+    "optuna": ("optuna",),
+    "zoo": ("transformers",),
 }
 """Optional extras, with the modules that they install."""
 LEAST_TORCH = (2, 9)
