@@ -73,6 +73,7 @@ def test_sge_of_written_out_inner_steps_is_sge_of_the_problem_and_near_unrolled(
     close(black_box.grad, case.estimate(values, seed=3).grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("smoothing", [0.01, "auto"])
 def test_the_mean_over_many_directions_is_the_closed_form(smoothing: Any) -> None:
     problem, (direct, indirect) = BlackBoxProblem(ridge, outer_loss), exact(ALPHAS)
