@@ -109,11 +109,8 @@ class Functional:
         if self._copy_buffers:
             tensors = {name: place[key].clone() for name, place, key in self._buffers} | dict(tensors)
         with self._holding(tensors), self._recomputing(tensors):
-            kept = (
-                []
-                if self._copy_buffers
-                else [(*each, each[1][each[2]], each[1][each[2]]._version) for each in self._buffers]
-            )
+            guarded = [] if self._copy_buffers else self._buffers
+            kept = [(name, place, key, place[key], place[key]._version) for name, place, key in guarded]
             outputs = self.module(*args, **kwargs)
             for name, place, key, tensor, version in kept:
                 if place[key] is not tensor or tensor._version != version:

@@ -189,13 +189,12 @@ class Estimator(ABC):
             outer_loss, v, direct = problem.outer_gradients(weights, alphas, outer_batch)
         else:
             outer_loss, direct = problem.outer_alpha_gradient(weights, alphas, outer_batch)
-        if isinstance(problem, BilevelProblem):
-            require(
-                generator_states() == drawn,
-                "losses",
-                "free of random numbers (put them, or their seed, into the batch)",
-                "a pass that draws from PyTorch's global generator",
-            )
+        require(
+            generator_states() == drawn,
+            "losses",
+            "free of random numbers (put them, or their seed, into the batch)",
+            "a pass that draws from PyTorch's global generator",
+        )
         require_finite(trajectory.losses, outer_loss)
         rest = (inner_batches, outer_batch, trajectory, outer_loss, v, direct, generator)
         context = Context(problem, state, alphas, *rest)

@@ -51,7 +51,8 @@ def verify(
         if name in a and gradient is None:
             raise InvalidValueError(f"choice {name!r} must affect the loss, but does not on a batch", field="loss")
     # in the plain copy nothing is replaced, so a recomputed part or a stale output sees the same weights
-    plain, own = _plain_copy(space, moved, tree.leaves(a))
+    own = tree.leaves(a)
+    plain = _plain_copy(space, moved, own)
     same = _scalar(loss(lambda *args, **kwargs: Functional(plain)({}, args, kwargs, SEED), batch))
     parameters = {name: parameter for name, parameter in plain.named_parameters() if name in w}
     _compare({"loss": value.detach(), **ours}, {"loss": same.detach(), **_gradients(same, parameters | own)})
@@ -71,8 +72,8 @@ def _near(
     return given, moved, {name: alpha.detach().to(like.device, like.real.dtype) for name, alpha in alphas.items()}
 
 
-def _plain_copy(space: ModuleSpace, weights: TensorDict, alphas: TensorDict) -> tuple[nn.Module, TensorDict]:
-    """A copy of the supernet that holds these weights and the mixing weights of ``alphas``; and the alphas."""
+def _plain_copy(space: ModuleSpace, weights: TensorDict, alphas: TensorDict) -> nn.Module:
+    """A copy of the supernet that holds these weights and the mixing weights of ``alphas``."""
     plain, mixing = space.supernet(), space.mixing(alphas)
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
@@ -81,7 +82,7 @@ def _plain_copy(space: ModuleSpace, weights: TensorDict, alphas: TensorDict) -> 
     for choice in plain.modules():
         if isinstance(choice, BaseChoice):
             choice._buffers["mixing"] = mixing[choice.name]
-    return plain, alphas
+    return plain
 
 
 def _scalar(value: Any) -> Tensor:

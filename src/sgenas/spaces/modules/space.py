@@ -105,15 +105,15 @@ class ModuleSpace(SearchSpace):
 
     def to(self, device: torch.device | str) -> Self:
         """A copy whose model is on ``device``: buffers, frozen parameters, initial weights."""
-        other = copy.copy(self)
-        other._model = copy.deepcopy(self._model).to(device)
-        other._network = Functional(other.supernet())
-        return other
+        return self._around(copy.deepcopy(self._model).to(device))
 
     def double(self) -> Self:
         """A copy in float64, for checks."""
+        return self._around(copy.deepcopy(self._model).double())
+
+    def _around(self, model: nn.Module) -> Self:
         other = copy.copy(self)
-        other._model = copy.deepcopy(self._model).double()
+        other._model = model
         other._network = Functional(other.supernet())
         return other
 
