@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a search step: this checkout against another one of the first edition, in turn.
+"""Seconds and peak memory of a search step: this checkout against an older one of either edition, in turn.
 
     git worktree add ../first 1dfbeb5
     python benchmarks/step_against_commit.py --other ../first [--channels 16] [--layers 8] [--repeats 5]
@@ -96,6 +96,11 @@ def work(settings: dict[str, Any]) -> None:
     (second_edition if settings["edition"] == "second" else first_edition)(settings, images, labels, stop)
 
 
+def edition_of(checkout: Path) -> str:
+    """Which of the two searches the sources have."""
+    return "second" if (checkout / "src/sgenas/searching").is_dir() else "first"
+
+
 def peak_megabytes(device: str) -> float:
     """The most memory that this process, or its tensors on a GPU, has taken."""
     if device.startswith("cuda"):
@@ -153,7 +158,7 @@ def main() -> None:
 
     given = flags(
         __doc__,
-        other={"type": Path, "default": Path("/tmp/old"), "help": "checkout of the first edition [%(default)s]"},
+        other={"type": Path, "default": Path("/tmp/old"), "help": "an older checkout [%(default)s]"},
         channels=16,
         layers=8,
         batch_size=64,
@@ -168,25 +173,26 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             common = {name: value for name, value in vars(given).items() if name not in ("other", "estimators")}
             sides = {
-                edition: Side(
-                    checkout, common | {"estimator": estimator, "edition": edition, "out": f"{folder}/{edition}"}
+                name: Side(
+                    checkout,
+                    common | {"estimator": estimator, "edition": edition_of(checkout), "out": f"{folder}/{name}"},
                 )
-                for edition, checkout in (("first", given.other), ("second", ROOT))
+                for name, checkout in (("before", given.other), ("after", ROOT))
             }
-            taken: dict[str, list[tuple[float, float]]] = {edition: [] for edition in sides}
+            taken: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
             for _ in range(given.repeats):
-                for edition, side in sides.items():
-                    taken[edition].append(side.step())
+                for name, side in sides.items():
+                    taken[name].append(side.step())
             for side in sides.values():
                 side.close()
-        seconds = {edition: spread([each for each, _ in values]) for edition, values in taken.items()}
-        memory = {edition: values[-1][1] for edition, values in taken.items()}
-        ratio = seconds["second"]["median"] / seconds["first"]["median"]
+        seconds = {name: spread([each for each, _ in values]) for name, values in taken.items()}
+        memory = {name: values[-1][1] for name, values in taken.items()}
+        ratio = seconds["after"]["median"] / seconds["before"]["median"]
         rows.append({"estimator": estimator, "seconds": seconds, "peak_megabytes": memory, "ratio": ratio})
-        before, after = (seconds[edition]["median"] for edition in ("first", "second"))
+        before, after = (seconds[name]["median"] for name in ("before", "after"))
         print(
-            f"{estimator:20}{before:12.3f}{after:12.3f}{ratio:8.3f}{memory['first']:12.0f}{memory['second']:12.0f}"
-            f"{memory['second'] / memory['first']:8.3f}",
+            f"{estimator:20}{before:12.3f}{after:12.3f}{ratio:8.3f}{memory['before']:12.0f}{memory['after']:12.0f}"
+            f"{memory['after'] / memory['before']:8.3f}",
             flush=True,
         )
     add_result("step_against_commit", vars(given) | {"rows": rows}, device=given.device)

@@ -1,15 +1,15 @@
-"""Hypergradients of torchopt 0.7.3, of loops written out in PyTorch and of this library: values, seconds, memory.
+"""Hypergradients of torchopt 0.7.3, betty 0.1.1, loops in PyTorch and this library: values, seconds, memory.
 
-    pip install --no-deps --target peer torchopt==0.7.3 optree graphviz
+    pip install --no-deps --target peer torchopt==0.7.3 optree graphviz betty-ml==0.1.1
     PYTHONPATH=peer python benchmarks/torchopt_compare.py [--problem NAME] [--repeats 5] [--memory] [--no-timing]
 
 The problem is a network with one hidden layer on scikit-learn's digits, with a separate weight decay for each weight
 (``--problem weight-decay``) or a weight for each image, a third of which have wrong labels (``hyper-cleaning``).
-Sides that claim the same quantity are compared in float64 first; the script fails if a pair in SAME differs:
+Sides that claim the same quantity are compared in float64 first; the script fails if a side that is not in DIFFERENT differs:
 
 - unrolling: torchopt's MetaSGD and a backward pass through all steps, with momentum; here `Unrolled`;
 - implicit: torchopt's custom_root with its CG or Neumann solver; here `ConjugateGradient` and `Neumann`, after the
-  same steps, with the same number of Hessian-vector products;
+  same steps, with the same number of Hessian-vector products; betty's Engine with ``unroll_steps`` does both;
 - zero order: torchopt's zero_order around the whole inner training, along the directions that our side draws; here
   `EvolutionStrategies`.
 
@@ -26,6 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import betty_side
 import torch
 import torch.nn.functional as F
 import torchopt  # type: ignore[import-not-found]
@@ -48,8 +49,15 @@ PAIRS = (
     *("unrolled", "conjugate gradients", "neumann series"),
     *("zero order, forward", "zero order, antithetic", "zero order, naive"),
 )
-SAME = ("unrolled", "conjugate gradients", "neumann series", "zero order, antithetic")
-"""Pairs that must agree. torchopt's `forward` is wrong, and its `naive` subtracts no F(alpha), so it is all noise."""
+DIFFERENT = {
+    # multiplies by sigma where it must divide
+    ("torchopt", "zero order, forward"),
+    # subtracts no F(alpha), so it is all noise
+    ("torchopt", "zero order, naive"),
+    # each new search direction is made from the residual of the step before
+    ("betty", "conjugate gradients"),
+}
+"""Sides whose value is another one. All others must agree with ours."""
 
 
 class Case:
@@ -71,7 +79,7 @@ class Case:
         }
         # strong enough that the implicit system is well conditioned
         self.alphas = {name: torch.full_like(value, math.log(arguments.decay)) for name, value in self.weights.items()}
-        self.inner_loss = decayed_loss
+        self.inner_loss, self.outer_loss = decayed_loss, outer_loss
         if arguments.problem == "hyper-cleaning":
             self.alphas = {"images": torch.zeros(700, dtype=dtype)}
             self.inner_loss = partial(weighted_loss, decay=arguments.decay)
@@ -82,6 +90,8 @@ class Case:
         self.optimizer = SGD(arguments.lr, arguments.momentum)
         self.problem = BilevelProblem(self.inner_loss, outer_loss, self.optimizer)
         self.state = self.problem.init(self.weights)
+        betty = partial(betty_side.hypergradient, self)
+        self.sides = {"ours": self.ours, "torchopt": self.peer, "betty": betty, "loop": self.loop}
 
     def ours(self, name: str) -> Tensor:
         """This library's side of a pair."""
@@ -268,15 +278,18 @@ def outer_loss(weights: Tree, alphas: Tree, batch: Batch) -> Tensor:
     return F.cross_entropy(logits(weights, batch[0]), batch[1])
 
 
-def compare(case: Case) -> dict[str, float]:
-    """{pair: ||ours - theirs|| / ||ours||}, printed; exits if a pair in SAME differs."""
-    found = {}
+def compare(case: Case) -> dict[str, dict[str, float]]:
+    """{side: {pair: ||ours - theirs|| / ||ours||}}, printed; exits if one differs that should not."""
+    found: dict[str, dict[str, float]] = {side: {} for side in ("torchopt", "betty", "loop")}
     for name in PAIRS:
-        ours, theirs, loop = case.ours(name), case.peer(name), case.loop(name)
-        found[name] = float((ours - theirs).norm() / ours.norm())
-        written = float((ours - loop).norm() / ours.norm())
-        print(f"{name:28} distance to torchopt {found[name]:.1e}, to the loop {written:.1e}", flush=True)
-        if not written < 1e-8 or (name in SAME and not found[name] < 1e-8):
+        ours = case.ours(name)
+        for side, distances in found.items():
+            if side != "betty" or name in betty_side.PAIRS:
+                distances[name] = float((ours - case.sides[side](name)).norm() / ours.norm())
+        shown = ", ".join(f"{side} {distances[name]:.1e}" for side, distances in found.items() if name in distances)
+        print(f"{name:28} distance to {shown}", flush=True)
+        claims = [side for side in found if name in found[side] and (side, name) not in DIFFERENT]
+        if not all(found[side][name] < 1e-8 for side in claims):
             raise SystemExit(f"{name}: the sides claim the same quantity, but differ")
     return found
 
@@ -340,25 +353,27 @@ def resumed_state(optimizer: Any, momentum: Tree) -> Any:
 
 
 def one_call(arguments: argparse.Namespace, side: str) -> Callable[[], Any]:
-    """For `peak_megabytes`: ``side`` is "ours: PAIR", "torchopt: PAIR" or "loop: PAIR"."""
+    """For `peak_megabytes`: ``side`` is "ours: PAIR", or of another side."""
     which, _, name = side.partition(": ")
-    case = Case(arguments, torch.float32)
-    return partial({"ours": case.ours, "torchopt": case.peer, "loop": case.loop}[which], name)
+    return partial(Case(arguments, torch.float32).sides[which], name)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and, if asked for, peak megabytes of both sides of every pair, printed as a table."""
-    names = [f"{side}: {name}" for name in PAIRS for side in ("ours", "torchopt", "loop")]
+    """Seconds and, if asked for, peak megabytes of all sides of every pair, printed as a table."""
+    pairs = {"ours": PAIRS, "torchopt": PAIRS, "betty": betty_side.PAIRS, "loop": PAIRS}
+    names = [f"{side}: {name}" for name in PAIRS for side, known in pairs.items() if name in known]
     seconds = time_in_turn({side: one_call(arguments, side) for side in names}, repeats=arguments.repeats)
     megabytes = {side: peak_megabytes(one_call, arguments, side) for side in names} if arguments.memory else {}
     print(f"{'':36}{'seconds':>10}{'MB':>10}")
     for side in names:
         print(f"{side:36}{seconds[side]['median']:10.4f}{megabytes.get(side, math.nan):10.1f}")
-    ratios = {name: seconds[f"torchopt: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in PAIRS}
-    loops = {name: seconds[f"loop: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in PAIRS}
-    print("torchopt's seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
-    print("the loop's seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in loops.items()))
-    return {"seconds": seconds, "ratios": ratios, "loop_ratios": loops, "megabytes": megabytes}
+    ratios = {
+        side: {name: seconds[f"{side}: {name}"]["median"] / seconds[f"ours: {name}"]["median"] for name in pairs[side]}
+        for side in ("torchopt", "betty", "loop")
+    }
+    for side, each in ratios.items():
+        print(f"{side}'s seconds over ours: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in each.items()))
+    return {"seconds": seconds, "ratios": ratios, "megabytes": megabytes}
 
 
 def main() -> None:
