@@ -1,5 +1,6 @@
 """Black boxes: closed forms, what trainings may return, worker processes, failures, and resumed calls."""
 
+import os
 import random
 import re
 import signal
@@ -368,7 +369,9 @@ def test_an_executor_that_takes_no_calls_is_named() -> None:
 
 def test_ray_gives_the_same_numbers() -> None:
     ray = pytest.importorskip("ray")
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    # functions are pickled by reference: workers must find the module of the training
+    paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=paths)
     try:
         problem = BlackBoxProblem(lambda a, s: ridge(a, s), outer_loss, executor=RayExecutor(), threads=1)
         found = problem.hypergradient(ALPHAS, seed=1)
