@@ -14,9 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sgenas
+from sgenas.experiments.random_cells import random_cells
 from sgenas.random import generator
 from sgenas.spaces.networks import network_size
 from sgenas.training import TrainConfig
@@ -42,24 +41,9 @@ TRAIN: dict[str, Any] = {
     "layers": 1,
     "epochs": 6,
 }
+SIZES = {"channels": TRAIN["channels"], "layers": TRAIN["layers"]}
 RANDOM_CELLS = 2
 """Random cells that are trained like the derived one."""
-
-
-def random_cells(space: Any, derived: sgenas.Genotype, draw: torch.Generator) -> list[sgenas.Genotype]:
-    """Of 200 random cells, those whose networks are nearest in size to that of ``derived``."""
-    cells = set()
-    for _ in range(200):
-        alphas = {name: torch.randn(shape, generator=draw) for name, shape in space.shapes.items()}
-        cells.add(space.derive(alphas))
-    near = parameters(derived)
-    others = sorted(cells - {derived}, key=lambda cell: (abs(parameters(cell) - near), str(cell)))
-    return others[:RANDOM_CELLS]
-
-
-def parameters(cell: sgenas.Genotype) -> int:
-    size = network_size(cell, channels=TRAIN["channels"], layers=TRAIN["layers"], num_classes=10, resolution=8)
-    return size.params
 
 
 def trained(cell: sgenas.Genotype) -> dict[str, Any]:
@@ -67,8 +51,9 @@ def trained(cell: sgenas.Genotype) -> dict[str, Any]:
     start = time.perf_counter()
     result = TrainConfig.of_recipe("source", cell, TRAIN).run(progress=False)
     accuracy = result.history[-1]["test_accuracy"]
-    print(f"  {accuracy:.2%} on the test images, {parameters(cell):,} parameters", flush=True)
-    return {"test_accuracy": accuracy, "parameters": parameters(cell), "seconds": time.perf_counter() - start}
+    size = network_size(cell, **SIZES, resolution=8).params
+    print(f"  {accuracy:.2%} on the test images, {size:,} parameters", flush=True)
+    return {"test_accuracy": accuracy, "parameters": size, "seconds": time.perf_counter() - start}
 
 
 def main() -> None:
@@ -80,7 +65,8 @@ def main() -> None:
     print("training its network from scratch ...", flush=True)
     derived = trained(result.genotype)
     others = []
-    for number, cell in enumerate(random_cells(result.space, result.genotype, generator(0, "random cells"))):
+    draw = generator(0, "random cells")
+    for number, cell in enumerate(random_cells(result.genotype, RANDOM_CELLS, draw, **SIZES)):
         print(f"training a random cell of about that size ({number + 1} of {RANDOM_CELLS}) ...", flush=True)
         others.append(trained(cell))
     comparison = {"derived": derived, "random": others}

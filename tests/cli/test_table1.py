@@ -83,3 +83,24 @@ def test_status_prints_text_or_json(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().out == "0 jobs\n"
     assert main(["table1", "--out", "x", "--status", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"jobs": []}
+
+
+def test_dry_run_prints_hours_and_runs_nothing(
+    monkeypatch: pytest.MonkeyPatch, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(table1, "forecast", lambda *given, machine: asked.append((*given, machine)) or "12.4 hours")
+    line = ["table1", "--out", str(tmp_path / "new"), "--preset", "medium", "--seeds", "3", "--threads", "1"]
+    assert main([*line, "--dry-run"]) == 0
+    assert main([*line, "--dry-run", "a100"]) == 0
+    assert capsys.readouterr().out == "12.4 hours\n12.4 hours\n"
+    assert [machine for *_, machine in asked] == ["auto", "a100"]
+    assert asked[0][:2] == (str(tmp_path / "new"), table1.GridSettings("medium", seeds=(3,)))
+    assert not calls
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("other", [("--ray",), ("--submit", "slurm"), ("--status",)])
+def test_dry_run_makes_no_sense_with_other_machines(other: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["table1", "--out", "x", "--dry-run", *other]) == 2
+    assert "--dry-run" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_paper_preset_has_settings_of_the_sources_and_of_the_paper() -> None:
     assert (training.epochs, training.lr, training.channels) == (600, 0.005, None)
 
 
-@pytest.mark.parametrize("name", ["small", "smoke"])
+@pytest.mark.parametrize("name", ["medium", "small", "smoke"])
 def test_short_searches_have_equal_steps_and_the_same_share_of_warmup(name: str) -> None:
     steps = set()
     for row in ROWS:
@@ -82,10 +82,20 @@ def test_short_searches_have_equal_steps_and_the_same_share_of_warmup(name: str)
     assert len(steps) == 1
 
 
-@pytest.mark.parametrize("name", ["small", "smoke"])
+@pytest.mark.parametrize("name", ["medium", "small", "smoke"])
 def test_short_presets_use_the_default_sge(name: str) -> None:
     sge = search_config(name, TableRow("darts", "sge"), "digits")
     default = SearchConfig.of_method("darts", {"estimator.name": "sge"})
     assert sge.estimator == default.estimator
     assert sge.trajectory_lr is None
     assert sge.weight_optimizer == search_config(name, TableRow("darts", "first-order"), "digits").weight_optimizer
+
+
+def test_medium_moves_the_alphas_as_far_as_the_source() -> None:
+    row = TableRow("darts", "first-order")
+    config, source = search_config("medium", row, "cifar10"), SearchConfig.of_method("darts")
+    images = config.data.train_images
+    assert images is not None
+    steps = [config.epochs * (images // 2 // 64), source.epochs * (50_000 // 2 // 64)]
+    rates = [each.to_dict()["arch_optimizer"]["lr"] for each in (config, source)]
+    assert rates[0] * steps[0] == pytest.approx(rates[1] * steps[1], rel=0.01)

@@ -1,13 +1,18 @@
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from sgenas.errors import RunDirError
-from sgenas.experiments.grid import Grid, Job
+from sgenas.experiments.grid import Dataset, Grid, Job
 from sgenas.experiments.outcome import JobStatus, is_done, read_outcome
 from sgenas.experiments.run_job import run_job
 from sgenas.run.checkpoint import load_checkpoint
@@ -132,3 +137,42 @@ def test_job_is_run_by_one_process(job: Job) -> None:
     with job.locked(), pytest.raises(RunDirError, match="in use"):
         run_job(job)
     assert read_outcome(job) is None
+
+
+def lossless_images(path: Path, labels: np.ndarray, classes: list[str]) -> np.ndarray:
+    """Writes a table in the layout of Hugging Face's CIFAR-100, images as lossless WebP; returns them (N, H, W, C)."""
+    images = np.random.default_rng(len(labels)).integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
+    encoded = []
+    for image in images:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "WEBP", lossless=True)
+        encoded.append({"bytes": file.getvalue(), "path": None})
+    features = {"fine_label": {"names": classes, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = {"img": encoded, "fine_label": labels, "coarse_label": labels // 5}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    return images
+
+
+def test_job_on_lossless_images_of_a_hundred_named_classes(job: Job, tmp_path: Path) -> None:
+    classes, labels = [f"class {index:02}" for index in range(100)], np.arange(200) % 100
+    train = lossless_images(tmp_path / "cifar100-train.parquet", labels, classes)
+    lossless_images(tmp_path / "cifar100-test.parquet", labels[:100], classes)
+    data = Dataset.parse(f"cifar100=parquet:{tmp_path}")
+    search, training = (
+        replace(config, data=replace(config.data, data=data.spec, train_images=None, batch_size=50))
+        for config in (job.entry.search, replace(job.entry.training, channels=4))
+    )
+    training = replace(training, data=replace(training.data, test_images=None))
+    job = replace(job, entry=replace(job.entry, dataset=data, search=search, training=training))
+    outcome = run_job(job, progress=False)
+    assert outcome is not None
+    assert outcome.figures is not None, outcome.reason
+    assert outcome.figures.test_images == 100
+    size = network_size(outcome.figures.genotype, channels=4, layers=3, num_classes=100, resolution=8)
+    assert outcome.figures.params == size.params
+    facts = RunDir(job.training_dir).read_config("training")["environment"]
+    assert facts["classes"] == classes
+    # the statistics that normalize are those of the images themselves
+    assert facts["mean"] == pytest.approx((train / 255).mean((0, 1, 2)))
+    assert facts["std"] == pytest.approx((train / 255).std((0, 1, 2)))

@@ -5,6 +5,7 @@ A job is a search, and the training and test of the derived cell. Everything is 
     GridSettings(preset=None, data=(), seeds=(), methods=(), estimators=())      what is asked for (a dataclass)
     make_grid(out, settings=None, command="") -> Grid                            writes OUT/grid.json, runs nothing
     run(out, settings=None, *, launcher=None, console=None, stop=..., command="") -> list[JobStatus]
+    forecast(out, settings=None, *, machine="auto") -> TableForecast             predicted hours, runs nothing
     run_job(out, name, *, stop=..., patience=0.0) -> Outcome | None              one job, in this process
     status(out) -> dict; status_text(dict) -> str                                how far each job is
     write_tables(out) -> list[Path]                                              table.txt, .md, .csv, .tex, .json

@@ -30,7 +30,8 @@ class GridSettings:
     """What is asked of a grid. Empty values stand for what the grid already holds.
 
     Args:
-        preset: Sizes of the runs: paper (for GPUs), small (2 CPU cores) or smoke (a test); a new grid needs one.
+        preset: Sizes of the runs: paper (for GPUs), medium (one GPU, one night), small (2 CPU cores) or smoke (a
+            test); a new grid needs one.
         data: Datasets, each SPEC or NAME=SPEC; a new grid takes those of the preset.
         seeds: Seeds; a new grid takes 0, 1 and 2.
         methods: Methods; a new grid takes all that support the DARTS space.

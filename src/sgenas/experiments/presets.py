@@ -67,6 +67,7 @@ class Preset:
         alpha_lr_scale: Factor of the method's learning rate of the alphas, which would hardly move them in a
             short search.
         sge: Settings of the sge rows: ``"source"`` (of the method's source) or ``"paper"``.
+        gpu: Whether it is made for a GPU.
     """
 
     purpose: str
@@ -76,6 +77,7 @@ class Preset:
     training: Mapping[str, Any] = field(default_factory=dict)
     alpha_lr_scale: float = 1.0
     sge: str = "source"
+    gpu: bool = False
 
 
 # The derived cell is not evaluated in the supernet: the time of a search must be that of the search alone.
@@ -86,10 +88,28 @@ GRID_PRESETS = {
         "paper",
         search={"derived_every": 0},
         sge="paper",
+        gpu=True,
+    ),
+    "medium": Preset(
+        "a twentieth of the paper's search steps, for one night on one GPU with 3 seeds",
+        ("cifar10", "cifar100"),
+        "fast",
+        search={
+            "derived_every": 0,
+            "epochs": 10,
+            "data.train_images": 12_500,
+            "data.batch_size": 64,
+            "space.channels": 8,
+            "space.layers": 6,
+        },
+        training={"channels": 16, "layers": 8},
+        # as far as the alphas of the source move, in a twentieth of its steps
+        alpha_lr_scale=20.0,
+        gpu=True,
     ),
     "small": Preset(
-        "a small version for 2 CPU cores: about 15 minutes per method and seed",
-        ("cifar10",),
+        "a small version for 2 CPU cores: 15 to 50 minutes per job on one of them",
+        ("cifar10", "cifar100"),
         "fast",
         search={
             "derived_every": 0,

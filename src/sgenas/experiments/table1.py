@@ -18,6 +18,7 @@ from rich.text import Text
 
 from sgenas import data
 from sgenas.errors import DataError
+from sgenas.experiments import forecast as predicting
 from sgenas.experiments import formats
 from sgenas.experiments import run_job as running
 from sgenas.experiments.grid import Grid, GridSettings, Job, extend, load_grid
@@ -28,6 +29,7 @@ from sgenas.experiments.table import collect
 __all__ = [
     "Grid",
     "GridSettings",
+    "forecast",
     "make_grid",
     "run",
     "run_job",
@@ -87,6 +89,23 @@ def run(
             (launcher or Local()).run(todo, display, stop)
     write_tables(out)
     return [JobStatus.of(job) for job in jobs]
+
+
+def forecast(
+    out: str | Path, settings: GridSettings | None = None, *, machine: str = "auto"
+) -> predicting.TableForecast:
+    """Hours of the jobs that ``run`` would run with these arguments; writes nothing.
+
+    Args:
+        out: See ``make_grid``.
+        settings: See ``make_grid``.
+        machine: ``"here"``, ``"a100"`` or ``"auto"``; see `sgenas.experiments.forecast.forecast`.
+
+    Example:
+        >>> print(table1.forecast("runs/table1", GridSettings(preset="medium")))
+    """
+    grid, jobs = extend(Path(out), settings or GridSettings(), ("", ""))
+    return predicting.forecast([job for job in jobs if not is_done(job)], grid.plan.preset, machine)
 
 
 def run_job(

@@ -10,21 +10,22 @@ from sgenas.errors import InvalidValueError
 
 EXCLUSIVE = ("job", "only_tables", "status")
 """Arguments that take the grid as it is."""
-GRID = ("preset", "data", "seeds", "methods", "estimators", "jobs", "threads", "ray", "submit")
+GRID = ("preset", "data", "seeds", "methods", "estimators", "dry_run", "jobs", "threads", "ray", "submit")
 
 
 def _arguments(parser: Parser) -> None:
     parser.set_defaults(line=parser.line)
     parser.value("--out", "directory of the grid, new or begun before; what is done in it is kept", required=True,
                  metavar="DIR")  # fmt: skip
-    parser.value("--preset", "sizes: paper (for GPUs), small (2 CPU cores, 2 hours) or smoke (3 minutes, means"
-                 " nothing); that of the grid if not set", choices=("paper", "small", "smoke"))  # fmt: skip
+    parser.value("--preset", "sizes: paper (for GPUs), medium (one GPU, one night), small (2 CPU cores) or smoke (3"
+                 " minutes, means nothing); that of the grid if not set",
+                 choices=("paper", "medium", "small", "smoke"))  # fmt: skip
     parser.value("--seeds", "seeds; those of the grid if not set, 0 to 2 in a new one", "ints", "int",
                  metavar="0,1,2")  # fmt: skip
     parser.add_argument("--data", nargs="+", metavar="SPEC", help="datasets, each SPEC or NAME=SPEC as in search"
                         " --data; those of the grid if not set, the preset's in a new one")  # fmt: skip
-    for name in ("methods", "estimators"):
-        parser.value(f"--{name}", f"{name} of the rows; the paper's if not set", "strs", "str", metavar="A,B,...")
+    for name, unset in (("methods", "all of the DARTS space"), ("estimators", "first-order and sge")):
+        parser.value(f"--{name}", f"{name} of the rows; {unset} if not set", "strs", "str", metavar="A,B,...")
     parser.value("--jobs", "jobs at a time; one per GPU if not set, or one per core up to 4", "int", metavar="INT")
     parser.value("--threads", "CPU threads per job; the cores divided by --jobs if not set", "int", metavar="INT")
     parser.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="run on a Ray cluster, or without an"
@@ -33,6 +34,10 @@ def _arguments(parser: Parser) -> None:
     parser.value("--minutes", "with --submit: time limit of a job", "int", metavar="INT")
     parser.value("--gpus", "with --submit: GPUs per job", "int", metavar="INT")
     parser.value("--partition", "with --submit: partition of the cluster")
+    parser.add_argument("--dry-run", nargs="?", const="auto", choices=("auto", "here", "a100"), metavar="MACHINE",
+                        help="run nothing, predict the hours of the missing jobs: here (from a few timed steps of"
+                        " each) or on an a100 (by an assumption); without MACHINE a100 for the presets paper and"
+                        " medium if there is no GPU, else here")  # fmt: skip
     parser.switch("--only-tables", "run nothing, write the tables of what --out holds")
     parser.switch("--status", "run nothing, print how far each job of the grid in --out is")
     parser.switch("--json", "with --status: print one JSON object")
@@ -47,8 +52,9 @@ def table1(arguments: argparse.Namespace) -> int:
         for name in (*(each for each in EXCLUSIVE if each != first), *GRID):
             if getattr(arguments, name) not in (None, False):
                 raise InvalidValueError(f"{name} makes no sense with --{first.replace('_', '-')}", field=name)
-    if arguments.ray is not None and arguments.submit is not None:
-        raise InvalidValueError("--ray makes no sense with --submit")
+    for name, other in (("ray", "submit"), ("ray", "dry_run"), ("submit", "dry_run")):
+        if None not in (getattr(arguments, name), getattr(arguments, other)):
+            raise InvalidValueError(f"--{name} makes no sense with --{other.replace('_', '-')}")
     for name, other in (("json", "status"), *((name, "submit") for name in ("minutes", "gpus", "partition"))):
         if getattr(arguments, name) and not getattr(arguments, other):
             raise InvalidValueError(f"{name} only applies with --{other}", field=name)
@@ -95,6 +101,8 @@ def _grid(arguments: argparse.Namespace) -> int:
     names = ("data", "seeds", "methods", "estimators")
     given: dict[str, Any] = {name: _tuple(getattr(arguments, name)) for name in names}
     settings = GridSettings(preset=arguments.preset, **given)
+    if arguments.dry_run:
+        return _predict(out, settings, arguments.dry_run, launcher)
     with stop_signals() as stopped:
         found = table1.run(
             out,
@@ -118,6 +126,20 @@ def _grid(arguments: argparse.Namespace) -> int:
     if missing:
         say(f"{len(missing)} jobs missing, for the reasons above; see log.txt of each job. Try again with:  {again}")
         return FAILED
+    return DONE
+
+
+def _predict(out: str, settings: Any, machine: str, launcher: Any) -> int:
+    """Prints how many hours the missing jobs will take."""
+    import torch
+
+    from sgenas.device import keep_freed_memory
+    from sgenas.experiments import table1
+
+    # as in a job, so that a pass takes what it will take there
+    keep_freed_memory()
+    torch.set_num_threads(int(launcher.slots()[0]["OMP_NUM_THREADS"]))
+    say(str(table1.forecast(out, settings, machine=machine)))
     return DONE
 
 

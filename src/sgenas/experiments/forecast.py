@@ -1,0 +1,216 @@
+"""How long the jobs of a table will take: passes counted exactly, seconds per pass timed here or assumed.
+
+    hours = jobs * (P_search * s_search + P_training * s_training) / 3600
+
+P counts the passes of a run; a forward pass of an evaluation is a third of a pass. s is the time of one pass: here the
+median of a few steps of the run itself, on an A100 the batch divided by the assumed images per second.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sgenas.bilevel import Cost
+from sgenas.data import ImageData
+from sgenas.errors import require_choice
+from sgenas.experiments.grid import Entry, Job
+from sgenas.experiments.outcome import device_text
+from sgenas.experiments.presets import GRID_PRESETS
+from sgenas.methods import METHODS
+from sgenas.run.callbacks import Callback
+from sgenas.run.run_dir import environment
+from sgenas.searching.config import SearchConfig
+from sgenas.searching.results import predicted_cost
+from sgenas.training.config import TrainConfig
+
+MACHINES = ("auto", "here", "a100")
+ASSUMPTION = (
+    "one A100, assumed to be 3 times as fast as the GTX 1080 Ti of the sources (0.4 GPU days for the first-order"
+    " search of DARTS, 1.5 for 600 epochs of its network), in proportion to images, channels and cells"
+)
+SEARCHED, TRAINED = 250.0, 740.0
+"""Images per second that follow: forward and backward through the supernet of DARTS (16 channels, 8 cells, 4 nodes)
+in 50 epochs of 25,000 images, 2 passes and an evaluation; and through its network (36 channels, 20 cells)."""
+FORWARD = 1 / 3
+"""Share of a forward pass in a pass."""
+CIFAR = (50_000, 10_000)
+"""Training and test images, where all of them are used."""
+TIMED_STEPS, UNTIMED_STEPS = 2, 1
+
+
+@dataclass(frozen=True)
+class RowForecast:
+    """What the jobs of a row on a dataset take.
+
+    Args:
+        entry: The row and the dataset.
+        jobs: Jobs that are not done; each is counted whole.
+        search_hours: Hours of the search of one job.
+        training_hours: Hours of the training of one job.
+    """
+
+    entry: Entry
+    jobs: int
+    search_hours: float
+    training_hours: float
+
+    @property
+    def hours(self) -> float:
+        """Hours of all jobs, one after the other."""
+        return self.jobs * (self.search_hours + self.training_hours)
+
+
+@dataclass(frozen=True)
+class TableForecast:
+    """What a table takes.
+
+    Args:
+        basis: The machine, and how its speed is known.
+        rows: A forecast per row and dataset.
+    """
+
+    basis: str
+    rows: tuple[RowForecast, ...]
+
+    @property
+    def hours(self) -> float:
+        """Hours of all jobs, one after the other."""
+        return sum(row.hours for row in self.rows)
+
+    def __str__(self) -> str:
+        found = [("Data", "Row", "Jobs", "Search, h", "Training, h", "In all, h")]
+        for row in self.rows:
+            search, training, hours = (f"{value:.2f}" for value in (row.search_hours, row.training_hours, row.hours))
+            found.append((row.entry.dataset.name, row.entry.row.name, str(row.jobs), search, training, hours))
+        widths = [max(map(len, column)) for column in zip(*found, strict=True)]
+        sides = (str.ljust, str.ljust, *4 * (str.rjust,))
+        lines = [
+            "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True))
+            for line in found
+        ]
+        total = f"{sum(row.jobs for row in self.rows)} jobs: {self.hours:.1f} hours, one job at a time"
+        return "\n".join([*lines, "", total, f"Machine: {self.basis}"])
+
+
+def forecast(jobs: Sequence[Job], preset: str, machine: str = "auto") -> TableForecast:
+    """What ``jobs`` will take.
+
+    Args:
+        jobs: Jobs of a grid that are not done.
+        preset: Preset of the grid.
+        machine: ``"here"`` takes some steps of each search and training on this machine, in seconds to minutes;
+            ``"a100"`` assumes the speed in `ASSUMPTION` and reads no data; ``"auto"`` is ``"a100"`` for presets that
+            are made for GPUs on a machine without one, else ``"here"``.
+
+    Raises:
+        SgenasError: Whatever the runs raise before their first steps.
+    """
+    require_choice("machine", machine, MACHINES)
+    if machine == "auto":
+        machine = "a100" if GRID_PRESETS[preset].gpu and not torch.cuda.is_available() else "here"
+    basis, speed = (ASSUMPTION, assumed) if machine == "a100" else (_this_machine(), timed)
+    trained: dict[TrainConfig, float] = {}
+    rows = []
+    for entry in dict.fromkeys(job.entry for job in jobs):
+        search, training = entry.search, entry.training
+        if training not in trained:
+            trained[training] = run_hours(training, *speed(training))
+        count = sum(job.entry == entry for job in jobs)
+        rows.append(RowForecast(entry, count, run_hours(search, *speed(search)), trained[training]))
+    return TableForecast(basis, tuple(rows))
+
+
+def run_hours(config: SearchConfig | TrainConfig, batches: int, seconds: float) -> float:
+    """Hours of a run.
+
+    Args:
+        config: The run.
+        batches: Training batches per epoch.
+        seconds: Seconds of a pass.
+    """
+    settings = config.data
+    if isinstance(config, SearchConfig):
+        share = config.data.train_fraction
+        evaluation = batches * (1 - share) / share
+        passes = predicted_cost(
+            _moving(config), batches, config.inner_steps, config.epochs, config.warmup_epochs, config.alpha_every
+        ).forward
+    else:
+        evaluation = math.ceil((config.data.test_images or CIFAR[1]) / settings.batch_size)
+        passes = config.epochs * batches
+    return (passes + config.epochs * evaluation * FORWARD) * seconds / 3600
+
+
+def _moving(config: SearchConfig) -> Cost:
+    """Passes of a step that moves the alphas."""
+    count = config.inner_steps
+    cost = config.estimator.cost(count)
+    # a separate trajectory leaves the training of the weights to be done
+    return cost if config.trajectory_lr is None else cost + Cost(count, count, count)
+
+
+# -- the speed of a machine ----------------------------------------------------------------------------------------
+
+
+def assumed(config: SearchConfig | TrainConfig) -> tuple[int, float]:
+    """(training batches per epoch, seconds per pass) on an A100, by `ASSUMPTION`."""
+    images, size = config.data.train_images or CIFAR[0], config.data.batch_size
+    if isinstance(config, SearchConfig):
+        images = round(config.data.train_fraction * images)
+        space: Any = config.space
+        edges = space.nodes * (space.nodes + 3) / 2  # from two inputs and the nodes before
+        work = space.channels * space.layers * edges / (16 * 8 * 14 * _partial_channels(config))
+        return images // size, size * work / SEARCHED
+    channels, layers = config.channels or 36, config.layers or 20
+    return images // size, size * channels * layers / (36 * 20) / TRAINED
+
+
+def _partial_channels(config: SearchConfig) -> int:
+    return config.space.partial_channels or METHODS.get(config.method).spaces["darts"].get("partial_channels", 1)
+
+
+def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -> tuple[int, float]:
+    """(training batches per epoch, seconds per pass) on this machine, from the first steps of the run itself."""
+    steps = _Steps()
+    run: Callable[..., Any] = config.run
+    passes = 1.0
+    if isinstance(config, SearchConfig):
+        # every step moves the alphas
+        run, passes = replace(config, warmup_epochs=0, alpha_every=1).run, _moving(config).forward
+    run(images=images, callbacks=[steps], stop=steps.enough, progress=False)
+    inner = getattr(config, "inner_steps", 1)
+    return steps.per_epoch * inner, statistics.median(steps.seconds) / passes
+
+
+class _Steps(Callback):
+    """Times the first steps of a run after UNTIMED_STEPS."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.per_epoch = 0
+
+    def on_start(self, run: Any) -> None:
+        self.per_epoch = run.steps_per_epoch
+
+    def on_step_start(self, run: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
+        if run.device.type == "cuda":
+            torch.cuda.synchronize(run.device)
+        if run.step > UNTIMED_STEPS:
+            self.seconds.append(time.perf_counter() - self._start)
+
+    def enough(self) -> bool:
+        """Whether the run may stop."""
+        return len(self.seconds) >= TIMED_STEPS
+
+
+def _this_machine() -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"this one, {device_text(environment(device))}, from {TIMED_STEPS} timed steps of each run"
