@@ -6,6 +6,7 @@ import torch
 from sgenas import methods, tree
 from sgenas.errors import InvalidValueError
 from sgenas.methods import METHODS, PAPER, Method, preset, register_method
+from sgenas.searching.config import SearchConfig
 from sgenas.spaces import (
     SPACES,
     Argmax,
@@ -32,6 +33,14 @@ ROWS = {
     "drnas": (Dirichlet(), ConcentrationAnchor(1e-3), 7, 1),
     "gdas": (GumbelSoftmax(10.0, 0.1), None, 8, 1),
 }
+
+
+def test_the_preset_of_nasbench201_is_one_protocol_with_the_parts_and_the_warm_up_share_of_each_method() -> None:
+    for name, warmup in {"beta-darts": 0, "darts": 0, "pc-darts": 6, "drnas": 4, "gdas": 0, "fair-darts": 0}.items():
+        config = SearchConfig.of_method(name, preset="nasbench201")
+        assert (config.space.name, config.epochs, config.warmup_epochs) == ("nasbench201", 20, warmup), name
+        assert (config.data.image_size, config.data.batch_size, config.arch_optimizer.lr) == (16, 64, 1e-3), name
+    assert SearchConfig.of_method("drnas", preset="nasbench201").arch_optimizer.weight_decay == 0.0
 
 
 def test_rows_are_those_of_the_sources() -> None:

@@ -97,7 +97,7 @@ METHODS.register(
     "darts",
     Method(
         source="Liu et al., arXiv:1806.09055",
-        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "module": {}},
+        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
         paper_name="SGE-NAS-a",
     ),
 )
@@ -147,7 +147,7 @@ METHODS.register(
     "beta-darts",
     Method(
         source="Ye et al., arXiv:2203.01665",
-        spaces={"darts": {"operations": "paper"}, "nasbench201": {}, "module": {}},
+        spaces={"darts": {"operations": "paper"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
         regularizer=BetaDecay(weight=50.0),
         paper_name="SGE-NAS-d",
     ),
@@ -160,6 +160,7 @@ METHODS.register(
         spaces={
             "darts": {"operations": "paper"},
             "nasbench201": {},
+            "nasbench-macro": {},
             "module": {},
         },
         relaxation=Dirichlet(),
@@ -178,7 +179,7 @@ METHODS.register(
     "gdas",
     Method(
         source="Dong and Yang, arXiv:1910.04465",
-        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "module": {}},
+        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
         relaxation=GumbelSoftmax(),
         settings={
             "weight_optimizer.nesterov": True,
@@ -188,6 +189,10 @@ METHODS.register(
         },
     ),
 )
+
+
+EPOCHS = 50
+"""Of a method whose source says nothing else."""
 
 
 def register_method(name: str, method: Method) -> Method:
@@ -220,7 +225,23 @@ Where the paper says nothing (batch size, epochs, warm-up), the source of the me
 which the paper does not give either, is that of its reference [11] (PZOBO, arXiv:2110.07004).
 """
 
-PRESETS = ("source", "paper")
+NASBENCH201: dict[str, Any] = {
+    "space": "nasbench201",
+    "space.channels": 8,
+    "space.layers": 2,
+    "data.image_size": 16,
+    "data.train_images": 12_800,
+    "batch_size": 64,
+    "epochs": 20,
+    "weight_optimizer.lr": 0.025,
+    "lr_min": 0.001,
+    "arch_optimizer.lr": 1e-3,
+}
+"""One protocol for all methods in NAS-Bench-201, for one thread of a CPU: 2,000 steps on a quarter of CIFAR-10 at
+16 x 16 pixels. Methods keep their parts, and their share of warm-up epochs. Evidence: docs/benchmarks/results.md.
+"""
+
+PRESETS = ("source", "paper", "nasbench201")
 
 
 def preset(method: str, kind: str = "source") -> dict[str, Any]:
@@ -228,7 +249,8 @@ def preset(method: str, kind: str = "source") -> dict[str, Any]:
 
     Args:
         method: Registered name.
-        kind: ``source`` for those of its source, ``paper`` for the SGE-NAS paper's on top of them.
+        kind: ``source`` for those of its source, ``paper`` for the SGE-NAS paper's on top of them,
+            ``nasbench201`` for a search of that benchmark in minutes on a CPU.
 
     Raises:
         InvalidValueError: If a name is unknown.
@@ -238,4 +260,7 @@ def preset(method: str, kind: str = "source") -> dict[str, Any]:
     if kind == "paper":
         # betas belong to the source's Adam, which the paper does not use
         found = {name: value for name, value in found.items() if name != "arch_optimizer.betas"} | PAPER
+    elif kind == "nasbench201":
+        share = found.get("warmup_epochs", 0) / found.get("epochs", EPOCHS)
+        found |= NASBENCH201 | {"warmup_epochs": round(share * NASBENCH201["epochs"])}
     return found

@@ -35,15 +35,16 @@ def test_beta_decay_counts_a_choice_as_one_edge() -> None:
     torch.testing.assert_close(BetaDecay(weight=1.0)(alphas), expected)
 
 
-def test_only_beta_decay_rises_with_the_epochs() -> None:
+def test_only_beta_decay_rises_with_the_steps() -> None:
     alphas = tables()
     term = BetaDecay()
-    for epoch in (0, 3, 49):
-        expected = 50.0 * epoch / 50 * term.value(alphas)
-        torch.testing.assert_close(term.at_epoch(epoch, 50)(alphas), expected)
-        torch.testing.assert_close(term.at_epoch(7, 50).at_epoch(epoch, 50)(alphas), expected)
+    for epoch in (0, 3, 99):
+        # the released code: 50 epoch / 100, in epochs of 391 steps
+        expected = 50.0 * epoch / 100 * term.value(alphas)
+        torch.testing.assert_close(term.at_step(391 * epoch)(alphas), expected)
+        torch.testing.assert_close(term.at_step(7).at_step(391 * epoch)(alphas), expected)
     for fixed in (ZeroOne(), ConcentrationAnchor()):
-        assert torch.equal(fixed.at_epoch(0, 50)(alphas), fixed(alphas))
+        assert torch.equal(fixed.at_step(0)(alphas), fixed(alphas))
 
 
 @pytest.mark.parametrize(("form", "distance"), [("squared", torch.square), ("absolute", torch.abs)])

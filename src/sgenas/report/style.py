@@ -31,6 +31,8 @@ _COLORS = {
     "dil_conv_5x5": "#000000",
     "nor_conv_1x1": "#56B4E9",
     "nor_conv_3x3": "#0072B2",
+    "mb3_k3": "#0072B2",
+    "mb6_k5": "#D55E00",
 }
 _DASHES: dict[str, tuple[float, tuple[float, ...]]] = {
     "none": (0, (1, 1.5)),

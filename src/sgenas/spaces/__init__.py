@@ -13,6 +13,8 @@ from sgenas.spaces.costs import Budget, CostModel
 from sgenas.spaces.darts_space.space import DartsSettings, DartsSpace, darts
 from sgenas.spaces.discretization import DISCRETIZATIONS, Argmax, Discretization, ThresholdEdges, TopEdges
 from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.macro_space.space import MacroSettings, MacroSpace, macro
+from sgenas.spaces.macro_space.table import TABLES, MacroTable, load_table
 from sgenas.spaces.modules import Choice, InputChoice, ModuleSpace, WidthChoice
 from sgenas.spaces.nasbench201_space.space import NasBench201Settings, NasBench201Space, nasbench201
 from sgenas.spaces.nasbench201_space.table import AccuracyTable
@@ -31,12 +33,14 @@ SPACES: Registry[Any] = Registry("space", "sgenas.spaces")
 """Settings class of each space by name; its ``build(input_channels, num_classes)`` makes the space."""
 SPACES.register("darts", DartsSettings)
 SPACES.register("nasbench201", NasBench201Settings)
+SPACES.register("nasbench-macro", MacroSettings)
 
 __all__ = [
     "DISCRETIZATIONS",
     "REGULARIZERS",
     "RELAXATIONS",
     "SPACES",
+    "TABLES",
     "AccuracyTable",
     "Argmax",
     "BetaDecay",
@@ -56,6 +60,9 @@ __all__ = [
     "Genotype",
     "GumbelSoftmax",
     "InputChoice",
+    "MacroSettings",
+    "MacroSpace",
+    "MacroTable",
     "ModuleSpace",
     "NasBench201Settings",
     "NasBench201Space",
@@ -69,5 +76,7 @@ __all__ = [
     "WidthChoice",
     "ZeroOne",
     "darts",
+    "load_table",
+    "macro",
     "nasbench201",
 ]

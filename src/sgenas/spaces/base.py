@@ -141,6 +141,23 @@ class SearchSpace(ABC):
     def derive(self, alphas: TensorDict) -> Any:
         """The current architecture: a `Genotype`, or {choice: option}."""
 
+    def random_alphas(self, generator: torch.Generator) -> TensorDict:
+        """N(0, 1) for every alpha, in float64 on the CPU: ``derive`` makes a random architecture of them.
+
+        All alphas of a row are alike, so that each operation of an edge, each edge of a node, and each option of a
+        choice is equally likely.
+        """
+        shapes = {name: table.shape for name, table in self.initial_alphas(torch.Generator()).items()}
+        return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+
+    def mutated_alphas(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict:
+        """A copy of ``random_alphas`` with one row drawn again, that of an edge or a choice, each equally likely."""
+        found = {name: table.clone() for name, table in alphas.items()}
+        rows = [row for table in found.values() for row in table.view(-1, table.shape[-1])]
+        row = rows[int(torch.randint(len(rows), (), generator=generator))]
+        row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
+        return found
+
     @abstractmethod
     def one_hot(self, architecture: Any) -> TensorDict:
         """Mixing weights of a discrete architecture: 1 for what it has, 0 elsewhere."""

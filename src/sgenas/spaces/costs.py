@@ -36,7 +36,7 @@ class Budget:
         penalty: Quantity of the penalty: params, macs or latency; None for no penalty.
         penalty_weight: Factor of the penalty.
         channels: Channels of the first cell of the network whose cost is meant; None for 36 (nasbench201:
-            16).
+            16, nasbench-macro: 32).
         layers: Number of cells of this network; None for 20 (nasbench201: 5 per stage).
 
     Raises:

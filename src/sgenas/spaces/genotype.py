@@ -17,8 +17,8 @@ VERSION = 1
 DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5",
                     "dil_conv_3x3", "dil_conv_5x5")  # fmt: skip
 """Operations of the DARTS cells, in the order of the DARTS code."""
-OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3")
-"""Every operation of a genotype; the last two occur only in NAS-Bench-201."""
+OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3", "mb3_k3", "mb6_k5")
+"""Every operation of a genotype; nor_conv occur only in NAS-Bench-201, mb only in NAS-Bench-Macro."""
 MAX_NODES, MAX_CELLS, MAX_BYTES = 100, 20, 10_000_000
 """Limits for untrusted files: nodes of a cell, cells of a genotype, size of a file."""
 
@@ -92,7 +92,7 @@ class Genotype:
     """The cells of a network by name, for example ``normal`` and ``reduce``, in a fixed order.
 
     Args:
-        space: Decides which network is built: ``"darts"``, ``"fair-darts"``, ``"nasbench201"``.
+        space: Decides which network is built: ``"darts"``, ``"fair-darts"``, ``"nasbench201"``, ``"nasbench-macro"``.
         cells: Pairs (name, cell).
 
     Raises:
@@ -172,14 +172,17 @@ class Genotype:
 
     @classmethod
     def from_text(cls, text: str) -> "Genotype":
-        """Reads JSON (see ``from_dict``), or the form of the DARTS code or of NAS-Bench-201.
+        """Reads JSON (see ``from_dict``), or the form of the DARTS code, of NAS-Bench-201 or of NAS-Bench-Macro.
 
         Raises:
             GenotypeError: If the text has none of these forms.
         """
         from sgenas.spaces.darts_space import strings as darts
+        from sgenas.spaces.macro_space import strings as macro
         from sgenas.spaces.nasbench201_space import strings as nasbench201
 
+        if len(text.strip()) == macro.LAYERS and text.strip().isdigit():
+            return macro.from_string(text.strip())
         if text.lstrip().startswith("|"):
             return nasbench201.from_string(text.strip())
         if darts.matches(text):

@@ -11,6 +11,7 @@ from sgenas.registry import Registry
 from sgenas.spaces.darts_space import network as darts
 from sgenas.spaces.darts_space.operations import require_sizes
 from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.macro_space.network import MacroNetwork
 from sgenas.spaces.nasbench201_space.network import NasBench201Network
 
 NETWORKS: Registry[type[nn.Module]] = Registry("genotype.space", "sgenas.networks")
@@ -18,6 +19,7 @@ NETWORKS: Registry[type[nn.Module]] = Registry("genotype.space", "sgenas.network
 for _space in darts.GENOTYPE_SPACES:
     NETWORKS.register(_space, darts.DartsNetwork)
 NETWORKS.register("nasbench201", NasBench201Network)
+NETWORKS.register("nasbench-macro", MacroNetwork)
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,12 @@ def build(
     auxiliary: bool = False,
     generator: torch.Generator | None = None,
 ) -> Any:
-    """The network of ``genotype.space``: a DartsNetwork or NasBench201Network.
+    """The network of ``genotype.space``: a DartsNetwork, NasBench201Network or MacroNetwork.
 
     Args:
         genotype: Cells of the network.
-        channels: Channels of the first cell; None for the network's default (36; NAS-Bench-201: 16).
+        channels: Channels of the first cell; None for the network's default (36; NAS-Bench-201: 16;
+            NAS-Bench-Macro: 32, of the stem).
         layers: Number of cells (NAS-Bench-201: per stage); None for the network's default (20; 5).
         num_classes: Number of classes.
         input_channels: Channels of the images.

@@ -7,7 +7,7 @@ once per alpha step, so that every pass of the step, perturbed or not, uses the 
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +30,11 @@ class Relaxation:
 
     Attributes:
         weighs_edges: Whether there is a table ``<kind>_edges`` of alphas (E,) for each table (E, O).
+        learns: Whether alphas are trained through it; if not a search leaves them where they start.
     """
 
     weighs_edges: ClassVar[bool] = False
+    learns: ClassVar[bool] = True
 
     def for_space(self, space: "SearchSpace") -> Self:
         """The relaxation as it is in ``space``; InvalidValueError if it makes no sense there."""
@@ -197,6 +199,28 @@ class GumbelSoftmax(Relaxation):
         chosen = soft.detach().argmax(dim=-1, keepdim=True)
         # the bracket is exactly 0, so that the value is exactly one-hot
         return torch.zeros_like(soft).scatter(-1, chosen, 1.0) + (soft - soft.detach())
+
+
+@dataclass(frozen=True)
+class SinglePath(Relaxation):
+    """The one-hot mixing weights of a random architecture in each step (Guo et al., arXiv:1904.00420).
+
+    Architectures are drawn uniformly, whatever the alphas, which therefore have no gradient. Without noise it is
+    `Softmax`. All operations are computed, as in `GumbelSoftmax`.
+    """
+
+    learns: ClassVar[bool] = False
+    space: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def for_space(self, space: "SearchSpace") -> Self:
+        return self._with(space=space)
+
+    def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict:
+        path = self.space.one_hot(self.space.derive(self.space.random_alphas(generator)))
+        return {name: table.to(alphas[name]) for name, table in path.items()}
+
+    def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
+        return Softmax()(alphas) if noise is None else noise
 
 
 @dataclass(frozen=True)

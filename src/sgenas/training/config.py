@@ -45,7 +45,8 @@ class TrainConfig:
         log_every: Steps between two logged steps; if None 10, or more in long trainings.
         checkpoint_every: Steps between two checkpoints; there is one per epoch too.
         logger: Also log to tensorboard or wandb.
-        channels: Channels of the first cell; if None 36 (16 for NAS-Bench-201).
+        channels: Channels of the first cell; if None 36 (16 for NAS-Bench-201; 32, of the stem, for
+            NAS-Bench-Macro).
         layers: Number of cells; if None 20 (for NAS-Bench-201 5 per stage).
         drop_path: Probability of drop path at the end, rising by epoch from 0; if None 0.2 (NAS-Bench-201 has
             no drop path).

@@ -6,10 +6,11 @@ from torch import nn
 from sgenas.errors import GenotypeError
 from sgenas.spaces.darts_space.operations import BUILDERS, FactorizedReduce, drop_path, make_operation, path_scales
 from sgenas.spaces.genotype import OPERATIONS
+from sgenas.spaces.macro_space.network import BLOCKS
 
 
 def test_every_operation_of_a_genotype_has_a_module() -> None:
-    assert set(BUILDERS) == set(OPERATIONS) - {"none"}
+    assert set(BUILDERS) == set(OPERATIONS) - {"none", *BLOCKS}
     with pytest.raises(GenotypeError, match=r"edge.operation .* got 'none'"):
         make_operation("none", 4)
 

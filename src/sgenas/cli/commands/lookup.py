@@ -10,9 +10,9 @@ from sgenas.cli.parsing import Parser, command
 from sgenas.errors import DataError, InvalidValueError, require
 
 CELL_SPACES = ("darts", "nasbench201")
-GENOTYPE = "name of a published cell, genotype file, run directory, or a NAS-Bench-201 cell"
+GENOTYPE = "name of a published cell, genotype file, run directory, NAS-Bench-201 cell, or digits of NAS-Bench-Macro"
 IMAGE_FLAGS = (
-    ("--channels", "channels of the first cell; 36 if not set (16 for NAS-Bench-201)", None),
+    ("--channels", "channels of the first cell; 36 if not set (16 for NAS-Bench-201, 32 for NAS-Bench-Macro)", None),
     ("--layers", "number of cells; 20 if not set (5 per stage for NAS-Bench-201)", None),
     ("--num-classes", "classes of the dataset", 10),
     ("--resolution", "side of the images in pixels", 32),
@@ -88,7 +88,8 @@ def latency(arguments: argparse.Namespace) -> int:
 
 
 def _query_arguments(parser: Parser) -> None:
-    parser.value("--table", "CSV file with a row for each of the 15,625 cells", required=True, metavar="FILE")
+    parser.value("--table", "complete table: NAS-Bench-201's (CSV) or NAS-Bench-Macro's (JSON)", required=True,
+                 metavar="FILE")  # fmt: skip
     parser.value("--arch", "the cell in the benchmark's form, a genotype file, or a run directory", required=True,
                  metavar="CELL")  # fmt: skip
     parser.switch("--json", "print one JSON object")
@@ -96,11 +97,11 @@ def _query_arguments(parser: Parser) -> None:
 
 @command("Look up", _query_arguments, example="sgenas query --table nasbench201.csv --arch runs/first")
 def query(arguments: argparse.Namespace) -> int:
-    """Print the tabulated accuracies of a NAS-Bench-201 cell, its rank and its distance to the best."""
-    from sgenas.spaces import AccuracyTable
+    """Print the tabulated accuracies of a benchmark's architecture, its rank and its distance to the best."""
+    from sgenas.spaces import load_table
     from sgenas.spaces.darts_space.published import find_genotype
 
-    table, arch = AccuracyTable.load(arguments.table), find_genotype(arguments.arch)
+    table, arch = load_table(arguments.table), find_genotype(arguments.arch)
     found = {
         name: {"accuracy": value, "rank": table.rank(arch, name), "regret": table.regret(arch, name)}
         for name, value in table.query(arch).items()

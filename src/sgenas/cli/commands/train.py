@@ -45,8 +45,8 @@ def train_config(arguments: argparse.Namespace) -> "TrainConfig":
 
 def _train_arguments(parser: Parser) -> None:
     schema = flags.load("train")
-    parser.value("--genotype", "name of a published cell, genotype file, run directory, or a NAS-Bench-201 cell",
-                 metavar="CELL")  # fmt: skip
+    parser.value("--genotype", "name of a published cell, genotype file, run directory, NAS-Bench-201 cell, or digits"
+                 " of NAS-Bench-Macro", metavar="CELL")  # fmt: skip
     run_arguments(parser)
     parser.add_argument("--help-all", action="help", help="show every option, by groups")
     parser.value("--recipe", "start from these settings: source (the default; DARTS' 600 epochs), paper (the SGE"

@@ -11,6 +11,7 @@ from typing import Any
 
 from sgenas.errors import GenotypeError, did_you_mean, one_line
 from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.macro_space.strings import from_string
 
 
 @cache
@@ -36,9 +37,9 @@ def find_genotype(text: str) -> Genotype:
 
     Args:
         text: A published name, a cell of NAS-Bench-201 in the benchmark's form (``|nor_conv_3x3~0|+...``),
-            JSON, the form that the DARTS code prints (``Genotype(normal=[...], ...)``), a file with one of
-            these, or the run directory of a search. A published name takes precedence over a file of this
-            name.
+            the digits of a network of NAS-Bench-Macro, JSON, the form that the DARTS code prints
+            (``Genotype(normal=[...], ...)``), a file with one of these, or the run directory of a search. A
+            published name and an existing path take precedence.
 
     Raises:
         GenotypeError: If it is none of these, the run has no genotype yet, or the text or file is malformed.
@@ -53,6 +54,8 @@ def find_genotype(text: str) -> Genotype:
         exists, is_dir = bool(text) and path.exists(), path.is_dir()
     except (OSError, ValueError) as error:
         raise GenotypeError(f"genotype file {text[:60]!r} cannot be read: {one_line(error)}") from None
+    if text.isdigit() and not exists:
+        return from_string(text)
     if not exists:
         raise GenotypeError(
             f"genotype must be a published name ({', '.join(names())}), a genotype, a file or a run"

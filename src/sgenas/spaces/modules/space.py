@@ -165,7 +165,7 @@ class ModuleSpace(SearchSpace):
 
     def one_hot(self, architecture: Choices) -> TensorDict:
         """Mixing weights that select these options; raises InvalidValueError as ``build``."""
-        like = next(iter(self.initial_weights().values()))
+        like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         found = {}
         for name, index in self._indices(architecture).items():
             found[name] = like.new_zeros(len(self.options[name]))

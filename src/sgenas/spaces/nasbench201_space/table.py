@@ -9,20 +9,27 @@ benchmark; each has its own accuracies.
 import csv
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from sgenas.errors import DataError, InvalidValueError, one_line, require, require_choice
 from sgenas.spaces.genotype import Genotype
-from sgenas.spaces.nasbench201_space.strings import all_strings, from_string, to_string
+from sgenas.spaces.nasbench201_space import strings
 
 COLUMNS = {"cifar10": "cifar10_test", "cifar100": "cifar100_test", "ImageNet16-120": "imagenet16_120_test"}
 """Dataset, as the benchmark calls it -> column of the file."""
+CLASSES = {"cifar10": 10, "cifar100": 100, "ImageNet16-120": 120}
+"""Dataset -> number of its classes."""
 
 
 class AccuracyTable:
     """Accuracies in percent by cell and dataset. A cell is given by its string or its genotype.
+
+    Attributes:
+        space: Name of the space whose architectures the table has.
+        benchmark: Name of the benchmark.
 
     Args:
         datasets: Names of `COLUMNS`.
@@ -37,15 +44,21 @@ class AccuracyTable:
         >>> AccuracyTable.load("nasbench201.csv").query(genotype)
     """
 
+    space: ClassVar[str] = "nasbench201"
+    benchmark: ClassVar[str] = "NAS-Bench-201"
+    columns: ClassVar[Mapping[str, str]] = COLUMNS
+    # module with all_strings, from_string and to_string
+    naming: ClassVar[Any] = strings
+
     def __init__(self, datasets: Sequence[str], rows: Mapping[str, Sequence[float]], *, complete: bool = True) -> None:
         for name in datasets:
-            require_choice("datasets", name, tuple(COLUMNS))
+            require_choice("datasets", name, tuple(self.columns))
         distinct = 0 < len(set(datasets)) == len(datasets)
         require(distinct, "datasets", "at least one name, without repetitions", list(datasets))
-        known = _known()
+        known = _known(self.naming.all_strings)
         for arch, values in rows.items():
             if arch not in known:
-                raise DataError(f"accuracy table: arch must be a cell of NAS-Bench-201, got {arch!r}")
+                raise DataError(f"accuracy table: arch must be of {self.benchmark}, got {arch!r:.100}")
             if len(values) != len(datasets):
                 raise DataError(f"accuracy table, {arch}: must have {len(datasets)} values, got {len(values)}")
             for name, value in zip(datasets, values, strict=True):
@@ -54,7 +67,7 @@ class AccuracyTable:
         if not rows:
             raise DataError("accuracy table must have at least one row, got none")
         if complete and len(rows) < len(known):
-            absent = next(arch for arch in all_strings() if arch not in rows)
+            absent = next(arch for arch in self.naming.all_strings() if arch not in rows)
             raise DataError(f"accuracy table must have {len(known)} rows, got {len(rows)}; {absent} is missing")
         self.datasets = tuple(datasets)
         self._rows = {arch: tuple(float(value) for value in values) for arch, values in rows.items()}
@@ -62,7 +75,7 @@ class AccuracyTable:
         self._sorted = {name: sorted(column) for name, column in columns}
 
     @classmethod
-    def load(cls, path: str | Path, datasets: Sequence[str] | None = None, *, complete: bool = True) -> "AccuracyTable":
+    def load(cls, path: str | Path, datasets: Sequence[str] | None = None, *, complete: bool = True) -> Self:
         """Reads a CSV file.
 
         Args:
@@ -81,12 +94,12 @@ class AccuracyTable:
             raise DataError(f"{path} cannot be read: {one_line(error)}") from None
         known = ("arch", *COLUMNS.values())
         if not set(header) <= set(known) or len(set(header)) < len(header):
-            raise DataError(f"{path}: columns must be different ones of {', '.join(known)}, got {header}")
+            raise DataError(f"{path}: columns must be different ones of {', '.join(known)}, got {header!s:.100}")
         if datasets is None:
             datasets = [name for name, column in COLUMNS.items() if column in header]
         for column in ("arch", *(COLUMNS.get(name, name) for name in datasets)):
             if column not in header:
-                raise DataError(f"{path}: column {column} is missing, got {header}")
+                raise DataError(f"{path}: column {column} is missing, got {header!s:.100}")
         rows: dict[str, list[float]] = {}
         for number, line in enumerate(lines, start=2):
             where = f"{path}, line {number}"
@@ -110,9 +123,9 @@ class AccuracyTable:
             GenotypeError: If it is not a cell of the benchmark.
             DataError: If the table lacks it.
         """
-        name = to_string(arch) if isinstance(arch, Genotype) else arch
+        name = self.naming.to_string(arch) if isinstance(arch, Genotype) else arch
         if name not in self._rows:
-            from_string(name)
+            self.naming.from_string(name)
             raise DataError(f"accuracy table has no row for {name}")
         return dict(zip(self.datasets, self._rows[name], strict=True))
 
@@ -140,7 +153,7 @@ class AccuracyTable:
 
 
 @cache
-def _known() -> frozenset[str]:
+def _known(all_strings: Callable[[], Iterator[str]]) -> frozenset[str]:
     return frozenset(all_strings())
 
 
@@ -150,5 +163,5 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where} must be a finite number, got {text!r}")
+        raise DataError(f"{where} must be a finite number, got {text!r:.100}")
     return value

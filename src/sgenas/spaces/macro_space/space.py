@@ -1,0 +1,196 @@
+"""The search space of NAS-Bench-Macro (arXiv:2103.11922), a chain of 8 layers, and its supernet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+
+from torch import Tensor, nn
+
+from sgenas.errors import require
+from sgenas.spaces.cell_space import CellSettings, CellSpace
+from sgenas.spaces.cells import Stem
+from sgenas.spaces.discretization import Argmax, Discretization
+from sgenas.spaces.kernels import classify_members, dense, depthwise
+from sgenas.spaces.macro_space.network import BLOCKS, HEAD, places
+from sgenas.spaces.macro_space.strings import EDGES, KIND, LAYERS, OPERATIONS, SPACE
+from sgenas.spaces.nonlinearity import Nonlinearity
+from sgenas.spaces.normalization import affine_norm, normalize, weighted_sum
+from sgenas.spaces.relaxations import Relaxation
+from sgenas.tree import TensorDict
+
+if TYPE_CHECKING:
+    from sgenas.spaces.costs import Budget, CostModel
+
+
+class MixedBlock(nn.Module):
+    """The convolutions of an inverted residual block in the supernet, up to the last normalization."""
+
+    def __init__(
+        self, channels_in: int, channels_out: int, stride: int, expansion: int, kernel: int, nonlinearity: Nonlinearity
+    ) -> None:
+        super().__init__()
+        hidden = expansion * channels_in
+        self.stride, self.activate = stride, nonlinearity.activate
+        self.expand = nn.Conv2d(channels_in, hidden, 1, bias=False)
+        self.depthwise = nn.Conv2d(hidden, hidden, kernel, groups=hidden, bias=False)
+        self.project = nn.Conv2d(hidden, channels_out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.activate(normalize(dense(x, self.expand.weight)))
+        inner = self.activate(normalize(depthwise(inner, self.depthwise.weight, self.stride)))
+        return dense(inner, self.project.weight)
+
+
+class MixedLayer(nn.Module):
+    """A layer of the supernet, sum_k m_k o_k(x) over its operations (Eq. 1).
+
+    With stride 1 every o_k contains x itself: x enters once, with the sum of the mixing weights.
+    """
+
+    def __init__(
+        self, operations: Sequence[str], channels_in: int, channels_out: int, stride: int, nonlinearity: Nonlinearity
+    ) -> None:
+        super().__init__()
+        self.channels, self.stride = channels_out, stride
+        made: dict[str, nn.Module] = {}
+        for name in operations:
+            if name in BLOCKS:
+                made[name] = MixedBlock(channels_in, channels_out, stride, *BLOCKS[name], nonlinearity)
+            elif stride == 2:
+                made[name] = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+        self.operations = nn.ModuleDict(made)
+        self.columns = [operations.index(name) for name in made]
+
+    def forward(self, x: Tensor, mixing: Tensor) -> Tensor:
+        """(B, M C', H', W') from x (B, M C, H, W) and mixing (M, O), for M members."""
+        # (O, M C'): one weight per channel, so that each member's channels get its weight
+        rows = mixing.T.repeat_interleave(self.channels, dim=1).unbind()
+        weights, terms, raw = [rows[column] for column in self.columns], [], [True] * len(self.columns)
+        for operation in self.operations.values():
+            terms.append(dense(x, operation.weight, 2) if isinstance(operation, nn.Conv2d) else operation(x))
+        if self.stride == 1:
+            total = mixing.sum(dim=1).repeat_interleave(self.channels)
+            weights, terms, raw = [total, *weights], [x, *terms], [False, *raw]
+        return weighted_sum(weights, terms, raw)
+
+
+class MacroSupernet(nn.Module):
+    """Stem, 8 mixed layers, a 1x1 convolution, pooling, classifier, as in `MacroNetwork`.
+
+    Normalization has scale and shift in the stem and after the last convolution, and none in the layers, where it
+    would change what the mixing weights mean.
+    """
+
+    def __init__(self, settings: "MacroSettings", input_channels: int, num_classes: int) -> None:
+        super().__init__()
+        channels, nonlinearity = settings.channels, settings.nonlinearity
+        self.activate = nonlinearity.activate
+        self.stem = Stem(input_channels, channels)
+        self.layers = nn.ModuleList(
+            MixedLayer(settings.operation_names, *place, nonlinearity) for place in places(channels)
+        )
+        self.last = nn.Conv2d(8 * channels, HEAD * channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(HEAD * channels, track_running_stats=False)
+        self.classifier = nn.Linear(HEAD * channels, num_classes)
+
+    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
+        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {"cell": (8, O)}.
+
+        With mixing {"cell": (M, 8, O)} and the weights of M members concatenated along their first dimension, logits
+        (M, B, classes) of all members on the same images.
+        """
+        stacked = mixing[KIND].ndim == 3
+        table = mixing[KIND] if stacked else mixing[KIND][None]
+        x = self.activate(self.stem(images))
+        for layer, weights in zip(self.layers, table.unbind(dim=1), strict=True):
+            x = layer(x, weights)
+        features = self.activate(affine_norm(dense(x, self.last.weight), self.norm)).mean(dim=(2, 3))
+        return classify_members(features, self.classifier, table.shape[0]) if stacked else self.classifier(features)
+
+
+class MacroSpace(CellSpace):
+    """The networks of NAS-Bench-Macro; see `MacroSettings` and `macro`.
+
+    Alphas are {"cell": (8, O)}: a row per layer, operations in the order of the benchmark's digits. A `Genotype` of
+    this space is one cell whose 9 nodes form a chain.
+    """
+
+    name: ClassVar[str] = SPACE
+    kinds: ClassVar[tuple[str, ...]] = (KIND,)
+    joins_nodes: ClassVar[bool] = False
+    inputs: ClassVar[int] = 1
+    network = MacroSupernet
+    default_discretization: ClassVar[Discretization] = Argmax()
+    settings: "MacroSettings"
+    nodes = LAYERS
+    concat = (LAYERS,)
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._check_parts()
+
+    def _take_settings(self, settings: Any) -> None:
+        super()._take_settings(settings)
+        self.edges = EDGES
+
+    def with_parts(self, **parts: Any) -> Self:
+        other = super().with_parts(**parts)
+        other._check_parts()
+        return other
+
+    def _check_parts(self) -> None:
+        weighs = self.relaxation.weighs_edges
+        require(not weighs, "relaxation", "one without edge weights, since a layer has one edge", self.relaxation)
+        threshold = getattr(self.discretization, "threshold", None)
+        require(threshold is None, "discretization", "without threshold, since a layer needs an operation", threshold)
+
+    def cost_model(self, budget: "Budget", example: Any) -> "CostModel":
+        from sgenas.spaces.macro_space.costs import macro_cost_model
+
+        return macro_cost_model(self, budget, example)
+
+
+@dataclass(frozen=True)
+class MacroSettings(CellSettings):
+    """Settings of the NAS-Bench-Macro space.
+
+    Args:
+        channels: Channels of the stem; the stages have 2, 4 and 8 times as many, the last convolution 40 times.
+        operations: Operations of a layer: ``nasbench-macro`` (3) or a sequence of names.
+    """
+
+    name: ClassVar[str] = SPACE
+    space_class: ClassVar[type[CellSpace]] = MacroSpace
+    operation_sets: ClassVar[dict[str, tuple[str, ...]]] = {SPACE: OPERATIONS}
+    smallest: ClassVar[dict[str, int]] = {"channels": 1}
+
+    channels: int = 32
+    layers: int = field(default=LAYERS, init=False, repr=False)
+    partial_channels: int | None = field(default=None, init=False, repr=False)
+
+
+def macro(
+    *,
+    num_classes: int = 10,
+    input_channels: int = 3,
+    relaxation: Relaxation | None = None,
+    discretization: Discretization | None = None,
+    **settings: Any,
+) -> MacroSpace:
+    """The NAS-Bench-Macro search space.
+
+    Args:
+        num_classes: Number of classes.
+        input_channels: Channels of the images.
+        relaxation: How alphas become mixing weights; None for `Softmax`, or the method's.
+        discretization: How mixing weights become a network; None for `Argmax`, or the method's.
+        **settings: Fields of `MacroSettings`.
+
+    Raises:
+        InvalidValueError: If a setting is out of range, or a part makes no sense in this space.
+
+    Example:
+        >>> space = macro(channels=8, num_classes=10)
+    """
+    space = MacroSettings(**settings).build(input_channels, num_classes, relaxation, discretization)
+    return cast(MacroSpace, space)
