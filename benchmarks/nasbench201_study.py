@@ -1,66 +1,51 @@
-"""Search runs in NAS-Bench-201 on CIFAR-10, with the tabulated accuracies of the cells that they find.
+"""Searches of NAS-Bench-201 in the protocol of `--preset nasbench201`, and the tabulated accuracies that they find.
 
-    python benchmarks/nasbench201_study.py --arms first sge [--methods darts ...] [--seeds 0 1 2] [--jobs 2]
+    python benchmarks/nasbench201_study.py --arms first-order sge [--methods darts ...] [--seeds 10 11] [--jobs 2]
+    python benchmarks/nasbench201_study.py --arms table
 
-Each run is a process with one thread, `--jobs` at a time. Runs in `--out` are kept, so that the study can be stopped
-and extended. Prints, per method and arm, mean and standard deviation over the seeds of the tabulated test accuracy of
-the derived cell (in percent), and on CIFAR-10 also of the cell that a search had when it had taken as many passes as
-`first` takes in all.
+Each run is a process with one thread, ``--jobs`` at a time. Runs below ``--out`` are kept: a study that was stopped
+goes on, also in the middle of a run, and can be extended. What is chosen is chosen on seeds 0 to 3; other seeds judge.
 
-Scaled down for a CPU. Alphas would hardly move in so few steps, so each method's learning rate of the alphas is
-multiplied by `--alpha-lr-scale`. The arms, each with the method's other settings:
-
-    first       first order, the same number of steps as sge
-    first-time  first order, six times as many epochs: as many passes as sge with Q = 10, N = 1
-    second      finite difference, the same number of steps
-    sge         Algorithm 1 with Q = 10, N = 1, mu = 0.01 in the ReLU network
-    and sge with one change: see ARMS.
+Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
+deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
+``first-order`` takes in all (equal passes), and each arm's paired difference from ``first-order`` with its 95 %
+confidence interval. An arm is an estimator, or a strategy that has no method. ``table`` draws and evolves cells by
+their tabulated accuracy: no search can beat it.
 """
 
 import argparse
 import itertools
+import json
 import os
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
 from record import CIFAR10, SHARED_DATA, add_result, flags, python
+from scipy import stats
 
 import sgenas
 from sgenas.methods import METHODS
 from sgenas.report.run_record import RunRecord, read_run
 from sgenas.spaces import AccuracyTable
 
-SGE: dict[str, Any] = {"estimator.name": "sge", "estimator.num_directions": 10, "estimator.smoothing": 0.01}
-FIRST: dict[str, Any] = {"estimator.name": "first-order"}
-SECOND: dict[str, Any] = {"estimator.name": "finite-difference"}
-SMOOTH: dict[str, Any] = {"space.activation": "silu"}
-VARIATE = {**SGE, "estimator.num_directions": 8, "estimator.control_variate": "finite-difference"}
+SGE: dict[str, Any] = {"estimator.name": "sge", "estimator.num_directions": 10}
 ARMS: dict[str, dict[str, Any]] = {
-    "first": FIRST,
-    "first-time": FIRST | {"epochs": 6},
-    "second": SECOND,
+    "first-order": {},
+    "second-order": {"estimator.name": "finite-difference"},
+    # the paper's network and the smoothing of its reference; and what this library recommends
+    "sge-plain": SGE | {"space.activation": "relu", "estimator.smoothing": 0.01},
     "sge": SGE,
-    "sge-mu0.1": SGE | {"estimator.smoothing": 0.1},
-    "sge-mu1": SGE | {"estimator.smoothing": 1.0},
-    "sge-smooth": SGE | SMOOTH,
-    "sge-orthogonal": SGE | {"estimator.directions": "orthogonal"},
-    "sge-variate": VARIATE,
-    "sge-variate-smooth": VARIATE | SMOOTH,
-    "second-smooth": SECOND | SMOOTH,
-    "sge-q40": SGE | {"estimator.num_directions": 40},
-    "sge-separate": SGE | {"trajectory_lr": 0.01},
-    "sge-no-momentum": SGE | {"weight_optimizer.momentum": 0.0},
-    "sge-batch256": SGE | {"data.batch_size": 256, "epochs": 4},
-    "sge-every5": SGE | {"alpha_every": 5, "epochs": 3.75},
-    # the paper's optimizer of the alphas
-    "sge-sgd": SGE | {"arch_optimizer": {"name": "sgd", "lr": 1.0}},
-    "sge-lr0.1": SGE | {"arch_optimizer.lr": 0.1},
-    "first-smooth": FIRST | SMOOTH,
+    "first-order-5": {"inner_steps": 5},
+    "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
 }
-"""Settings of each arm; ``epochs`` and ``arch_optimizer.lr`` are factors. batch256: as many steps as sge, of four
-times the images. every5: 16 passes where sge takes 60, so that 3.75 times the epochs cost the same."""
+"""Settings of each arm, in place of the preset's."""
+STRATEGIES = ("random", "evolution")
+"""Arms without a method: the supernet is trained on random architectures, candidates are measured with its weights."""
+DATASETS = ("cifar10", "cifar100", "imagenet16")
 
 
 def main() -> None:
@@ -70,14 +55,14 @@ def main() -> None:
         data=CIFAR10,
         table=str(SHARED_DATA / "nasbench201-200epochs.csv"),
         methods={"nargs": "+", "default": methods, "choices": methods},
-        arms={"nargs": "+", "default": ["first", "first-time", "sge"], "choices": list(ARMS)},
-        seeds=[0, 1, 2],
-        train_images=4000,
-        channels=8,
-        layers=1,
-        batch_size=64,
-        epochs=8,
-        alpha_lr_scale=10.0,
+        arms={"nargs": "+", "default": ["first-order"], "choices": [*ARMS, *STRATEGIES, "table"]},
+        seeds=[10, 11, 12, 13, 14],
+        changes={
+            "default": "{}",
+            "help": "other settings than the preset's, a JSON object [%(default)s]",
+        },
+        name={"default": "preset", "help": "folder of the runs with these changes [%(default)s]"},
+        candidates=100,
         jobs=os.cpu_count() or 1,
         out=Path("runs/nasbench201"),
         one={"nargs": 3, "help": argparse.SUPPRESS},
@@ -86,44 +71,37 @@ def main() -> None:
         method, arm, seed = given.one
         configuration(given, method, arm, int(seed)).run(directory(given, method, arm, int(seed)), progress=False)
         return
-    # arm by arm, so that a study cut short has whole arms
-    runs = list(itertools.product(given.arms, given.methods, given.seeds))
+    table = AccuracyTable.load(given.table)
+    # seed by seed, so that a study cut short has pairs
+    pairs = [(method, arm) for arm in given.arms for method in methods_of(arm, given.methods)]
+    searches = [(seed, *pair) for seed, pair in itertools.product(given.seeds, pairs) if pair[1] != "table"]
     with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(lambda run: run_one(given, run[1], run[0], run[2]), runs))
-    rows = [row(given, method, arm) for method in given.methods for arm in given.arms]
+        list(pool.map(lambda run: run_one(given, run[1], run[2], run[0]), searches))
+    rows = [row(given, table, method, arm) for method, arm in pairs if arm != "table"]
+    if "table" in given.arms:
+        rows += [from_table(given, table, kind) for kind in STRATEGIES]
     add_result("nasbench201_study", {**vars(given), "rows": rows})
 
 
+def methods_of(arm: str, methods: list[str]) -> list[str]:
+    return methods if arm in ARMS else ["-"]
+
+
 def directory(given: argparse.Namespace, method: str, arm: str, seed: int) -> Path:
-    """Run directory; runs of other sizes have other ones."""
-    size = f"c{given.channels}n{given.layers}i{given.train_images}e{given.epochs}"
-    return Path(given.out) / size / f"{method}_{arm}_{seed}"
+    return Path(given.out) / given.name / f"{method}_{arm}_{seed}"
 
 
 def configuration(given: argparse.Namespace, method: str, arm: str, seed: int) -> sgenas.SearchConfig:
-    """The method's own settings at this size, with those of the arm."""
-    source, chosen = sgenas.SearchConfig.of_method(method), dict(ARMS[arm])
-    sizes = {
-        "space": {"name": "nasbench201", "channels": given.channels, "layers": given.layers, "activation": "relu"},
-        "seed": seed,
-        "threads": 1,
-        "log_every": 20,
-        "table": given.table,
-        "epochs": round(chosen.pop("epochs", 1) * given.epochs),
-        # methods that wait take the same share of the epochs
-        "warmup_epochs": round(0.3 * given.epochs) if source.warmup_epochs else 0,
-        "data.data": given.data,
-        "data.train_images": given.train_images,
-        "data.batch_size": given.batch_size,
-    }
-    if "arch_optimizer" not in chosen:
-        rate = source.arch_optimizer.lr
-        chosen["arch_optimizer.lr"] = chosen.get("arch_optimizer.lr", 1.0) * given.alpha_lr_scale * rate
-    return sgenas.SearchConfig.of_method(method, sizes | chosen)
+    """The preset with the settings of the arm."""
+    same = {"seed": seed, "threads": 1, "log_every": 50, "table": given.table, "data.data": given.data}
+    same |= json.loads(given.changes)
+    if arm in STRATEGIES:
+        return sgenas.SearchConfig.of_method("darts", same | {"strategy": arm}, preset="nasbench201")
+    return sgenas.SearchConfig.of_method(method, same | ARMS[arm], preset="nasbench201")
 
 
 def finished(given: argparse.Namespace, method: str, arm: str, seed: int) -> RunRecord | None:
-    """The run, if it has all its epochs."""
+    """The run, if it has a result."""
     path = directory(given, method, arm, seed)
     record = read_run(path) if (path / "genotype.json").exists() else None
     return record if record and len(record.epochs) == record.config["epochs"] else None
@@ -133,36 +111,105 @@ def run_one(given: argparse.Namespace, method: str, arm: str, seed: int) -> None
     """One run in a process of its own, unless it exists; a failure is reported."""
     if finished(given, method, arm, seed) is not None:
         return
-    sizes = ("data", "table", "train_images", "channels", "layers", "batch_size", "epochs", "alpha_lr_scale", "out")
-    same = [text for name in sizes for text in (f"--{name.replace('_', '-')}", getattr(given, name))]
+    names = ("data", "table", "changes", "name", "out")
+    same = [text for name in names for text in (f"--{name}", getattr(given, name))]
     done = python(__file__, *same, "--one", method, arm, seed, check=False)
     found = finished(given, method, arm, seed)
-    result = found.epochs[-1]["tabulated_cifar10"] if found else f"FAILED: {done.stderr.strip()[-200:]}"
+    result = (
+        f"{accuracies(found, AccuracyTable.load(given.table))['cifar10']:.2f} in {found.epochs[-1]['seconds']:.0f} s"
+        if found
+        else f"FAILED: {done.stderr.strip()[-200:]}"
+    )
     print(f"{method} {arm} seed {seed}: {result}", flush=True)
 
 
-def row(given: argparse.Namespace, method: str, arm: str) -> dict[str, Any]:
+def accuracies(record: RunRecord, table: AccuracyTable) -> dict[str, float]:
+    """Tabulated accuracies of the final cell, in percent."""
+    assert record.genotype is not None
+    return dict(zip(DATASETS, table.query(record.genotype).values(), strict=True))
+
+
+def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) -> dict[str, Any]:
     """Figures of a method and arm over the finished seeds, printed as a line."""
-    table = AccuracyTable.load(given.table)
-    found: dict[str, Any] = {"method": method, "arm": arm, "tabulated": [], "at_equal_passes": [], "forward": []}
+    found: dict[str, Any] = {"method": method, "arm": arm, "seeds": [], "final": [], "at_equal_passes": []}
+    found |= {"differences": [], "passes": [], "seconds": []}
     for seed in given.seeds:
         record = finished(given, method, arm, seed)
         if record is None:
             continue
-        assert record.genotype is not None
-        found["tabulated"].append(table.query(record.genotype))
-        found["forward"].append(record.epochs[-1]["forward"])
-        first = finished(given, method, "first", seed)
-        limit = first.epochs[-1]["forward"] if first else 0
-        within = [each["tabulated_cifar10"] for each in record.epochs if each["forward"] <= limit]
-        found["at_equal_passes"] += within[-1:]
-    columns = {name: [each[name] for each in found["tabulated"]] for name in table.datasets}
-    text = f"{method:12}{arm:20}"
-    for name, values in (columns | {"at equal passes": found["at_equal_passes"]}).items():
-        deviation = stdev(values) if len(values) > 1 else 0.0
-        text += f"  {name} {mean(values):.2f} ± {deviation:.2f}" if values else f"  {name} -"
-    print(text + f"  {mean(found['forward'] or [0]):.0f} passes", flush=True)
+        found["seeds"].append(seed)
+        found["final"].append(accuracies(record, table))
+        found["passes"].append(record.epochs[-1]["forward"])
+        found["seconds"].append(record.epochs[-1]["seconds"])
+        first = finished(given, method, "first-order", seed) if method != "-" else None
+        if first:
+            limit = first.epochs[-1]["forward"]
+            found["at_equal_passes"] += [
+                each["tabulated_cifar10"] for each in record.epochs if each["forward"] <= limit
+            ][-1:]
+            found["differences"].append(accuracies(record, table)["cifar10"] - accuracies(first, table)["cifar10"])
+    text = f"{method:12}{arm:15}{len(found['seeds'])} seeds"
+    for name in DATASETS:
+        text += f"  {name} {spread([each[name] for each in found['final']])}"
+    text += f"  at equal passes {spread(found['at_equal_passes'])}"
+    if arm != "first-order" and len(found["differences"]) > 1:
+        found["interval"] = interval(found["differences"])
+        low, high = found["interval"]
+        text += f"  minus first order {mean(found['differences']):+.2f} [{low:+.2f}, {high:+.2f}]"
+    if found["passes"]:
+        text += f"  {mean(found['passes']):.0f} passes, {mean(found['seconds']) / 60:.1f} min"
+    print(text, flush=True)
     return found
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0.0:.2f}" if values else "-"
+
+
+def interval(differences: list[float]) -> tuple[float, float]:
+    """95 % confidence interval of the mean (Student's t)."""
+    wide = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
+    return mean(differences) - wide, mean(differences) + wide
+
+
+def from_table(given: argparse.Namespace, table: AccuracyTable, kind: str) -> dict[str, Any]:
+    """Upper bound: as many candidates as the strategies measure, by their tabulated accuracy on CIFAR-10."""
+    space = sgenas.spaces.nasbench201()
+    operations, shape = space.operations, space.shapes["cell"]
+    final = []
+    for seed in given.seeds:
+        draw = random.Random(seed)
+
+        def accuracy(cell: tuple[str, ...]) -> float:
+            return table.query(genotype(space, cell))["cifar10"]
+
+        def drawn(draw: random.Random = draw) -> tuple[str, ...]:
+            return tuple(draw.choice(operations) for _ in range(shape[0]))
+
+        seen: dict[tuple[str, ...], float] = {}
+        population: list[tuple[str, ...]] = []
+        while len(seen) < given.candidates:
+            if kind == "random" or len(population) < 50:
+                cell = drawn()
+            else:
+                parent = max(draw.sample(population, 10), key=seen.__getitem__)
+                edge = draw.randrange(shape[0])
+                cell = (*parent[:edge], draw.choice(operations), *parent[edge + 1 :])
+            if cell in seen and kind == "random":
+                continue
+            seen.setdefault(cell, accuracy(cell))
+            population = [*population, cell][-50:]
+        best = max(seen, key=seen.__getitem__)
+        final.append(dict(zip(DATASETS, table.query(genotype(space, best)).values(), strict=True)))
+    text = "  ".join(f"{name} {spread([each[name] for each in final])}" for name in DATASETS)
+    print(f"{'table':12}{kind:15}{len(final)} seeds  {text}", flush=True)
+    return {"method": "table", "arm": kind, "seeds": given.seeds, "final": final}
+
+
+def genotype(space: Any, cell: tuple[str, ...]) -> Any:
+    """The cell of one operation per edge."""
+    chosen = torch.tensor([space.operations.index(operation) for operation in cell])
+    return space.derive({"cell": torch.nn.functional.one_hot(chosen, len(space.operations)).double()})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 The problem is a network with one hidden layer on scikit-learn's digits, with a separate weight decay for each weight
 (``--problem weight-decay``) or a weight for each image, a third of which have wrong labels (``hyper-cleaning``).
-Sides that claim the same quantity are compared in float64 first; the script fails if a side that is not in DIFFERENT differs:
+Sides are compared in float64 first; the script fails if one that is not in DIFFERENT differs:
 
 - unrolling: torchopt's MetaSGD and a backward pass through all steps, with momentum; here `Unrolled`;
 - implicit: torchopt's custom_root with its CG or Neumann solver; here `ConjugateGradient` and `Neumann`, after the

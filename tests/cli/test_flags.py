@@ -53,6 +53,7 @@ def test_no_flags_give_the_methods_own_settings() -> None:
     for method in ("darts", "pc-darts"):
         assert searched("--method", method) == SearchConfig.of_method(method)
     assert searched("--preset", "paper", "--method=fair-darts") == SearchConfig.of_method("fair-darts", preset="paper")
+    assert searched("--preset", "nasbench201") == SearchConfig.of_method("beta-darts", preset="nasbench201")
 
 
 def test_only_given_flags_change_settings() -> None:

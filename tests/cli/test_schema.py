@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sgenas.cli import flags, schema
+from sgenas.methods import PRESETS
 from sgenas.searching.config import SearchConfig
 from sgenas.training.config import TrainConfig
 
@@ -42,8 +43,9 @@ def test_component_flags_offer_the_registered_names(name: str) -> None:
 def test_defaults_are_those_of_the_configurations() -> None:
     search, train = flags.load("search"), flags.load("train")
     assert search.effective("pc-darts", "source", "sge", None)["data.batch_size"] == 256
+    assert search.effective("darts", "nasbench201", "sge", None)["space.activation"] == "silu"
     for method in ("darts", "fair-darts"):
-        for preset in ("source", "paper"):
+        for preset in PRESETS:
             expected = schema.flat(SearchConfig.of_method(method, preset=preset).to_dict())
             found = search.effective(method, preset, None, None)
             assert {path: found[path] for path in expected} == json.loads(json.dumps(expected))

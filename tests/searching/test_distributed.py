@@ -19,6 +19,7 @@ from sgenas import SGE
 from sgenas.errors import InvalidValueError
 from sgenas.run.checkpoint import load_checkpoint
 from sgenas.run.distributed import Processes
+from sgenas.searching.selection import EvolutionSelection, RandomSelection
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 SGE_ = SGE(num_directions=3, smoothing=0.1, computation="sequential")
@@ -120,6 +121,15 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"estimator": SGE_, "data": {"data_parallel": 2, "train_images": 50, "class_weights": "balanced"}},
     ),
     "first-order shards": (2, {"data": {"data_parallel": 2}}),
+    "random selection": (2, {"estimator": SGE_, "selection": RandomSelection(candidates=3)}),
+    "evolution": (
+        2,
+        {
+            "strategy": "evolution",
+            "selection": EvolutionSelection(candidates=4, population=3, batches=2),
+            "data": {"data_parallel": 2},
+        },
+    ),
     "more processes than directions": (3, {"estimator": SGE(num_directions=2, computation="sequential")}),
     "both axes": (4, {"estimator": SGE_, "data": {"data_parallel": 2}}),
 }

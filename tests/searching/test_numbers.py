@@ -75,12 +75,12 @@ def by_hand(
     inner_steps: int = 1,
     alpha_every: int = 1,
     warmup_epochs: int = 0,
-    penalty: Callable[[int, tree.TensorDict], Tensor] = lambda epoch, alphas: torch.zeros(()),
+    penalty: Callable[[int, tree.TensorDict], Tensor] = lambda step, alphas: torch.zeros(()),
 ) -> tuple[tree.Tree, tree.Tree, int]:
     """The search written out from Algorithm 1: weights, alphas, forward passes."""
-    epoch = step = drawn = passes = 0
+    step = drawn = passes = 0
     loss: Callable[..., Tensor] = lambda w, a, batch: squared_error(run.space.bind(w, a), batch)  # noqa: E731
-    training = BilevelProblem(loss, lambda w, a, batch: loss(w, a, batch) + penalty(epoch, a), optimizer)
+    training = BilevelProblem(loss, lambda w, a, batch: loss(w, a, batch) + penalty(step - 1, a), optimizer)
     own = training if trajectory is None else replace(training, inner_optimizer=trajectory)
     state, alphas = optimizer.init(run.state.weights), tree.clone(run.alphas)
     adam, draw = ALPHAS.init(alphas), torch.Generator()
@@ -158,11 +158,11 @@ def test_search_equals_steps_by_hand(name: str) -> None:
         assert result.cost == run.predicted_cost()
 
 
-def test_regularizer_of_the_epoch_is_in_the_outer_loss() -> None:
-    """Beta decay rises from 0: in epochs 0, 1, 2 of 3 it has 0, 1/3 and 2/3 of its weight."""
+def test_regularizer_of_the_step_is_in_the_outer_loss() -> None:
+    """Beta decay rises from 0, by weight / 39,100 per step."""
 
-    def penalty(epoch: int, alphas: tree.TensorDict) -> Tensor:
-        return 7.0 * epoch / 3 * torch.logsumexp(alphas["whose"], dim=0)
+    def penalty(step: int, alphas: tree.TensorDict) -> Tensor:
+        return 0.5 * step * torch.logsumexp(alphas["whose"], dim=0)
 
     hand = {"train": batches(5, 1), "val": batches(3, 2), "optimizer": SGD_}
     settings = {
@@ -172,7 +172,7 @@ def test_regularizer_of_the_epoch_is_in_the_outer_loss() -> None:
         "epochs": 3,
         "arch_optimizer": ALPHAS,
         "schedule": Constant(),
-        "regularizer": BetaDecay(weight=7.0),
+        "regularizer": BetaDecay(weight=0.5 * 39_100),
     }
     run = unstarted(lambda: module_search(**settings))
     _, alphas, _ = by_hand(run, FirstOrder(), 3, penalty=penalty, **hand)
@@ -325,11 +325,13 @@ def test_every_method_goes_with_every_estimator(method: str, name: str) -> None:
     ("method", "space"), [(name, space) for name in METHODS for space in METHODS.get(name).spaces if space in SPACES]
 )
 def test_every_method_goes_with_every_cell_space(method: str, space: str, name: str) -> None:
-    sizes: dict[str, Any] = (
-        {"channels": 8, "layers": 3, "nodes": 1} if space == "darts" else {"channels": 8, "layers": 1}
-    )
+    sizes: dict[str, dict[str, Any]] = {
+        "darts": {"channels": 8, "layers": 3, "nodes": 1},
+        "nasbench201": {"channels": 8, "layers": 1},
+        "nasbench-macro": {"channels": 2},
+    }
     config = cells(method=method, estimator=tiny(name), data={"batch_size": 4, "train_images": 24})
-    config = replace(config, space=SPACES.get(space)(**sizes))
+    config = replace(config, space=SPACES.get(space)(**sizes[space]))
     moves(unstarted(lambda: config.run(progress=False)), 1)
 
 

@@ -83,7 +83,7 @@ def test_penalties_are_in_the_direct_gradient_alone() -> None:
     results, runs = [], []
     for regularizer in (None, BetaDecay(weight=3.0)):
         run = unstarted_cells(regularizer=regularizer, estimator=SGE(num_directions=2))
-        run.epoch = 1  # of 2: half of the weight
+        run.step = 39_100 // 2  # half of the weight
         for table in run.alphas.values():
             table += torch.randn(table.shape, generator=torch.Generator().manual_seed(table.numel()))
         problem = run.objectives().problem(run.weight_optimizer(), run.penalties(), None)

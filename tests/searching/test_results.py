@@ -22,7 +22,7 @@ from sgenas.errors import DataError, DivergenceError, InvalidValueError
 from sgenas.optim import SGD, Adam
 from sgenas.run.meter import MEASURED
 from sgenas.searching import api
-from sgenas.searching.loop import entropy
+from sgenas.searching.results import entropy
 from sgenas.spaces import BetaDecay, ZeroOne, darts
 
 LEARNING = {"epochs": 12, "weight_optimizer": SGD(lr=0.1, momentum=0.9), "arch_optimizer": Adam(lr=0.05)}

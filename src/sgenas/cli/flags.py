@@ -32,6 +32,7 @@ GROUPS = {
     "relaxation": "Relaxation (of the method if not set)",
     "regularizer": "Regularizer (of the method if not set)",
     "discretization": "Discretization (of the method if not set)",
+    "selection": "Selection of the final architecture (of the strategy if not set)",
     "budget": "Budget of the derived network",
 }
 """Group -> its heading in the help."""
@@ -116,7 +117,7 @@ class Schema:
     def effective(self, method: str, preset: str, estimator: str | None, recipe: str | None) -> dict[str, Any]:
         """{path: value} of a command line that says no more than this; unknown names change nothing."""
         found = dict(self.defaults)
-        if preset == "source":
+        if preset != "paper":
             found |= self.estimators.get(estimator or "", {})
         found |= self.methods.get(preset, {}).get(method, {})
         return found | self.recipes.get(recipe or "", {})
@@ -194,7 +195,7 @@ def _help(flag: Flag, values: Mapping[str, Any], everyone: Sequence[str], *, bri
         if chosen not in each and len(set(each.values())) > 1:
             default = ", ".join(f"{value} with {name}" for name, value in each.items())
     elif flag.path.endswith(".name") and flag.path not in values:
-        default = "the method's"
+        default = "the strategy's" if flag.group == "selection" else "the method's"
     if default != "None" or "None" not in text:
         notes.append(f"default: {default}")
     return f"{text.rstrip('.')} ({'; '.join(notes)})" if notes else text.rstrip(".")
@@ -239,7 +240,10 @@ def _method(given: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
 
 def _part(schema: Schema, group: str, given: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """The component that the method uses for a group; {} for none."""
+    """The component that the method or strategy uses for a group; {} for none."""
+    if group == "selection":
+        strategy = given.get("strategy", base.get("strategy"))
+        return {"name": "alphas" if strategy == "gradient" else strategy}
     part = schema.parts.get(_method(given, base), {}).get(group) or {}
     if group == "discretization":
         part = part.get(given.get("space.name", base.get("space.name")), {})

@@ -14,8 +14,10 @@ from sgenas.errors import InvalidValueError, RunDirError, RunWarning, SgenasErro
 from sgenas.files import write_text
 from sgenas.report.cell_figure import genotype_figure
 from sgenas.report.curves import finish, whole_numbers
-from sgenas.report.formatting import COSTS, NOTHING, flat_settings, is_number, setting_text
+from sgenas.report.formatting import COSTS, NOTHING, counted, flat_settings, is_number, setting_text
 from sgenas.report.html import data_uri, render_page
+from sgenas.report.pareto import COSTS as SIZES
+from sgenas.report.pareto import Pareto, draw_pareto, pareto
 from sgenas.report.run_record import RunRecord, read_run
 from sgenas.report.style import PALETTE, STYLES, house_style, image_bytes, plain
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ACCURACY = {"search": ("val_accuracy", "validation accuracy"), "training": ("test_accuracy", "test accuracy")}
-FIRST = ("method", "estimator")
+FIRST = ("strategy", "method", "estimator")
 """Settings that name a group before any other, by their values: most others follow from them."""
 MAX_CURVES = 20
 """Groups whose curves are drawn: more lines of one plot cannot be told apart."""
@@ -180,7 +182,31 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
         differences=list(groups[0].differences),
         figure=data_uri(image_bytes(draw_comparison(groups[:MAX_CURVES], key, accuracy))),
         architectures=architectures,
+        **_pareto(groups),
     )
+
+
+def _pareto(groups: Sequence[RunGroup]) -> dict[str, Any]:
+    """The plot of accuracy against size and the table of the runs that no other one dominates; None without points."""
+    found = pareto([(group.name, record) for group in groups for record in group.records])
+    if found is None:
+        return {"pareto": None}
+    image = data_uri(image_bytes(draw_pareto(found, [group.name for group in groups])))
+    return {"pareto": image, "pareto_accuracy": found.accuracy, "pareto_tables": _not_dominated(found)}
+
+
+def _not_dominated(found: Pareto) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
+    return [
+        (
+            name,
+            [
+                (point.run, point.group, counted(point.costs[quantity]), f"{point.accuracy:.2f}")
+                for point in found.best(quantity)
+            ],
+        )
+        for quantity, (name, *_) in SIZES.items()
+        if found.best(quantity)
+    ]
 
 
 def _architecture(record: RunRecord, drawn: bool) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Draws the course of a run: losses, accuracy, mixing weights, entropy, gradient norms and the rest."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,8 @@ def draw_curves(record: RunRecord) -> "Figure":
     """One figure of everything that ``record`` has data for."""
     from matplotlib.figure import Figure
 
+    if record.config.get("strategy", "gradient") != "gradient":
+        record = replace(record, alphas=None)  # nothing has trained them
     tables = {} if record.alphas is None else record.alphas.tables
     cells = {name: table for name, table in tables.items() if table.edges is not None}
     rows: list[tuple[float, list[Callable[[Axes], None]]]] = [(2.2, [_losses(record).draw, _accuracies(record).draw])]
@@ -264,17 +266,30 @@ def _optional(record: RunRecord) -> list[Panel]:
         return _present({names[key]: _series(record.epochs, "epoch", key) for key in chosen})
 
     ranks = {name: (x, np.maximum(y, 1)) for name, (x, y) in found("rank_").items()}
-    entropy = "share of the maximum"
     return [
         *_choices(record.alphas),
         Panel("Tabulated accuracy", "epoch", "percent", found("tabulated_")),
         Panel("Tabulated rank (1 is best)", "epoch", "rank", ranks, scale="log"),
-        Panel("Entropy of the mixing weights", "epoch", entropy, found("entropy_"), extent=(0.9, 1.005)),
+        Panel("Supernet's ranking of architectures", "epoch", "rank correlation", _ranking(record), extent=(0,)),
+        Panel("Candidates, best so far", "candidate", "percent", *_candidates(record)),
+        Panel("Entropy of the mixing weights", "epoch", "share of the maximum", found("entropy_"), extent=(0.9, 1.005)),
         Panel("Skip connections", "epoch", "number", found("skips_"), extent=(-0.1, 1.1)),
         Panel("Largest eigenvalue in alpha", "epoch", "eigenvalue", found("eigenvalue")),
         Panel("Gradient norms", "step", "norm, epoch mean", _norms(record), scale="log"),
         *_indirect(record),
     ]
+
+
+def _ranking(record: RunRecord) -> dict[str, Series]:
+    keys = {"Kendall's tau": "kendall_tau", "Spearman's rho": "spearman"}
+    return _present({name: _series(record.epochs, "epoch", key) for name, key in keys.items()})
+
+
+def _candidates(record: RunRecord) -> tuple[dict[str, Series], dict[str, Series]]:
+    """Validation accuracy of the best architecture that the selection had measured so far, and of each."""
+    rows = [row["accuracy"] for row in record.candidates if "architecture" in row and is_number(row.get("accuracy"))]
+    x, y = np.arange(1, len(rows) + 1), 100 * np.array(rows, dtype=float)
+    return _present({"best": (x, np.maximum.accumulate(y))}), _present({"best": (x, y)})
 
 
 def _indirect(record: RunRecord) -> list[Panel]:

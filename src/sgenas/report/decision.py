@@ -62,8 +62,8 @@ class Group:
 
 
 def groups(record: RunRecord) -> list[Group]:
-    """The decisions of a search; empty until it has written alphas and an architecture."""
-    if record.alphas is None:
+    """The decisions of the alphas; empty until there are alphas and an architecture, and if a selection has decided."""
+    if record.alphas is None or record.candidates:
         return []
     moment, tables = _moment(record), record.alphas.tables
     if record.choices is not None:
@@ -123,6 +123,19 @@ def summary(found: list[Group]) -> str:
         f" {'is' if close == 1 else 'are'} close (a lead under {100 * CLOSE:.0f}\u00a0% of the weight). Equal"
         f" weights of {' or '.join(map(str, sizes))} options would be"
         f" {' or '.join(f'{1 / size:.3f}' for size in sizes)}."
+    )
+
+
+def selected(record: RunRecord) -> str:
+    """How the architecture was selected, in one sentence; empty if by the alphas."""
+    if not record.candidates:
+        return ""
+    found = [row["accuracy"] for row in record.candidates if is_number(row.get("accuracy"))]
+    text = f"Selected by {len(record.candidates)} measurements with the supernet's weights"
+    if not found or "architecture" not in record.candidates[0]:
+        return f"{text}."
+    return (
+        f"{text}: the best candidate has {percent(max(found))} validation accuracy, their mean {percent(fmean(found))}."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from sgenas.files import write_text
 from sgenas.report.cell_figure import genotype_figure
 from sgenas.report.curves import draw_curves
-from sgenas.report.decision import evaluated, groups, summary
+from sgenas.report.decision import evaluated, groups, selected, summary
 from sgenas.report.formatting import NOTHING, cost, duration, flat_settings, is_number, percent, setting_text
 from sgenas.report.html import data_uri, render_page
 from sgenas.report.run_record import RunRecord, read_run
@@ -36,6 +36,7 @@ PAGE_COLUMNS: tuple[Column, ...] = (
     ("eigenvalue", "largest eigenvalue", 4),
     ("tabulated_cifar10", "tabulated CIFAR-10, %", 2),
     ("rank_cifar10", "rank", 0),
+    ("kendall_tau", "Kendall's tau of the supernet", 3),
     ("seconds", "seconds", 1),
     ("forward", "forward passes", 0),
     ("backward", "backward passes", 0),
@@ -93,7 +94,7 @@ def render(record: RunRecord, cell: bytes | None, curves: bytes) -> str:
         cell=None if cell is None else data_uri(cell),
         curves=data_uri(curves),
         groups=found,
-        summary=summary(found) if found else "",
+        summary=summary(found) if found else selected(record),
         color=color,
         evaluation=None if record.evaluation is None else evaluated(record.evaluation),
         headings=[heading for _, heading, _ in columns],
@@ -110,8 +111,13 @@ def result(record: RunRecord) -> str:
     """The outcome in one sentence: method, data, estimator, epochs, accuracy and time."""
     method, data, estimator = (_name(record.config, key) for key in ("method", "data", "estimator"))
     searched = record.kind == "search"
+    strategy = record.config.get("strategy", "gradient")
+    if searched and isinstance(strategy, str) and strategy != "gradient":
+        method, estimator, searching = None, None, f"{strategy.capitalize()} search"
+    else:
+        searching = record.kind.capitalize()
     parts = [
-        f"Search with {method}" if searched and method else record.kind.capitalize(),
+        f"Search with {method}" if searched and method else searching,
         f" on {data}" if data else "",
         f", estimator {estimator}" if searched and estimator else "",
     ]

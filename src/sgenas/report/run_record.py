@@ -56,6 +56,7 @@ class RunRecord:
         genotype: The derived cells, if the space has cells and the run has written them.
         choices: The derived option of each choice, the same for modules.
         evaluation: The content of evaluation.json, if there is one: ``{"derived": {...}, "random": [...]}``.
+        candidates: What the selection of the final architecture has measured, if it has measured anything.
     """
 
     path: Path
@@ -68,6 +69,7 @@ class RunRecord:
     genotype: Genotype | None = None
     choices: dict[str, str] | None = None
     evaluation: dict[str, Any] | None = None
+    candidates: tuple[Row, ...] = ()
 
 
 def read_run(path: str | Path, brief: bool = False) -> RunRecord:
@@ -75,7 +77,7 @@ def read_run(path: str | Path, brief: bool = False) -> RunRecord:
 
     Args:
         path: The directory.
-        brief: Whether to leave out ``steps`` and ``alphas``, nearly all that there is to read.
+        brief: Whether to leave out ``steps``, ``alphas`` and ``candidates``, nearly all that there is to read.
 
     Raises:
         RunDirError: If it is missing, holds no run, was written by another version, or a file is damaged. An
@@ -108,9 +110,12 @@ def read_run(path: str | Path, brief: bool = False) -> RunRecord:
         and all(isinstance(network, dict) for network in evaluation["random"])
     ):
         raise RunDirError(f"{path / 'evaluation.json'} must hold an object derived and a list of objects random")
-    return RunRecord(
-        path, kind, head["config"], head["environment"], steps, epochs, alphas, genotype, choices, evaluation
-    )
+    selection = None if brief else _read_object(path / "selection.json")
+    candidates = [] if selection is None else selection.get("candidates")
+    if not isinstance(candidates, list) or not all(isinstance(row, dict) for row in candidates):
+        raise RunDirError(f"{path / 'selection.json'} must hold a list of objects candidates")
+    read = steps, epochs, alphas, genotype, choices, evaluation, tuple(candidates)
+    return RunRecord(path, kind, head["config"], head["environment"], *read)
 
 
 def _read_metrics(path: Path, brief: bool) -> tuple[tuple[Row, ...], tuple[Row, ...]]:

@@ -34,6 +34,9 @@ class Callback:
         Call ``run.request_stop()`` to end the run after this epoch.
         """
 
+    def on_candidate(self, run: Any) -> None:
+        """After each candidate that the selection of a search has measured, the last one of ``run.candidates``."""
+
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         """For each row that is written (``row["kind"]`` is ``"step"`` or ``"epoch"``)."""
 
@@ -72,8 +75,15 @@ class ProgressBar(Callback):
 
     def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
         if self._bar is not None:
-            text = f"epoch {run.epoch + 1}/{run.epochs}, step {run.step}"
-            self._bar.update(self._task, completed=run.work_done, total=run.work_total, description=text)
+            self._show(run, f"epoch {run.epoch + 1}/{run.epochs}, step {run.step}")
+
+    def on_candidate(self, run: Any) -> None:
+        if self._bar is not None:
+            self._show(run, f"selection, candidate {len(run.candidates)}")
+
+    def _show(self, run: Any, text: str) -> None:
+        assert self._bar is not None
+        self._bar.update(self._task, completed=run.work_done, total=run.work_total, description=text)
 
     def on_row(self, run: Any, row: dict[str, Any]) -> None:
         if row["kind"] == "epoch":

@@ -37,6 +37,7 @@ RUN_FILES = (
         "curves.png",
         "report.html",
         "evaluation.json",
+        "selection.json",
     ),
     "wandb-id.txt",
 )

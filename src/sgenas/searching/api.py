@@ -15,7 +15,7 @@ from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
-from sgenas.methods import METHODS, Method
+from sgenas.methods import EPOCHS, METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_separate
@@ -24,20 +24,25 @@ from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
 from sgenas.run.loggers import LOGGERS, Logger
 from sgenas.run.run_dir import RunDir, environment
+from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer
+from sgenas.searching.callbacks.collapse import EarlyStopping
 from sgenas.searching.callbacks.guards import RangeGuard
 from sgenas.searching.describe import describe
+from sgenas.searching.flatness import Flatness
 from sgenas.searching.loop import Search
 from sgenas.searching.objectives import Objectives
 from sgenas.searching.results import Calibration, SearchResult
 from sgenas.searching.schedules import Cosine, Schedule
 from sgenas.searching.second_derivatives import require_second_derivatives
+from sgenas.searching.selection import Selection
+from sgenas.searching.strategies import selection_of
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import Budget
 from sgenas.spaces.discretization import Discretization
 from sgenas.spaces.modules import ModuleSpace
 from sgenas.spaces.regularizers import Regularizer
-from sgenas.spaces.relaxations import Relaxation
+from sgenas.spaces.relaxations import Relaxation, SinglePath
 
 PRECISIONS = ("float32", "bfloat16")
 WEIGHT_OPTIMIZER = SGD(lr=0.025, momentum=0.9, weight_decay=3e-4, grad_clip=5.0)
@@ -60,6 +65,10 @@ def search(
     schedule: Schedule | None = None,
     arch_optimizer: ArchOptimizer | None = None,
     trajectory_optimizer: InnerOptimizer | None = None,
+    alpha_noise: float = 0.0,
+    flatness: float = 0.0,
+    strategy: str = "gradient",
+    selection: str | Selection | None = None,
     epochs: int | None = None,
     warmup_epochs: int | None = None,
     inner_steps: int = 1,
@@ -107,6 +116,13 @@ def search(
             optimizer from a list of tensors (``partial(torch.optim.Adam, lr=3e-4)``).
         trajectory_optimizer: If given, the estimator's inner steps use it and are discarded; the weights
             then train separately, on the same batches.
+        alpha_noise: Half width of the uniform noise on the architecture with which the weights train (SDARTS-RS),
+            at the end of the search, see `AlphaNoise`; 0 for none.
+        flatness: Step of the ascent of architecture-aware minimization (A2M), see `Flatness`; 0 for none.
+        strategy: ``"gradient"``; ``"random"`` or ``"evolution"`` train no alphas but the weights of one random
+            architecture per step, and measure architectures with them at the end.
+        selection: How the final architecture is chosen: name of a registered selection, or a `Selection`; None for
+            the strategy's. It measures as the `Evaluation` among the callbacks, else by the loss on ``val_data``.
         epochs: Passes through ``train_data``; None for the method's, else 50.
         warmup_epochs: First epochs, in which the alphas do not move.
         inner_steps: N, inner steps per alpha step. The batches left over at the end of an epoch train the
@@ -168,6 +184,23 @@ def search(
         f"float32 with {type(chosen).__name__}, whose differences rounding would drown",
         precision,
     )
+    noise, flat = AlphaNoise(alpha_noise), Flatness(flatness)
+    require(precision == "float32" or not flatness, "flatness", "0 with bfloat16, which drowns differences", flatness)
+    unused = {
+        "estimator": chosen,
+        "relaxation": relaxation,
+        "regularizer": regularizer,
+        "arch_optimizer": None if arch_optimizer == ARCH_OPTIMIZER else arch_optimizer,
+        "trajectory_optimizer": trajectory_optimizer,
+        "alpha_noise": alpha_noise,
+        "flatness": flatness,
+        "warmup_epochs": warmup_epochs,
+        "inner_steps": inner_steps,
+        "alpha_every": alpha_every,
+        "budget.penalty": None if budget is None else budget.penalty,
+    }
+    stops = any(isinstance(each, EarlyStopping) for each in callbacks)
+    choice = selection_of(strategy, selection, row, unused, early_stop=stops)
     if threads is not None:
         torch.set_num_threads(threads)
     with ExitStack() as stack:
@@ -181,7 +214,9 @@ def search(
             f"a multiple of the {processes.size} processes with {type(chosen).__name__}, which cannot share directions",
             shards,
         )
+        relaxation = relaxation if strategy == "gradient" else SinglePath()
         space = row.apply(space.to(where), relaxation=relaxation, discretization=discretization)
+        choice.check(space)
         size = batch_size or defaults["batch_size"]
         drop = {"drop_single_rows": isinstance(space, ModuleSpace) and has_batch_norm(space.modules())}
         train = Stream(train_data, "train_data", size, generator(seed, "inner"), where, **drop)
@@ -203,7 +238,11 @@ def search(
             arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
             trajectory_optimizer=trajectory_optimizer,
             regularizer=regularizer or row.regularizer,
+            alpha_noise=noise,
+            flatness=flat,
             costs=costs,
+            selection=choice,
+            new_val=lambda: Stream(val_data, "val_data", size, generator(seed, "selection"), where, **drop),
             warmup_epochs=defaults["warmup_epochs"] if warmup_epochs is None else warmup_epochs,
             alpha_every=alpha_every,
             inner_steps=inner_steps,
@@ -232,7 +271,7 @@ def search(
                     loss=loss,
                     arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
                     budget=budget,
-                    settings={"batch_size": size, "precision": precision, "shards": shards},
+                    settings={"batch_size": size, "precision": precision, "shards": shards, "strategy": strategy},
                 )
             found = environment(where) | run.facts() | (facts or {})
             if directory.begin("search", described, found, overwrite=overwrite, resume=resume):
@@ -274,7 +313,7 @@ def _source_settings(method: Method) -> dict[str, Any]:
         "schedule": Cosine(settings.get("lr_min", Cosine().final)),
         "batch_size": settings.get("batch_size", 64),
         "warmup_epochs": settings.get("warmup_epochs", 0),
-        "epochs": settings.get("epochs", 50),
+        "epochs": settings.get("epochs", EPOCHS),
     }
 
 

@@ -23,15 +23,20 @@ from sgenas.run.config import from_plain, merged, to_plain
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
+from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.callbacks.guards import POLICIES
+from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
 from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
+from sgenas.searching.selection import SELECTIONS, Selection
+from sgenas.searching.strategies import STRATEGIES, UNUSED, selection_of
 from sgenas.spaces import (
     DISCRETIZATIONS,
     REGULARIZERS,
     RELAXATIONS,
     SPACES,
+    TABLES,
     DartsSettings,
     Discretization,
     Regularizer,
@@ -48,6 +53,7 @@ plain_config.REGISTRIES.update(
         Relaxation: RELAXATIONS,
         Regularizer: REGULARIZERS,
         Discretization: DISCRETIZATIONS,
+        Selection: SELECTIONS,
     }
 )
 
@@ -57,6 +63,8 @@ class SearchConfig:
     """A search for a cell on images.
 
     Args:
+        strategy: What is searched with: gradient, the alphas of a method; or random or evolution, which train the
+            supernet on one random architecture per step and then measure candidates with its weights.
         method: Search method.
         epochs: Passes through the images that train the weights.
         warmup_epochs: First epochs, in which only the weights train.
@@ -65,6 +73,10 @@ class SearchConfig:
         lr_min: Learning rate of the weights that the cosine schedule falls to.
         trajectory_lr: If set, the estimator takes plain gradient steps of this size that are discarded, and
             the weights train separately, as in the paper; if None its own steps train the weights.
+        alpha_noise: Half width of the uniform noise on the architecture with which the weights train, at the end of
+            the search (SDARTS-RS: 0.3); 0 for none.
+        flatness: Step of the ascent along the hypergradient at whose end the outer loss is minimized (A2M); 0 for
+            none.
         seed: The same seed gives the same run on the same machine and number of threads.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         threads: CPU threads; if None one or all, whichever is faster at the start.
@@ -81,7 +93,8 @@ class SearchConfig:
             in the alphas, at about 100 passes each; 0 for never.
         early_stop: Stop when that eigenvalue rises too fast, and take the cell from before.
         early_stop_from: First epoch, counted from 1, whose cell an early stop may take.
-        table: CSV file of tabulated accuracies (nasbench201), logged for the derived cell.
+        table: File of tabulated accuracies, logged for the derived cell: CSV (nasbench201) or JSON
+            (nasbench-macro).
         data: Images.
         space: Search space.
         estimator: Hypergradient estimator.
@@ -90,9 +103,11 @@ class SearchConfig:
         relaxation: How alphas become mixing weights; the method's if None.
         regularizer: Added to the outer loss; the method's if None.
         discretization: How the cell is derived; the method's if None.
+        selection: How the final architecture is chosen; the strategy's if None.
         budget: Limits on what the derived network may cost.
     """
 
+    strategy: str = option("gradient", choices=STRATEGIES)
     method: str = "darts"
     epochs: int = 50
     warmup_epochs: int = 0
@@ -100,6 +115,8 @@ class SearchConfig:
     alpha_every: int = 1
     lr_min: float = 0.001
     trajectory_lr: float | None = None
+    alpha_noise: float = 0.0
+    flatness: float = 0.0
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -122,10 +139,14 @@ class SearchConfig:
     relaxation: Relaxation | None = None
     regularizer: Regularizer | None = None
     discretization: Discretization | None = None
+    selection: Selection | None = None
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
-        METHODS.get(self.method)
+        values = {name: getattr(self, name) for name in UNUSED if hasattr(self, name)}
+        values["arch_optimizer"] = None if self.arch_optimizer == api.ARCH_OPTIMIZER else self.arch_optimizer
+        values["budget.penalty"] = self.budget.penalty
+        selection_of(self.strategy, self.selection, METHODS.get(self.method), values, early_stop=self.early_stop)
         for name in ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("derived_every", "eigenvalue_every"):
@@ -140,6 +161,8 @@ class SearchConfig:
         require(0 <= self.lr_min <= lr, "lr_min", f"from 0 to the learning rate {lr}", self.lr_min)
         rate = self.trajectory_lr
         require(rate is None or 0 < rate < float("inf"), "trajectory_lr", "> 0 and finite", rate)
+        AlphaNoise(self.alpha_noise)
+        Flatness(self.flatness)
         require_choice("precision", self.precision, api.PRECISIONS)
         require_choice("on_nonfinite", self.on_nonfinite, POLICIES)
         require(
@@ -149,9 +172,9 @@ class SearchConfig:
             True,
         )
         require(
-            self.table is None or self.space.name == "nasbench201",
+            self.table is None or self.space.name in TABLES,
             "table",
-            "None without space nasbench201",
+            f"None without space {' or '.join(TABLES)}",
             self.table,
         )
 
@@ -185,7 +208,8 @@ class SearchConfig:
         Args:
             method: Name of the method.
             settings: Changes by dotted path: ``{"estimator.name": "sge", "estimator.num_directions": 4}``.
-            preset: ``"source"`` for the settings of the method's source, ``"paper"`` for the SGE paper's.
+            preset: ``"source"`` for the settings of the method's source, ``"paper"`` for the SGE paper's,
+                ``"nasbench201"`` for a search of that benchmark in minutes on a CPU.
             base: Start from this configuration instead.
         """
         given = dict(settings or {})
@@ -250,6 +274,8 @@ class SearchConfig:
             parts.train,
             parts.val,
             method=self.method,
+            strategy=self.strategy,
+            selection=self.selection,
             relaxation=self.relaxation,
             regularizer=self.regularizer,
             discretization=self.discretization,
@@ -258,6 +284,8 @@ class SearchConfig:
             schedule=Cosine(self.lr_min),
             arch_optimizer=self.arch_optimizer,
             trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
+            alpha_noise=self.alpha_noise,
+            flatness=self.flatness,
             epochs=self.epochs,
             warmup_epochs=self.warmup_epochs,
             inner_steps=self.inner_steps,
@@ -308,5 +336,7 @@ class SearchConfig:
 
 def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a method as dotted paths of `SearchConfig`."""
-    renamed = {"batch_size": "data.batch_size", "estimator": "estimator.name", "arch_optimizer": "arch_optimizer.name"}
+    renamed = {"batch_size": "data.batch_size"} | {
+        name: f"{name}.name" for name in ("space", "estimator", "arch_optimizer")
+    }
     return {renamed.get(name, name): value for name, value in settings.items()}

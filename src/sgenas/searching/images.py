@@ -53,7 +53,10 @@ class ImageParts:
         self.batches, self.device = batches, device
         self.callbacks: list[Callback] = [Evaluation(batches, derived_every=config.derived_every)]
         if config.table is not None:
-            self.callbacks.append(TabulatedAccuracy(config.table))
+            tabulated = TabulatedAccuracy(config.table)
+            # before the run directory is made
+            tabulated.check(self.space)
+            self.callbacks.append(tabulated)
         if config.eigenvalue_every:
             self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
         if config.early_stop:

@@ -16,14 +16,16 @@ from sgenas.random import generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
 from sgenas.run.state import copied, matching, require_finite
+from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
+from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Penalty, Seeded
-from sgenas.searching.results import entropy, predicted_cost, write_results
+from sgenas.searching.results import epoch_row, predicted_cost, write_results
 from sgenas.searching.schedules import Schedule
+from sgenas.searching.selection.base import Selection, choose
 from sgenas.searching.variance import GradientStatistics
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import CostModel
-from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.regularizers import Regularizer
 from sgenas.tree import TensorDict, Tree
 
@@ -37,6 +39,9 @@ class Search(Loop):
         alphas: Architecture parameters, by table.
         cost: Passes so far.
         alpha_history: Alphas before the first epoch and after each.
+        selection: How the final architecture is chosen.
+        candidates: What the selection has measured, one row each.
+        chosen: What it has chosen; None before.
     """
 
     noun: ClassVar[str] = "search"
@@ -60,7 +65,11 @@ class Search(Loop):
         arch_optimizer: ArchOptimizer,
         trajectory_optimizer: InnerOptimizer | None,
         regularizer: Regularizer | None,
+        alpha_noise: AlphaNoise,
+        flatness: Flatness,
         costs: CostModel | None,
+        selection: Selection,
+        new_val: Callable[[], Stream],
         warmup_epochs: int,
         alpha_every: int,
         inner_steps: int,
@@ -69,25 +78,21 @@ class Search(Loop):
         **loop: Any,
     ) -> None:
         super().__init__(**loop)
-        self.space, self.costs = space, costs
+        self.space, self.costs, self.selection = space, costs, selection
+        self.loss, self.new_val = objectives.loss, new_val
+        self.candidates: list[dict[str, Any]] = []
+        self.chosen: Any = None
         self._train, self._val, self._objectives, self.streams = train, val, objectives, (train, val)
         self.estimator, self._weight_optimizer, self._schedule = estimator, weight_optimizer, schedule
         self._trajectory_optimizer, self._regularizer = trajectory_optimizer, regularizer
-        self._warmup_epochs, self._alpha_every, self.inner_steps = warmup_epochs, alpha_every, inner_steps
-        self.seed, self._fingerprint = seed, fingerprint
-        require(
-            0 <= warmup_epochs < self.epochs,
-            "warmup_epochs",
-            f"from 0 to epochs - 1 = {self.epochs - 1}",
-            warmup_epochs,
-        )
+        self._alpha_every, self.inner_steps = alpha_every, inner_steps
+        self._warmup_epochs = warmup_epochs if space.relaxation.learns else self.epochs
+        self.alpha_noise, self.flatness, self.seed, self._fingerprint = alpha_noise, flatness, seed, fingerprint
+        limit = f"from 0 to epochs - 1 = {self.epochs - 1}"
+        require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
         if train.length is not None:
-            require(
-                inner_steps <= train.length,
-                "inner_steps",
-                f"at most the {train.length} batches of an epoch",
-                inner_steps,
-            )
+            limit = f"at most the {train.length} batches of an epoch"
+            require(inner_steps <= train.length, "inner_steps", limit, inner_steps)
             steps = self.epochs * (train.length // inner_steps)
             require(alpha_every <= steps, "alpha_every", f"at most the {steps} steps of the search", alpha_every)
 
@@ -134,10 +139,10 @@ class Search(Loop):
         return self._weight_optimizer if lr is None else dataclasses.replace(self._weight_optimizer, lr=lr)  # type: ignore[type-var]
 
     def penalties(self) -> list[Penalty]:
-        """What this epoch adds to the outer loss: the method's regularizer and the expected cost."""
+        """What this step adds to the outer loss: the method's regularizer and the expected cost."""
         found: list[Penalty] = []
         if self._regularizer is not None:
-            found.append(self._regularizer.at_epoch(self.epoch, self.epochs))
+            found.append(self._regularizer.at_step(self.step))
         if self._penalty is not None:
             found.append(self._penalty)  # type: ignore[arg-type]
         return found
@@ -166,7 +171,7 @@ class Search(Loop):
             own = dataclasses.replace(problem, inner_optimizer=self._trajectory_optimizer)
             start = self._trajectory_optimizer.init(self.state.weights)
         estimator = self.statistics.with_directions(self.estimator)
-        result = estimator(own, start, self.alphas, inner, outer, generator=self._directions)
+        result = self.flatness(estimator, own, start, self.alphas, inner, outer, generator=self._directions)
         self._keep_chunk(result)
         require_finite({"hypergradient": result.grad})
         measured = self.statistics.update(self.estimator, result)
@@ -193,7 +198,10 @@ class Search(Loop):
         }
 
     def _seeded(self, batch: Any, number: int) -> Seeded:
-        return Seeded(batch, seed_of(self.seed, f"network/{self.step}/{number}"))
+        """The batch with what the network draws on it, and the noise of the inner loss (``number`` < 0: outer)."""
+        seed = seed_of(self.seed, f"network/{self.step}/{number}")
+        noise = None if number < 0 else self.alpha_noise.draw(self.space, self.alphas, seed, self.epoch, self.epochs)
+        return Seeded(batch, seed, noise)
 
     def _gradient_norm(self) -> dict[str, Tensor]:
         norm = self.state.grad_norm
@@ -210,33 +218,20 @@ class Search(Loop):
 
     def end_epoch(self) -> dict[str, Any]:
         self.alpha_history.append(tree.clone(self.alphas))
-        architecture = self.architecture
-        row: dict[str, Any] = {
-            "forward": self.cost.forward,
-            "backward": self.cost.backward,
-            "inner_steps": self.cost.inner_steps,
-            **self.statistics.end_epoch(self.estimator),
-            "architecture": self.space.architecture_to_dict(architecture),
-        }
-        if isinstance(architecture, Genotype):
-            for name, cell in architecture.cells:
-                row[f"skips_{name}"] = sum(edge.operation == "skip_connect" for edge in cell.edges)
-        mixing = self.space.mixing(tree.detach(self.alphas))
-        row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
-        if self.costs is not None:
-            row |= {f"derived_{name}": value for name, value in self.costs.of(architecture).items()}
-        if self._penalty is not None:
-            row["cost_penalty"] = float(self._penalty(self.alphas))  # type: ignore[arg-type]
-        return row
+        if self.epoch + 1 == self.epochs:
+            choose(self)
+        return epoch_row(self)
 
     def _end_epoch(self) -> None:
         super()._end_epoch()
+        if self.finished:
+            choose(self)  # for a callback that ended the search early
         write_results(self)
 
     @property
     def architecture(self) -> Any:
-        """The current derived architecture, within the budget if there is one."""
-        return self.derive(self.final_alphas)
+        """The selected architecture, before the selection the derived one; within the budget if there is one."""
+        return self.derive(self.final_alphas) if self.chosen is None else self.chosen
 
     @property
     def final_alphas(self) -> TensorDict:
@@ -277,19 +272,19 @@ class Search(Loop):
 
     def predicted_cost(self, estimator: Estimator | None = None) -> Cost:
         """Passes of the whole search, at most; for training data of known length."""
-        assert self._train.length is not None, "needs data of known length"
-        moving = (estimator or self.estimator).cost(self.inner_steps)
-        if self._trajectory_optimizer is not None:
-            moving += Cost(self.inner_steps, self.inner_steps, self.inner_steps)
-        return predicted_cost(
-            moving, self._train.length, self.inner_steps, self.epochs, self._warmup_epochs, self._alpha_every
-        )
+        training = self.training_cost(self.epochs, self._warmup_epochs, estimator=estimator)
+        return training + self.selection.cost(self, self._val.length or 0)
+
+    def training_cost(self, epochs: int, warmup: int = 0, first: int = 0, estimator: Estimator | None = None) -> Cost:
+        """Passes of ``epochs`` epochs that begin with step ``first``, at most."""
+        count, batches = self.inner_steps, self._train.length
+        assert batches is not None, "needs data of known length"
+        moving = self.flatness.cost(estimator or self.estimator, count)
+        moving += Cost() if self._trajectory_optimizer is None else Cost(count, count, count)
+        return predicted_cost(moving, batches, count, epochs, warmup, self._alpha_every, first)
 
     def finite_norms(self) -> dict[str, Tensor]:
-        return {
-            "norm of the weights": tree.norm(self.state.weights),
-            "norm of the alphas": tree.norm(self.alphas),
-        }
+        return {"norm of the weights": tree.norm(self.state.weights), "norm of the alphas": tree.norm(self.alphas)}
 
     def snapshot(self) -> dict[str, Any]:
         """What a step changes apart from the data's position, as tensors that nothing changes later."""
@@ -327,6 +322,8 @@ class Search(Loop):
             "val": self._val.state_dict(),
             "alpha_history": self.alpha_history,
             "selected": self._selected,
+            "candidates": self.candidates,
+            "chosen": None if self.chosen is None else self.space.architecture_to_dict(self.chosen),
         }
 
     def local_state(self) -> dict[str, Any]:
@@ -346,5 +343,7 @@ class Search(Loop):
             stream.restore_generators(state[name])
         self.alpha_history = [matching(self.alphas, each, self.device, "alphas") for each in state["alpha_history"]]
         self._selected = state["selected"]
+        self.candidates, chosen = list(state.get("candidates", ())), state.get("chosen")
+        self.chosen = None if chosen is None else self.space.architecture_from_dict(chosen)
         if hasattr(self.estimator, "chunk"):
             self.estimator = dataclasses.replace(self.estimator, chunk=state["local"]["chunk"])  # type: ignore[type-var]

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from sgenas.bilevel import BilevelProblem, Shards, Share
 from sgenas.losses import Loss
 from sgenas.optim import InnerOptimizer
+from sgenas.searching.alpha_noise import Shift
 from sgenas.spaces.base import SearchSpace
 from sgenas.tree import Tree
 
@@ -19,10 +20,11 @@ Penalty = Callable[[Tree], Tensor]
 
 
 class Seeded(NamedTuple):
-    """A batch, and the seed of what the network draws on it: the same in every pass on this batch."""
+    """A batch, the seed of what the network draws on it, and the noise of the architecture: for every pass on it."""
 
     batch: Any
     seed: int
+    noise: Shift | None = None
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,15 @@ class Objectives:
         """L_train = loss, L_val = loss + penalties(alphas), with the relaxation's ``noise`` of this step."""
 
         def inner(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            space = self.space
-            if isinstance(batch, Seeded):
-                space, batch = space.seeded(batch.seed), batch.batch
+            space, batch = self._unpacked(batch)
             return self.loss(self.model(space.bind(weights, alphas, noise)), batch)
 
         def outer(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
             return sum((penalty(alphas) for penalty in penalties), inner(weights, alphas, batch))
 
         def stacked(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            batch = batch.batch if isinstance(batch, Seeded) else batch
-            bound = self.space.bind_members(weights, alphas, noise)
+            space, batch = self._unpacked(batch)
+            bound = space.bind_members(weights, alphas, noise)
             assert bound is not None, "only for spaces that can"
             members = len(next(iter(weights.values())))
             functions = _member_functions(self.model(bound), members)
@@ -77,6 +77,15 @@ class Objectives:
             share=self.share,
             memory=self.memory,
         )
+
+    def _unpacked(self, batch: Any) -> tuple[SearchSpace, Any]:
+        """The space with what belongs to a batch, and the batch itself."""
+        if not isinstance(batch, Seeded):
+            return self.space, batch
+        space = self.space.seeded(batch.seed)
+        if batch.noise is not None:
+            space = space.with_parts(relaxation=batch.noise.around(space.relaxation))
+        return space, batch.batch
 
     def model(self, bound: Callable[..., Any]) -> Callable[..., Any]:
         """``bound`` in this precision; its outputs are float32."""

@@ -24,6 +24,8 @@ from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
 from sgenas.searching.config import SearchConfig
 from sgenas.searching.loop import Search
+from sgenas.searching.selection import AlphaSelection
+from sgenas.spaces.relaxations import Softmax
 
 COMPARED = ((10, None, 1), (4, None, 1), (10, None, 5), (10, None, 10), (10, 5, 1))
 """(Q, N, alpha_every) of SGE that are compared with the requested settings; N None: the same."""
@@ -172,6 +174,12 @@ def variant(run: Search, estimator: Estimator, inner_steps: int, alpha_every: in
 
 def compared(run: Search) -> Iterator[Search]:
     """Searches to compare with the requested one, except those that its other settings exclude."""
+    if not run.space.relaxation.learns:
+        found = variant(run, run.estimator, 1, 1)
+        found.space, found.selection = run.space.with_parts(relaxation=Softmax()), AlphaSelection()
+        found._warmup_epochs = 0
+        yield found
+        return
     sge = run.estimator if isinstance(run.estimator, SGE) else SGE()
     others: list[tuple[Estimator, int, int]] = [
         (FirstOrder(), run.inner_steps, 1),
@@ -211,7 +219,7 @@ def _name(estimator: Estimator) -> str:
 def _moving(run: Search) -> Cost:
     """Passes of a step that moves the alphas."""
     count = run.inner_steps
-    found = run.estimator.cost(count)
+    found = run.flatness.cost(run.estimator, count)
     return found if run._trajectory_optimizer is None else found + Cost(count, count, count)
 
 
@@ -219,40 +227,33 @@ def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecas
     """What a search takes with these constants."""
     total, steps = run.predicted_cost(), run.epochs * (run.steps_per_epoch or 0)
     batches, inner_steps = run._train.length or 0, run.inner_steps
-    moves = round((total.forward - run.epochs * batches) / (_moving(run).forward - inner_steps))
+    chosen = run.selection.cost(run, run._val.length or 0)
+    moves = round((total.forward - chosen.forward - run.epochs * batches) / (_moving(run).forward - inner_steps))
     training = run.epochs * batches - moves * inner_steps
     if run._trajectory_optimizer is not None:
         training += moves * inner_steps
     evaluations = run.epochs + (run.epochs // config.derived_every if config.derived_every else 0)
-    seconds = training * constants.weights_pass + moves * _call_seconds(run, constants)
-    seconds += evaluations * (run._val.length or 0) * constants.evaluation_pass
+    calls = moves if isinstance(run.estimator, FirstOrder) else moves * run.flatness.evaluations
+    seconds = training * constants.weights_pass + calls * _call_seconds(run, constants)
+    evaluating = evaluations * (run._val.length or 0) + chosen.forward - chosen.backward
+    seconds += evaluating * constants.evaluation_pass + chosen.backward * constants.weights_pass
     if config.eigenvalue_every:
-        times = run.epochs // config.eigenvalue_every
-        seconds += times * EIGENVALUE_PASSES * constants.weights_pass
+        seconds += run.epochs // config.eigenvalue_every * EIGENVALUE_PASSES * constants.weights_pass
     peak = constants.working_bytes
     if isinstance(run.estimator, SGE):
         members = min(run.estimator.most_directions, constants.room)
         if members > 1:
             peak = max(peak, round(constants.resting_bytes + members * constants.trajectory_bytes))
-    return Forecast(
-        _name(run.estimator),
-        getattr(run.estimator, "num_directions", None),
-        inner_steps,
-        run._alpha_every,
-        steps,
-        moves,
-        total.forward,
-        total.backward,
-        seconds,
-        peak,
-    )
+    name = _name(run.estimator) if run.space.relaxation.learns else config.strategy
+    settings = getattr(run.estimator, "num_directions", None), inner_steps, run._alpha_every
+    return Forecast(name, *settings, steps, moves, total.forward, total.backward, seconds, peak)
 
 
 def _call_seconds(run: Search, constants: Constants) -> float:
     """One call of an estimator; of one that is not known here, as it was measured."""
     estimator, count, weights = run.estimator, run.inner_steps, constants.weights_pass
     if isinstance(estimator, FirstOrder):
-        return count * weights + constants.alphas_pass
+        return count * weights + run.flatness.evaluations * constants.alphas_pass
     if isinstance(estimator, FiniteDifference):
         return (count - 1) * weights + constants.finite_difference_call
     if not isinstance(estimator, SGE):
@@ -299,7 +300,7 @@ def measure(run: Search) -> Constants:
 
     weights_pass = _median(lambda: training.run(run.state, alphas, [next(run._train)]), device)
     first_order = called(FirstOrder())
-    exact = objectives.precision == "float32"
+    exact = objectives.precision == "float32" and objectives.space.relaxation.learns
     difference = called(FiniteDifference()) if exact else 0.0
     working = peak_memory(device)
     sge = run.estimator if isinstance(run.estimator, SGE) else SGE()

@@ -1,5 +1,6 @@
 """What a search found and cost: its result, its files, and the passes that it will take."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgenas import tree
 from sgenas.bilevel import Cost
 from sgenas.errors import InvalidValueError, require_choice
 from sgenas.losses import Loss
@@ -119,10 +121,37 @@ class SearchResult:
         return network
 
 
+def epoch_row(run: Any) -> dict[str, Any]:
+    """What a search says of itself at the end of an epoch: passes so far, gradients, current architecture."""
+    architecture = run.architecture
+    row: dict[str, Any] = {
+        "forward": run.cost.forward,
+        "backward": run.cost.backward,
+        "inner_steps": run.cost.inner_steps,
+        **run.statistics.end_epoch(run.estimator),
+        "architecture": run.space.architecture_to_dict(architecture),
+    }
+    if isinstance(architecture, Genotype):
+        for name, cell in architecture.cells:
+            row[f"skips_{name}"] = sum(edge.operation == "skip_connect" for edge in cell.edges)
+    mixing = run.space.mixing(tree.detach(run.alphas))
+    row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
+    if run.costs is not None:
+        row |= {f"derived_{name}": value for name, value in run.costs.of(architecture).items()}
+    if run._penalty is not None:
+        row["cost_penalty"] = float(run._penalty(run.alphas))
+    return row
+
+
 def write_results(run: Any) -> None:
-    """Writes the alphas so far and the current architecture of a search to its run directory."""
+    """Writes the alphas so far, the current architecture and the candidates of a search to its run directory."""
     run.run_dir.write_arrays("alphas.npz", alpha_arrays(run.space, run.alpha_history))
     architecture = run.architecture
+    if run.chosen is not None:
+        chosen = run.space.architecture_to_dict(architecture)
+        # one candidate per line
+        rows = ",\n".join(json.dumps(row) for row in run.candidates)
+        run.run_dir.write_text("selection.json", f'{{"chosen": {json.dumps(chosen)}, "candidates": [\n{rows}\n]}}\n')
     if isinstance(architecture, Genotype):
         run.run_dir.write_text("genotype.json", architecture.to_json())
     else:
@@ -152,7 +181,7 @@ def entropy(mixing: Tensor) -> Tensor:
 
 
 def predicted_cost(
-    moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int
+    moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int, first: int = 0
 ) -> Cost:
     """Passes of a search, at most.
 
@@ -163,9 +192,10 @@ def predicted_cost(
         epochs: Number of epochs.
         warmup_epochs: First epochs, whose steps train the weights alone.
         alpha_every: Steps between two that move the alphas.
+        first: Steps before the first of these epochs.
     """
     full, rest = divmod(batches, inner_steps)
-    total, step = Cost(), 0
+    total, step = Cost(), first
     for epoch in range(epochs):
         moves = 0
         if epoch >= warmup_epochs:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from sgenas.searching.config import SearchConfig
 
 COMMON_FLAGS = (
-    *("--method", "--data", "--space", "--estimator", "--directions", "--smoothing", "--inner-steps"),
+    *("--strategy", "--method", "--data", "--space", "--estimator", "--directions", "--smoothing", "--inner-steps"),
     *("--epochs", "--batch-size", "--lr", "--alpha-lr", "--channels", "--layers", "--nodes"),
     *("--max-params", "--train-images", "--seed", "--device", "--threads"),
 )
 """Flags of `sgenas search --help`; `--help-all` has the rest."""
+PRESETS = {"source": "darts", "paper": "darts", "nasbench201": "beta-darts"}
+"""Preset -> its method, if none is given."""
 RANK_TIMEOUT = 1800.0
 DERIVED = {"params": "parameters", "macs": "multiply-adds", "latency": "ms in the sum of its parts"}
 """What an epoch row says of the derived network of a search with a budget."""
@@ -32,12 +34,13 @@ def search_flags(parser: Parser) -> None:
     """Puts the settings of a search on a parser."""
     schema = flags.load("search")
     parser.add_argument("--help-all", action="help", help="show every option, by groups")
-    parser.value("--preset", "start from the settings of the method's source, or of the SGE paper",
-                 choices=("source", "paper"), metavar="NAME")  # fmt: skip
+    parser.value("--preset", "start from the settings of the method's source, of the SGE paper, or of a search in"
+                 " NAS-Bench-201 that takes minutes on a CPU", choices=tuple(PRESETS), metavar="NAME")  # fmt: skip
     parser.value("--config", "start from this config.json or run directory; other flags change it", metavar="PATH")
+    preset = parser.value_of("--preset") or "source"
     values = schema.effective(
-        parser.value_of("--method") or "darts",
-        parser.value_of("--preset") or "source",
+        parser.value_of("--method") or PRESETS.get(preset, "darts"),
+        preset,
         parser.value_of("--estimator"),
         None,
     )
@@ -55,7 +58,8 @@ def search_config(arguments: argparse.Namespace) -> "SearchConfig":
     """The configuration that the flags describe."""
     schema, found = flags.load("search"), given(arguments)
     if arguments.config is None:
-        method, preset = found.pop("method", "darts"), arguments.preset or "source"
+        preset = arguments.preset or "source"
+        method = found.pop("method", PRESETS[preset])
         base = schema.effective(method, preset, found.get("estimator.name"), None) | {"method": method}
         chosen = flags.settings(schema, found, base)
         from sgenas.searching.config import SearchConfig
@@ -158,8 +162,11 @@ def opening(record: Mapping[str, Any]) -> str:
     if record["kind"] == "training":
         return f"training on {data}: {where}; network of {facts.get('weights', 0):,} weights on {device}"
     many = facts.get("processes", 1)
+    what = f"{config['method']} with {config['estimator']['name']}"
+    if config.get("strategy", "gradient") != "gradient":
+        what = f"{config['strategy']} search"
     return (
-        f"{config['method']} with {config['estimator']['name']} on {data}: {where}; supernet of"
+        f"{what} on {data}: {where}; supernet of"
         f" {facts['weights']:,} weights and {facts['alphas']} alphas on {device}"
         + (f" in {many} processes" if many > 1 else "")
     )
@@ -222,7 +229,8 @@ def search(arguments: argparse.Namespace) -> int:
     from sgenas.run.run_dir import RunDir
 
     name = ESTIMATORS.name_of(type(config.estimator))
-    path = arguments.out or default_path(f"{config.method}-{name}", config)
+    what = f"{config.method}-{name}" if config.strategy == "gradient" else config.strategy
+    path = arguments.out or default_path(what, config)
     processes = getattr(arguments, "processes", None)
     # before the images are read
     RunDir(path, writer=processes is None or processes.first).check_new(overwrite=arguments.overwrite)

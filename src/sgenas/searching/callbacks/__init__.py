@@ -4,6 +4,7 @@ from sgenas.run.callbacks import Callback, ProgressBar
 from sgenas.searching.callbacks.collapse import EarlyStopping, HessianEigenvalue
 from sgenas.searching.callbacks.evaluation import Evaluation, TabulatedAccuracy, classification
 from sgenas.searching.callbacks.guards import NaNGuard, RangeGuard
+from sgenas.searching.callbacks.ranking import SupernetRanking, rank_supernet
 
 __all__ = [
     "Callback",
@@ -13,6 +14,8 @@ __all__ = [
     "NaNGuard",
     "ProgressBar",
     "RangeGuard",
+    "SupernetRanking",
     "TabulatedAccuracy",
     "classification",
+    "rank_supernet",
 ]

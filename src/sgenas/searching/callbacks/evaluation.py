@@ -1,6 +1,6 @@
 """What the current supernet and the current derived architecture achieve."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,16 @@ from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.errors import require
+from sgenas.losses import cross_entropy
+from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
-from sgenas.spaces.nasbench201_space.table import COLUMNS, AccuracyTable
+from sgenas.spaces import AccuracyTable, SearchSpace, load_table
+from sgenas.spaces.nasbench201_space.table import CLASSES, COLUMNS
 
 Measure = Callable[[Callable[..., Any], Any], dict[str, Tensor]]
 """measure(model, batch) -> sums over the batch, 0-d tensors by name, with ``count`` among them."""
+Batches = Callable[[], Iterable[Any]]
+"""Gives the validation batches, from the first on; the same ones at each call."""
 
 
 def classification(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
@@ -52,7 +57,7 @@ class Evaluation(Callback):
     ) -> None:
         require(every >= 1, "every", ">= 1", every)
         require(derived_every >= 0, "derived_every", ">= 0", derived_every)
-        self._batches, self._measure = batches, measure
+        self._batches, self.measure = batches, measure
         self._every, self._derived_every = every, derived_every
 
     def batches(self) -> Iterable[Any]:
@@ -78,11 +83,11 @@ class Evaluation(Callback):
         batch: Any = None
         for index, batch in enumerate(self.batches()):
             mine = index % run.processes.size == run.processes.rank
-            sums.append(self._measure(model, _on(run.device, batch)) if mine else None)
+            sums.append(self.measure(model, _on(run.device, batch)) if mine else None)
         known = next((each for each in sums if each is not None), None)
         if known is None:
             # more processes than batches: measured for the names alone
-            known = self._measure(model, _on(run.device, batch))
+            known = self.measure(model, _on(run.device, batch))
         zeros = {name: torch.zeros_like(value) for name, value in known.items()}
         # each process has zeros for the batches of the others; added in the order of a single process
         stacked = {name: torch.stack([(each or zeros)[name] for each in sums]) for name in sorted(known)}
@@ -92,26 +97,69 @@ class Evaluation(Callback):
         return {name: value / count for name, value in each.items()}
 
 
+def validation(run: Any) -> tuple[Batches, Measure]:
+    """What candidates are measured on and by: as in the `Evaluation` of the run, else val_data and the loss."""
+    for callback in run.callbacks:
+        if isinstance(callback, Evaluation):
+            return callback.batches, callback.measure
+    loss = run.loss
+
+    def mean_loss(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+        value = loss(model, batch).detach()
+        return {"loss": value, "count": torch.ones_like(value)}
+
+    return (lambda: _one_pass(run.new_val())), classification if loss is cross_entropy else mean_loss
+
+
+def _one_pass(stream: Stream) -> Iterator[Any]:
+    """The batches of one pass of a new stream, whose source stays where it is."""
+    state = stream.state_dict()
+    try:
+        for batch in stream:
+            yield batch
+            if stream.at_end:
+                break
+    finally:
+        stream.load_state_dict(state)
+        stream.restore_generators(state)
+
+
 def _on(device: torch.device, batch: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 class TabulatedAccuracy(Callback):
-    """Looks the derived cell up in a table of accuracies, after each epoch (NAS-Bench-201 only).
+    """Looks the derived architecture up in a table of accuracies, after each epoch.
 
     Writes ``tabulated_<dataset>`` (accuracy in percent), ``rank_<dataset>`` and ``regret_<dataset>``.
 
     Args:
-        table: The table, or the CSV file that has it.
+        table: The table, or the file that has it: NAS-Bench-201's (CSV) or NAS-Bench-Macro's (JSON).
+
+    Raises:
+        DataError: If the file is faulty.
+        InvalidValueError: At the start of the search, if the table is of another space, or of datasets with other
+            numbers of classes than the data.
     """
 
     def __init__(self, table: AccuracyTable | str | Path) -> None:
-        self._table = table if isinstance(table, AccuracyTable) else AccuracyTable.load(table)
+        self._table = table if isinstance(table, AccuracyTable) else load_table(table)
+
+    def check(self, space: SearchSpace) -> None:
+        """Raises InvalidValueError unless the table has the architectures of ``space`` and a dataset like its data."""
+        require(space.name == self._table.space, "table", f"one of the space {space.name}", self._table.space)
+        known = {CLASSES[name] for name in self._table.datasets}
+        limit = f"of {' or '.join(map(str, sorted(known)))} classes, as those of the table"
+        classes = getattr(space, "num_classes", None)
+        require(classes in known, "data", limit, classes)
+
+    def on_start(self, run: Any) -> None:
+        self.check(run.space)
 
     def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
-        cell = run.architecture
-        for name, accuracy in self._table.query(cell).items():
+        found = run.architecture
+        for name, accuracy in self._table.query(found).items():
             column = COLUMNS[name].removesuffix("_test")
             row[f"tabulated_{column}"] = accuracy
-            row[f"rank_{column}"] = self._table.rank(cell, name)
-            row[f"regret_{column}"] = self._table.regret(cell, name)
+            row[f"rank_{column}"] = self._table.rank(found, name)
+            row[f"regret_{column}"] = self._table.regret(found, name)

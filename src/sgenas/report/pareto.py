@@ -1,0 +1,155 @@
+"""Accuracy of several runs against the size of their networks, with the runs that no other one dominates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sgenas.errors import SgenasError
+from sgenas.report.curves import finish
+from sgenas.report.formatting import is_number
+from sgenas.report.run_record import RunRecord
+from sgenas.report.style import PALETTE, house_style, plain
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.nasbench201_space.table import CLASSES, COLUMNS
+from sgenas.spaces.networks import network_size
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COSTS = {"params": ("parameters", 1e6, "million parameters"), "macs": ("multiply-adds", 1e6, "million multiply-adds")}
+"""Quantity -> its name, the unit of the axis, and the axis' label."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run in the plot.
+
+    Args:
+        run: Name of its directory.
+        group: Name of its group.
+        accuracy: In percent.
+        costs: {"params": ..., "macs": ...}, known ones only.
+    """
+
+    run: str
+    group: str
+    accuracy: float
+    costs: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """Points of runs whose accuracies are of one kind.
+
+    Args:
+        accuracy: What the accuracies are.
+        points: Points of all runs that have the accuracy and a cost.
+    """
+
+    accuracy: str
+    points: tuple[Point, ...]
+
+    def best(self, quantity: str) -> list[Point]:
+        """The points that no other one dominates: none costs less without being less accurate, or costs as much
+        and is more accurate. Cheapest first."""
+        known = [point for point in self.points if quantity in point.costs]
+        known.sort(key=lambda point: (point.costs[quantity], -point.accuracy))
+        found: list[Point] = []
+        for point in known:
+            equal = found and (point.costs[quantity], point.accuracy) == (found[-1].costs[quantity], found[-1].accuracy)
+            if not found or point.accuracy > found[-1].accuracy or equal:
+                found.append(point)
+        return found
+
+
+def pareto(runs: Sequence[tuple[str, RunRecord]]) -> Pareto | None:
+    """The points of runs (group, record) by the first kind of accuracy that most of them have; None below two points.
+
+    The kinds are, for searches: test accuracy of the trained derived network, tabulated accuracy, accuracy of the
+    derived network with the supernet's weights; for trainings the test accuracy.
+    """
+    found = [Pareto(name, tuple(filter(None, (_point(*run, read) for run in runs)))) for name, read in KINDS.items()]
+    most = max(found, key=lambda each: len(each.points))
+    return most if len(most.points) > 1 else None
+
+
+def _point(group: str, record: RunRecord, read: Callable[[RunRecord], Any]) -> Point | None:
+    accuracy, costs = read(record), _costs(record)
+    return Point(record.path.resolve().name, group, accuracy, costs) if is_number(accuracy) and costs else None
+
+
+def _last(record: RunRecord) -> dict[str, Any]:
+    return record.epochs[-1] if record.epochs else {}
+
+
+def _percent(value: Any) -> Any:
+    return 100 * value if is_number(value) else None
+
+
+def _tabulated(record: RunRecord) -> Any:
+    count = len(record.environment.get("classes") or ())
+    columns = [COLUMNS[name].removesuffix("_test") for name, classes in CLASSES.items() if classes == count]
+    return _last(record).get(f"tabulated_{columns[0]}") if columns else None
+
+
+KINDS: dict[str, Callable[[RunRecord], Any]] = {
+    "test accuracy after training": lambda record: _percent((record.evaluation or {}).get("derived", {}).get(
+        "test_accuracy")),
+    "tabulated accuracy": _tabulated,
+    "accuracy with the supernet's weights": lambda record: _percent(_last(record).get("derived_accuracy")),
+    "test accuracy": lambda record: _percent(_last(record).get("test_accuracy")),
+}  # fmt: skip
+"""Kind of accuracy -> how it is read from a run, in percent. The first one that most runs have is plotted."""
+
+
+def _costs(record: RunRecord) -> dict[str, float]:
+    """Parameters and multiply-adds of the derived network: of the budget, else at the sizes of `network_size`."""
+    last = _last(record)
+    found = {name: last[f"derived_{name}"] for name in COSTS if is_number(last.get(f"derived_{name}"))}
+    if len(found) < len(COSTS) and record.genotype is not None:
+        given = record.config if record.kind == "training" else record.config.get("budget")
+        sizes = [given.get(name) if isinstance(given, dict) else None for name in ("channels", "layers")]
+        classes = len(record.environment.get("classes") or ()) or 10
+        found = _counted(record.genotype, *(size if type(size) is int else None for size in sizes), classes) | found
+    return found
+
+
+@lru_cache(maxsize=256)
+def _counted(genotype: Genotype, channels: int | None, layers: int | None, classes: int) -> dict[str, float]:
+    try:
+        size = network_size(genotype, channels=channels, layers=layers, num_classes=classes)
+    except SgenasError:
+        # an empty cell has no network
+        return {}
+    return {"params": size.params, "macs": size.macs}
+
+
+def draw_pareto(found: Pareto, groups: Sequence[str]) -> "Figure":
+    """Accuracy against each known cost: a color and marker per group, rings and a line for the non-dominated runs."""
+    from matplotlib.figure import Figure
+
+    quantities = [name for name in COSTS if any(name in point.costs for point in found.points)]
+    named = [group for group in groups if any(point.group == group for point in found.points)]
+    below = 0.8 + 0.2 * len(named)
+    height = 3.6 + below
+    with house_style():
+        figure = Figure(figsize=(10, height))
+        for place, quantity in enumerate(quantities):
+            _, unit, label = COSTS[quantity]
+            axes = figure.add_axes((0.07 + 0.49 * place, below / height, 0.42, 3.2 / height))
+            for number, group in enumerate(named):
+                marker, shade = MARKERS[number % len(MARKERS)], PALETTE[number % len(PALETTE)]
+                own = [point for point in found.points if point.group == group and quantity in point.costs]
+                x, y = [point.costs[quantity] / unit for point in own], [point.accuracy for point in own]
+                axes.plot(x, y, marker, color=shade, markersize=6, alpha=0.8, label=plain(group))
+            best = found.best(quantity)
+            x, y = [point.costs[quantity] / unit for point in best], [point.accuracy for point in best]
+            looks: dict[str, Any] = {"markerfacecolor": "none", "markersize": 11, "drawstyle": "steps-post"}
+            axes.plot(x, y, "o-", color="#333333", linewidth=0.8, label="not dominated", zorder=1, **looks)
+            title = f"{found.accuracy[0].upper()}{found.accuracy[1:]}"
+            finish(axes, title if place == 0 else "", label, "percent" if place == 0 else "")
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower left", fontsize=8, frameon=False, ncols=1)
+    return figure

@@ -1,0 +1,60 @@
+"""`sgenas rank`: how well the supernet of a run directory orders architectures."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sgenas.errors import RunDirError, require
+from sgenas.run.callbacks import Callback
+from sgenas.run.run_dir import RunDir
+from sgenas.searching.callbacks.ranking import Ranking, rank_supernet
+from sgenas.searching.config import SearchConfig
+from sgenas.spaces import load_table
+
+
+class _Ranked(Exception):
+    """Leaves a search before its first step."""
+
+    def __init__(self, ranking: Ranking, epochs: int) -> None:
+        self.found = ranking, epochs
+
+
+class _Ranker(Callback):
+    def __init__(self, state: dict[str, Any], table: str, settings: dict[str, Any]) -> None:
+        self._state, self._table, self._settings = state, table, settings
+
+    def on_start(self, run: Any) -> None:
+        run.load_state_dict(self._state | {"callbacks": []})
+        raise _Ranked(rank_supernet(run, load_table(self._table), **self._settings), run.epoch)
+
+
+def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: Any) -> tuple[Ranking, int]:
+    """The `Ranking` of the newest checkpoint of a search, finished or not, and its number of finished epochs.
+
+    Loads the images of the search again; writes nothing.
+
+    Args:
+        run_dir: Run directory of a search from the command line or a `SearchConfig`.
+        table: File of tabulated accuracies; None for that of the search.
+        **settings: ``count``, ``batches`` and ``seed`` of `rank_supernet`.
+
+    Raises:
+        RunDirError: If the directory holds no such run, or has no checkpoint yet.
+        InvalidValueError: If there is no table, or it is of another space or of datasets with other numbers of classes.
+        DataError: If the table or the images cannot be read.
+    """
+    directory = RunDir(run_dir)
+    record = directory.read_config("search")
+    if record["config"].get("source") == "python":
+        raise RunDirError(f"{run_dir} was started from Python; rank it there, with the callback SupernetRanking")
+    config, threads = SearchConfig.from_dict(record["config"]), record["environment"].get("threads")
+    file = config.table if table is None else str(table)
+    require(file is not None, "table", "a file, since the search has none", None)
+    # as in the search; one that has no GPU here is refused
+    config = replace(config, table=file, threads=threads if isinstance(threads, int) else None, logger=None)
+    ranker = _Ranker(directory.read_checkpoint(), str(file), settings)
+    try:
+        config.run(None, callbacks=[ranker], progress=False)
+    except _Ranked as left:
+        return left.found
+    raise AssertionError("a search has at least one step")

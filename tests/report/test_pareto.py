@@ -1,0 +1,142 @@
+"""Accuracy against size for several runs: which are dominated, which accuracies and costs are read, and the figure."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgenas.report import read_run
+from sgenas.report.compare import render_comparison
+from sgenas.report.pareto import Pareto, Point, draw_pareto, pareto
+from sgenas.report.run_record import RunRecord
+from sgenas.report.style import image_bytes
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.nasbench201_space.strings import all_strings, from_string
+from sgenas.spaces.networks import network_size
+
+Make = Callable[..., Path]
+CELLS = [from_string(text) for text in list(all_strings())[7:15000:1500]]
+
+
+def record(index: int, row: dict[str, Any], **more: Any) -> RunRecord:
+    """A search for a cell of NAS-Bench-201 with one finished epoch."""
+    config, environment = {"seed": index, "method": "darts"}, {"classes": list("abcdefghij")}
+    epoch = {"kind": "epoch", "epoch": 0, "step": 1, "forward": 10} | row
+    return RunRecord(Path(f"run-{index}"), "search", config, environment, (), (epoch,), genotype=CELLS[index], **more)
+
+
+def dominated(one: Point, points: list[Point], quantity: str) -> bool:
+    """By definition: another one costs no more and is no less accurate, and is better in one of both."""
+    return any(
+        other.costs[quantity] <= one.costs[quantity]
+        and other.accuracy >= one.accuracy
+        and (other.costs[quantity], other.accuracy) != (one.costs[quantity], one.accuracy)
+        for other in points
+    )
+
+
+def test_best_are_the_points_that_no_other_dominates_by_definition() -> None:
+    costs = [5, 3, 3, 8, 8, 1, 5, 9, 2, 3]
+    accuracies = [70.0, 60.0, 60.0, 90.0, 85.0, 20.0, 70.0, 89.0, 20.0, 50.0]
+    points = [
+        Point(str(n), "all", accuracy, {"params": cost, "macs": 10.0 - cost})
+        for n, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True))
+    ]
+    found = Pareto("accuracy", tuple(points))
+    for quantity in ("params", "macs"):
+        expected = {point.run for point in points if not dominated(point, points, quantity)}
+        assert {point.run for point in found.best(quantity)} == expected
+    assert [point.run for point in found.best("params")] == ["5", "1", "2", "0", "6", "3"]
+
+
+def test_tabulated_accuracy_of_the_datas_classes_is_plotted_against_exact_sizes() -> None:
+    rows = [{"tabulated_cifar10": 90.0 + n, "tabulated_cifar100": 60.0, "derived_accuracy": 0.2} for n in range(3)]
+    found = pareto([("g", record(n, row)) for n, row in enumerate(rows)])
+    assert found is not None
+    assert found.accuracy == "tabulated accuracy"
+    for n, point in enumerate(found.points):
+        size = network_size(CELLS[n], num_classes=10)
+        assert (point.accuracy, point.costs) == (90.0 + n, {"params": size.params, "macs": size.macs})
+
+
+def test_accuracy_after_training_goes_before_all_others() -> None:
+    runs = [
+        ("g", record(n, {"tabulated_cifar10": 90.0}, evaluation={"derived": {"test_accuracy": 0.8}, "random": []}))
+        for n in range(2)
+    ]
+    found = pareto(runs)
+    assert found is not None
+    assert (found.accuracy, found.points[0].accuracy) == ("test accuracy after training", 80.0)
+
+
+def test_kind_of_accuracy_is_the_one_of_most_runs() -> None:
+    runs = [("g", record(n, {"derived_accuracy": 0.1 * n})) for n in range(3)]
+    found = pareto([*runs, ("h", record(3, {"tabulated_cifar10": 90.0}))])
+    assert found is not None
+    assert (found.accuracy, len(found.points)) == ("accuracy with the supernet's weights", 3)
+
+
+def test_costs_of_the_budget_go_before_counted_ones() -> None:
+    runs = [("g", record(n, {"derived_accuracy": 0.5, "derived_params": 7})) for n in range(2)]
+    found = pareto(runs)
+    assert found is not None
+    assert found.points[0].costs["params"] == 7
+    assert found.points[0].costs["macs"] == network_size(CELLS[0], num_classes=10).macs
+
+
+@pytest.mark.parametrize(
+    "config", [{"budget": "large"}, {"budget": {"channels": "many"}}, {"budget": {"layers": None}}]
+)
+def test_damaged_budget_of_a_run_counts_as_none(config: dict[str, Any]) -> None:
+    plain = record(0, {"derived_accuracy": 0.5})
+    found = pareto([("g", replace(plain, config=config)), ("g", plain)])
+    assert found is not None
+    assert found.points[0].costs == found.points[1].costs
+
+
+def test_run_without_a_network_is_left_out() -> None:
+    empty = replace(record(0, {"derived_accuracy": 0.5}), genotype=None)
+    assert pareto([("g", empty), ("g", record(1, {"derived_accuracy": 0.5}))]) is None
+
+
+def test_figure_marks_the_runs_that_are_not_dominated() -> None:
+    runs = [(f"group {n % 2}", record(n, {"tabulated_cifar10": 80.0 + (n * 37 % 11)})) for n in range(8)]
+    found = pareto(runs)
+    assert found is not None
+    figure = draw_pareto(found, ["group 0", "group 1"])
+    assert len(figure.axes) == 2
+    for axes, quantity in zip(figure.axes, ("params", "macs"), strict=True):
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        assert {"group 0", "group 1", "not dominated"} <= set(lines)
+        expected = [point.accuracy for point in found.best(quantity)]
+        assert list(lines["not dominated"].get_ydata()) == expected
+    assert image_bytes(figure) == image_bytes(draw_pareto(found, ["group 0", "group 1"]))
+
+
+def test_page_of_several_runs_has_the_plot_and_its_table(make_run: Make, genotype: Genotype) -> None:
+    paths = [make_run(name, 2, {"seed": n, "method": "darts"}) for n, name in enumerate(("one", "other"))]
+    for path in paths:
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        rows[-1]["derived_accuracy"] = 0.5
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = render_comparison([read_run(path, brief=True) for path in paths], "title")
+    assert "Accuracy and size" in page
+    assert f"{network_size(genotype, num_classes=10).params:,}" in page
+
+
+def test_page_without_sizes_has_no_plot(make_run: Make) -> None:
+    paths = [make_run(name, 2, {"seed": n}) for n, name in enumerate(("one", "other"))]
+    for path in paths:
+        (path / "genotype.json").unlink()
+    assert "Accuracy and size" not in render_comparison([read_run(path, brief=True) for path in paths], "title")
+
+
+def test_damaged_candidates_are_named(make_run: Make) -> None:
+    path = make_run("run", 1)
+    for content in ([], {"candidates": 3}, {"chosen": {}}, {"candidates": [3]}):
+        (path / "selection.json").write_text(json.dumps(content))
+        with pytest.raises(Exception, match=r"selection\.json"):
+            read_run(path)
