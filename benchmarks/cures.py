@@ -26,7 +26,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from record import CIFAR10, SHARED_DATA, add_result, flags, python
-from scipy.stats import t  # type: ignore[import-untyped]
+from scipy.stats import t
 
 import sgenas
 from sgenas.report.run_record import RunRecord, read_run

@@ -23,7 +23,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from record import CIFAR10, add_result, flags, python
-from scipy.stats import ttest_rel  # type: ignore[import-untyped]
+from scipy.stats import ttest_rel
 
 import sgenas
 from sgenas.data import load_images

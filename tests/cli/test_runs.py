@@ -187,7 +187,9 @@ def test_second_ctrl_c_ends_at_once_without_a_traceback(
 
 
 @pytest.mark.parametrize(
-    ("command", "number"), [(SEARCH, signal.SIGINT), (TRAIN, signal.SIGTERM)], ids=["search", "train"]
+    ("command", "number"),
+    [(SEARCH, signal.SIGINT), pytest.param(TRAIN, signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["search", "train"],
 )
 def test_signal_stops_after_a_checkpoint_and_resume_ends_in_the_same_place(
     command: tuple[str, ...], number: int, tmp_path: Path, start: Start, wait_for_rows: Wait

@@ -126,6 +126,7 @@ def test_slurm_task_at_its_time_limit_is_submitted_again(grid: Grid) -> None:
     assert task.checkpoint().function == task
 
 
+@pytest.mark.slow
 def test_slurm_task_runs_its_job_and_writes_the_tables(grid: Grid) -> None:
     """In a process that submitit starts, as on a cluster."""
     pytest.importorskip("submitit")

@@ -77,7 +77,9 @@ def test_job_searches_trains_and_measures(job: Job) -> None:
     assert not is_done(job)
 
 
-@pytest.mark.parametrize("steps", [2, 8], ids=["in the search", "in the training"])
+@pytest.mark.parametrize(
+    "steps", [2, pytest.param(8, marks=pytest.mark.slow)], ids=["in the search", "in the training"]
+)
 def test_stopped_job_resumes_bit_for_bit(job: Job, steps: int, tmp_path: Path) -> None:
     assert run_job(job, stop=after(steps), progress=False) is None
     assert read_outcome(job) is None

@@ -146,6 +146,7 @@ module_search(
 """
 
 
+@pytest.mark.slow
 def test_search_that_was_killed_resumes_exactly(tmp_path: Path) -> None:
     settings = {"epochs": 3, "log_every": 1, "checkpoint_every": 5, "estimator": SGE_}
     module_search(run_dir=tmp_path / "whole", **settings)

@@ -174,7 +174,7 @@ class KillAt(Callback):
             raise Killed
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("name", ["evolution", pytest.param("random", marks=pytest.mark.slow)])
 def test_kill_inside_the_selection_changes_nothing(name: str, tmp_path: Path) -> None:
     config = strategy(name, space=SPACES["nasbench201"])
     config.run(tmp_path / "whole", progress=False, callbacks=[KillAt(0)])
@@ -218,7 +218,7 @@ def test_callback_that_ends_the_search_does_not_skip_the_selection(tmp_path: Pat
 # -- cost ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("name", ["evolution", pytest.param("random", marks=pytest.mark.slow)])
 def test_plan_predicts_the_passes_of_the_selection(name: str) -> None:
     config = strategy(name, space=SPACES["nasbench201"])
     result = config.run(progress=False)

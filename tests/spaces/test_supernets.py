@@ -186,3 +186,25 @@ def test_stacked_members_keep_channels_last() -> None:
     space.bind_members(weights, alphas)(images)
     assert len(seen) == 3
     assert all(value.is_contiguous(memory_format=torch.channels_last) for value in seen)
+
+
+@pytest.mark.parametrize("case", [*SMALL, CASES[4], CASES[13]], ids=str)
+def test_operations_of_weight_zero_are_skipped_without_a_difference(case: Case) -> None:
+    """Mixing weights that want a gradient need every operation; without one, those of weight 0 are not computed."""
+    space, images = make(case)
+    weights, _ = drawn(space)
+    architecture = space.derive(space.random_alphas(generator(5)))
+    mixing = tree.map(Tensor.double, space.one_hot(architecture))
+    found = []
+    for table in (mixing, tree.leaves(mixing)):
+        leaves = tree.leaves(weights)
+        logits = space.bind_mixing(leaves, table)(images)
+        gradients = torch.autograd.grad(logits.square().sum(), list(leaves.values()), allow_unused=True)
+        found.append((logits, dict(zip(leaves, gradients, strict=True))))
+    (short, few), (whole, every) = found
+    torch.testing.assert_close(short, whole, rtol=1e-12, atol=1e-12)
+    assert sum(gradient is None for gradient in few.values()) > sum(gradient is None for gradient in every.values())
+    for name, gradient in every.items():
+        expected = torch.zeros_like(weights[name]) if gradient is None else gradient
+        ours = torch.zeros_like(weights[name]) if few[name] is None else few[name]
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgenas.errors import RunDirError, require
+from sgenas.errors import CheckpointError, RunDirError, require
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import RunDir
+from sgenas.run.state import matching
 from sgenas.searching.callbacks.ranking import Ranking, rank_supernet
 from sgenas.searching.config import SearchConfig
 from sgenas.spaces import load_table
@@ -20,12 +21,18 @@ class _Ranked(Exception):
 
 
 class _Ranker(Callback):
-    def __init__(self, state: dict[str, Any], table: str, settings: dict[str, Any]) -> None:
-        self._state, self._table, self._settings = state, table, settings
+    def __init__(self, directory: RunDir, table: str, settings: dict[str, Any]) -> None:
+        self._path, self._state = directory.path, directory.read_checkpoint()
+        self._table, self._settings = table, settings
 
     def on_start(self, run: Any) -> None:
-        run.load_state_dict(self._state | {"callbacks": []})
-        raise _Ranked(rank_supernet(run, load_table(self._table), **self._settings), run.epoch)
+        try:
+            # nothing else, so that a checkpoint of another version is good enough
+            weights, epochs = self._state["own"]["weights"], int(self._state["epoch"])
+            run.state = replace(run.state, weights=matching(run.state.weights, weights, run.device, "weights"))
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise CheckpointError(f"the checkpoint of {self._path} must hold the weights of its search") from None
+        raise _Ranked(rank_supernet(run, load_table(self._table), **self._settings), epochs)
 
 
 def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: Any) -> tuple[Ranking, int]:
@@ -39,7 +46,8 @@ def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: A
         **settings: ``count``, ``batches`` and ``seed`` of `rank_supernet`.
 
     Raises:
-        RunDirError: If the directory holds no such run, or has no checkpoint yet.
+        RunDirError: If the directory holds no such run.
+        CheckpointError: If it has no checkpoint yet, or a damaged one.
         InvalidValueError: If there is no table, or it is of another space or of datasets with other numbers of classes.
         DataError: If the table or the images cannot be read.
     """
@@ -52,7 +60,7 @@ def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: A
     require(file is not None, "table", "a file, since the search has none", None)
     # as in the search; one that has no GPU here is refused
     config = replace(config, table=file, threads=threads if isinstance(threads, int) else None, logger=None)
-    ranker = _Ranker(directory.read_checkpoint(), str(file), settings)
+    ranker = _Ranker(directory, str(file), settings)
     try:
         config.run(None, callbacks=[ranker], progress=False)
     except _Ranked as left:

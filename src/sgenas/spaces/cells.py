@@ -10,6 +10,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgenas import tree
 from sgenas.spaces.discretization import edges_of
 from sgenas.spaces.kernels import channels_last, from_phases, join, shuffle_channels, split_channels
 from sgenas.spaces.nonlinearity import Nonlinearity
@@ -40,6 +41,11 @@ class MixedEdge(nn.Module):
         names = [operations[column] for column in self.columns]
         self.operations = nn.ModuleDict({name: builders[name](channels, stride) for name in names})
 
+    @property
+    def choices(self) -> list[nn.Module]:
+        """The operations, in the order of ``columns``."""
+        return list(self.operations.values())
+
 
 class MixedCell(nn.Module):
     """A cell: each node is the sum of its mixed incoming edges, one from every earlier node.
@@ -66,6 +72,11 @@ class MixedCell(nn.Module):
         """Stride of the edges that leave node ``source``."""
         return 1
 
+    def _used(self, row: int, zeros: list[list[bool]]) -> list[int]:
+        """Places in ``columns`` of the operations of an edge that are computed."""
+        columns = cast(MixedEdge, self.edges[row]).columns
+        return [number for number, column in enumerate(columns) if not (zeros and zeros[row][column])]
+
     def node_values(self, entering: Sequence[Tensor], mixing: Tensor) -> list[Tensor]:
         """Values of all nodes, the entering ones included: (B, M C, H, W) for M members and mixing (M, E, O)."""
         members, used = mixing.shape[0], self.channels // self.partial
@@ -73,6 +84,7 @@ class MixedCell(nn.Module):
         weights = mixing.permute(1, 2, 0).repeat_interleave(used, dim=2)
         rows = [edge.unbind() for edge in weights.unbind()]
         around = mixing.sum(dim=2).T.repeat_interleave(self.channels - used, dim=1).unbind()
+        zeros = exact_zeros(mixing)
         values: list[Tensor] = []
         states: list[NodeState] = []
         # the channels around the operations
@@ -89,12 +101,14 @@ class MixedCell(nn.Module):
             enter(value)
         for target in range(self.inputs, self.inputs + self.nodes):
             incoming = [(row, source) for row, (source, end) in enumerate(self.edge_list) if end == target]
-            factors: list[Tensor] = []
-            terms: list[Term] = []
-            for row, source in incoming:
-                edge = cast(MixedEdge, self.edges[row])
-                factors += [rows[row][column] for column in edge.columns]
-                terms += [operation(states[source]) for operation in edge.operations.values()]
+            kept = [(row, source, number) for row, source in incoming for number in self._used(row, zeros)]
+            # a node without an operation has the shape of those that it could have
+            kept = kept or [(row, source, 0) for row, source in incoming[:1]]
+            edges = [cast(MixedEdge, self.edges[row]) for row, _, _ in kept]
+            factors = [rows[row][edge.columns[number]] for edge, (row, _, number) in zip(edges, kept, strict=True)]
+            terms: list[Term] = [
+                edge.choices[number](states[source]) for edge, (_, source, number) in zip(edges, kept, strict=True)
+            ]
             value = node_sum(factors, terms)
             if self.partial > 1:
                 rests = [bypasses[source].bypass(self.stride(source)) for _, source in incoming]
@@ -102,6 +116,16 @@ class MixedCell(nn.Module):
                 value = shuffle_channels(join([value, rest], members), members, self.partial)
             enter(value)
         return values
+
+
+def exact_zeros(mixing: Tensor) -> list[list[bool]]:
+    """Which mixing weights (1, E, O) are exactly 0, and their operations need not be computed; empty if not known.
+
+    Known on a CPU, of one member, where nothing differentiates in the mixing weights: a zero weight has a gradient. The
+    sums are the same bit for bit. A GPU would have to be waited for.
+    """
+    known = len(mixing) == 1 and mixing.device.type == "cpu" and not mixing.requires_grad and not tree.transformed()
+    return (mixing[0] == 0).tolist() if known else []
 
 
 class Stem(nn.Sequential):

@@ -1,13 +1,10 @@
 """How well the weights of a supernet order architectures: rank correlation with tabulated accuracies."""
 
 import itertools
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from sgenas import tree
 from sgenas.errors import require
@@ -42,27 +39,13 @@ class Ranking:
     tabulated: tuple[float, ...]
 
 
-def rank_correlations(first: ArrayLike, second: ArrayLike) -> tuple[float | None, float | None]:
-    """Kendall's tau-b and Spearman's rho of two sequences of n numbers, in n^2 comparisons.
+def rank_correlations(first: Sequence[float], second: Sequence[float]) -> tuple[float | None, float | None]:
+    """Kendall's tau-b and Spearman's rho of two sequences; both are None if all numbers of one are equal."""
+    from scipy import stats  # a second
 
-    With s_ij = sign(x_i - x_j) and t_ij = sign(y_i - y_j),
-
-        tau_b = sum_ij s_ij t_ij / sqrt(sum_ij s_ij^2 sum_ij t_ij^2),
-        rho = sum_i S_i T_i / sqrt(sum_i S_i^2 sum_i T_i^2),   S_i = sum_j s_ij,
-
-    since S_i is twice the average rank of x_i, up to a constant. Both are None if all x or all y are equal.
-    """
-    x, y = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    pairs, ranks = np.zeros(3), np.zeros((len(x), 2))
-    for place in range(len(x)):
-        s, t = np.sign(x[place] - x), np.sign(y[place] - y)
-        pairs += s @ t, s @ s, t @ t
-        ranks[place] = s.sum(), t.sum()
-    if not pairs[1] * pairs[2]:
+    if min(len(set(first)), len(set(second))) < 2:
         return None, None
-    products = ranks.T @ ranks
-    tau = pairs[0] / math.sqrt(pairs[1] * pairs[2])
-    return float(tau), float(products[0, 1] / math.sqrt(products[0, 0] * products[1, 1]))
+    return float(stats.kendalltau(first, second).statistic), float(stats.spearmanr(first, second).statistic)
 
 
 def rank_supernet(
