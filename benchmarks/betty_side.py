@@ -41,7 +41,7 @@ def hypergradient(case: Any, name: str) -> Tensor:
             loss: Tensor = case.inner_loss(self.weights(), self.outer.module.tree(), batch)
             return loss
 
-    class Outer(ImplicitProblem):  # type: ignore[misc]
+    class Outer(ImplicitProblem):
         def training_step(self, batch: Sequence[Tensor]) -> Tensor:
             loss: Tensor = case.outer_loss(self.inner.weights(), self.module.tree(), batch)
             return loss

@@ -91,7 +91,12 @@ class Case:
         self.problem = BilevelProblem(self.inner_loss, outer_loss, self.optimizer)
         self.state = self.problem.init(self.weights)
         betty = partial(betty_side.hypergradient, self)
-        self.sides = {"ours": self.ours, "torchopt": self.peer, "betty": betty, "loop": self.loop}
+        self.sides: dict[str, Callable[[str], Tensor]] = {
+            "ours": self.ours,
+            "torchopt": self.peer,
+            "betty": betty,
+            "loop": self.loop,
+        }
 
     def ours(self, name: str) -> Tensor:
         """This library's side of a pair."""
