@@ -216,6 +216,7 @@ def test_signal_stops_after_a_checkpoint_and_resume_ends_in_the_same_place(
     ]
 
 
+@pytest.mark.slow
 def test_search_draws_on_a_terminal_and_prints_lines_into_a_pipe(tmp_path: Path) -> None:
     command = ("-m", "sgenas", *SEARCH, "--epochs", "1", "--out")
     lines = piped(*command, str(tmp_path / "piped"))

@@ -164,6 +164,7 @@ def test_directory_without_a_run_stays_empty(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_matplotlib_is_loaded_late_and_pyplot_never(make_run: Make) -> None:
     code = (
         "import sys, sgenas.report\n"

@@ -109,6 +109,7 @@ def test_data_continues_where_it_stood(name: str, steps: int, tmp_path: Path) ->
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_shards_and_class_weights_resume_exactly(tmp_path: Path) -> None:
     config = cells(data={"data_parallel": 2, "class_weights": "balanced"}, estimator=SGE(num_directions=2))
     config.run(tmp_path / "whole", progress=False)

@@ -242,6 +242,7 @@ def test_cost_of_auto_directions_is_predicted_as_that_of_the_most(tmp_path: Path
     assert "Q = auto (at most 32)" in Forecast(**fields | {"directions": "auto"}).name
 
 
+@pytest.mark.slow
 def test_auto_directions_search_cells(tmp_path: Path) -> None:
     cells(estimator=AUTO, epochs=4).run(tmp_path / "run", progress=False)
     assert metrics(tmp_path / "run")[-1]["num_directions"] <= 32

@@ -246,6 +246,7 @@ def test_empty_cell_is_derived_despite_a_budget() -> None:
     assert derived["normal"].edges == ()
 
 
+@pytest.mark.slow
 def test_no_neighbor_of_a_full_size_cell_is_better_with_three_budgets() -> None:
     """Four nodes and seven operations are too many to enumerate; no cell that differs in one edge may be better."""
     space: CellSpace = sgenas.spaces.darts(channels=4, operations="paper")

@@ -107,6 +107,7 @@ def test_costs_of_random_nasbench201_cells_are_the_sizes_of_their_networks() -> 
         assert [table.of(genotype) for table in made] == [size.params, size.macs]
 
 
+@pytest.mark.slow
 def test_cell_cost_model_counts_the_default_network() -> None:
     genotype, size = published("darts-v2"), network_size(published("darts-v2"))
     space = sgenas.spaces.darts(channels=4)

@@ -190,6 +190,7 @@ def test_darts_nodes_keep_two_edges_each_and_no_none() -> None:
     assert len(run.candidates) == 2 * (5 * 3 + 3)
 
 
+@pytest.mark.slow
 def test_order_is_random_and_that_of_the_seed() -> None:
     orders = []
     for seed in (0, 0, 1):
