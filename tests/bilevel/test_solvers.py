@@ -202,6 +202,7 @@ def test_the_bias_of_f2sa_falls_as_the_penalty_grows() -> None:
     assert errors[1] / errors[2] == pytest.approx(2, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_growing_penalty_approaches_the_optimum() -> None:
     case = LeastSquares()
     solver = F2SA(1.0, 2.0, decay=0.0, growth=1.0, inner_steps=5)

@@ -154,6 +154,7 @@ def test_plan_predicts_the_passes_of_the_search_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_other_estimators_are_measured_themselves() -> None:
     found = plan.plan_search(SearchConfig.of_method("darts", SMALL | {"estimator.name": "unrolled", "inner_steps": 2}))
     assert found.rows[0].name == "unrolled, N = 2"

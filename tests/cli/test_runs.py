@@ -46,6 +46,7 @@ def test_search_prints_what_runs_what_came_out_and_where(searched: Path, capsys:
         assert (searched / name).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_config_file_runs_again_and_flags_change_it(searched: Path, tmp_path: Path) -> None:
     assert main(["search", "--config", str(searched), "--out", str(tmp_path / "a")]) == 0
     assert (alphas(tmp_path / "a") == alphas(searched)).all()

@@ -118,6 +118,7 @@ def test_shared_files_have_the_digests_of_the_first_edition(shared_data, name, t
     assert (data.train.digest(), data.test.digest()) == (train, test)
 
 
+@pytest.mark.slow
 def test_import_and_digits_load_no_reader():
     code = """if True:
         import sys, sgenas.data

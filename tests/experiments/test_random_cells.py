@@ -13,6 +13,7 @@ BENCHMARK_CELL = Genotype.from_text(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [published("darts-v1"), BENCHMARK_CELL], ids=["darts", "nasbench201"])
 def test_random_cells_are_the_nearest_in_size_of_those_drawn(cell: Genotype) -> None:
     sizes = {"channels": 4, "layers": 5 if cell.space == "darts" else 1}

@@ -25,6 +25,7 @@ import sgenas.cli.main
 """
 
 
+@pytest.mark.slow
 def test_search_needs_nothing_that_windows_lacks(tmp_path: Path) -> None:
     support = str(Path(__file__).parents[1] / "support")
     environment = os.environ | {"PYTHONPATH": support, "OMP_NUM_THREADS": "1"}

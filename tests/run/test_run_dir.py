@@ -198,6 +198,7 @@ def may_mount() -> bool:
     return shutil.which("unshare") is not None and in_namespace("mount -t tmpfs none /mnt").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not may_mount(), reason="this system lets nobody mount a disk")
 def test_full_disk_ends_the_run_and_it_resumes_exactly_with_more_room(tmp_path: Path) -> None:
     whole, kept, disk = tmp_path / "whole", tmp_path / "kept", tmp_path / "disk"

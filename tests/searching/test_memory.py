@@ -88,6 +88,7 @@ class LiveTensors(Callback):
             self.counts.append(sum(issubclass(type(found), Tensor) for found in gc.get_objects()))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sgenas.errors.RangeWarning")
 @pytest.mark.parametrize("computation", ["sequential", "batched"])
 def test_only_the_history_of_the_alphas_grows(computation: str, tmp_path: Path) -> None:

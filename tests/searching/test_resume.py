@@ -100,7 +100,7 @@ SOURCES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("steps", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 3, 5))])
 def test_data_continues_where_it_stood(name: str, steps: int, tmp_path: Path) -> None:
     settings = {"epochs": 3, "estimator": SGE_, "inner_steps": 1 if name == "lists" else 2}
     module_search(run_dir=tmp_path / "whole", **SOURCES[name](), **settings)

@@ -83,7 +83,7 @@ def test_derivatives_of_gradients_that_are_not_those_of_the_training_are_refused
     check(Twice(torch.tanh), batch, estimator)
 
 
-@pytest.mark.parametrize("estimator", [Unrolled(), FiniteDifference()], ids=str)
+@pytest.mark.parametrize("estimator", [pytest.param(Unrolled(), marks=pytest.mark.slow), FiniteDifference()], ids=str)
 def test_networks_with_kinks_pass(estimator: Estimator) -> None:
     for seed in range(20):
         torch.manual_seed(seed)

@@ -97,7 +97,7 @@ def test_both_sides_see_every_row_once_per_epoch(name: str, seen: dict[str, list
 
 
 @pytest.mark.parametrize("name", ["persistent workers", "loader", "shared sampler"])
-@pytest.mark.parametrize("steps", [3, 6])
+@pytest.mark.parametrize("steps", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_search_on_one_source_resumes_exactly(name: str, steps: int, tmp_path: Path) -> None:
     def run(path: str, **settings: Any) -> None:
         train, val = SAME[name]()

@@ -77,7 +77,7 @@ def random_cell(draw: random.Random, nodes: int, keep: float | None) -> Cell:
     return Cell(tuple(kept), tuple(range(2, 2 + nodes)), nodes)
 
 
-@pytest.mark.parametrize("space", ["darts", "fair-darts"])
+@pytest.mark.parametrize("space", ["fair-darts", pytest.param("darts", marks=pytest.mark.slow)])
 def test_costs_of_random_cells_are_the_sizes_of_their_networks(space: str) -> None:
     draw = random.Random(0)
     made = tables(SMALL, narrow=space == "fair-darts")

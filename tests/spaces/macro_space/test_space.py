@@ -257,6 +257,7 @@ def test_parts_and_settings_that_make_no_sense_raise(make: Any, field: str) -> N
     assert caught.value.field == field
 
 
+@pytest.mark.slow
 def test_search_within_a_budget_resumes_to_the_same_end(tmp_path: Path) -> None:
     config = sgenas.SearchConfig.of_method(
         "drnas",
