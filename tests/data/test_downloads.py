@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sgenas.data import load
 from sgenas.data.downloads import DOWNLOADS, is_downloaded
@@ -78,6 +79,17 @@ def test_cifar100_is_read_from_folder_or_archive_without_output(tmp_path, cifar1
     assert part.train.labels.sort().values.tolist() == list(range(100))
     assert part.test is None
     assert capfd.readouterr() == ("", "")
+
+
+def test_downloaded_images_are_resized_as_pillow_does_it(tmp_path, cifar100):
+    whole = load("cifar100", data_dir=tmp_path)
+    found = load("cifar100", data_dir=tmp_path, image_size=16)
+    assert found.train.images.shape == (300, 3, 16, 16)
+    assert found.notes == ("images changed: 400 scaled and cropped to 16 x 16",)
+    for ours, image in ((found.train.images[7], whole.train.images[7]), (found.test.images[3], whole.test.images[3])):
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((16, 16), Image.Resampling.BICUBIC)
+        assert np.array_equal(ours.permute(1, 2, 0).numpy(), np.asarray(picture))
+    assert not load("cifar100", data_dir=tmp_path, image_size=32).notes
 
 
 def test_file_with_a_wrong_md5_sum_is_not_unpickled(tmp_path, cifar100):

@@ -135,6 +135,16 @@ def _decode(images: Sequence[Encoded], shape: tuple[int, int, int], changes: Cou
     return torch.from_numpy(pixels)
 
 
+def fitted(images: Tensor, side: int) -> Tensor:
+    """uint8 (N, C, H, W) with 1 or 3 channels, scaled (bicubic) and cropped at the center to (N, C, side, side)."""
+    pixels = np.empty((*images.shape[:2], side, side), dtype=np.uint8)
+    for index, image in enumerate(images):
+        picture = Image.fromarray(image.squeeze(0).numpy() if len(image) == 1 else image.permute(1, 2, 0).numpy())
+        array = np.asarray(ImageOps.fit(picture, (side, side), Image.Resampling.BICUBIC))
+        pixels[index] = array if array.ndim == 2 else array.transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
+
+
 def _turn(opened: Image.Image, image: Encoded) -> int:
     """The image's EXIF orientation; 1 (upright) if there is none or the metadata is damaged, as in browsers."""
     if opened.format == "PNG" and "exif" not in opened.info:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sgenas.data.decode import fitted
 from sgenas.data.images import ImageData, ImageSet
 from sgenas.data.sources import DATASET_SOURCES, DatasetSource, LoadRequest
 from sgenas.errors import DataError, one_line
@@ -30,11 +31,20 @@ def load_download(name: str, place: str, request: LoadRequest) -> ImageData:
     root = (request.data_dir or DEFAULT_DIR).expanduser()
     train, classes = _read(name, root, train=True)
     chosen = request.choose(train.labels, classes)
+    train = train if len(chosen) == len(train) else train.subset(chosen)
+    test = _read(name, root, train=False)[0] if request.test else None
+    side, notes = request.image_size, []
+    if side is not None and (side, side) != tuple(train.images.shape[2:]):
+        train = ImageSet(fitted(train.images, side), train.labels)
+        test = None if test is None else ImageSet(fitted(test.images, side), test.labels)
+        count = len(train) + (0 if test is None else len(test))
+        notes.append(f"images changed: {count:,} scaled and cropped to {side} x {side}")
     return ImageData(
         request.spec,
-        train if len(chosen) == len(train) else train.subset(chosen),
-        _read(name, root, train=False)[0] if request.test else None,
+        train,
+        test,
         classes,
+        notes=tuple(notes),
         horizontal_flip=name != "svhn",
         origin=f"{root}, through torchvision",
     )
@@ -78,4 +88,4 @@ def _dataset(name: str, root: Path, train: bool) -> Any:
 
 
 for _name in DOWNLOADS:
-    DATASET_SOURCES.register(_name, DatasetSource(partial(load_download, _name), resizes=False))
+    DATASET_SOURCES.register(_name, DatasetSource(partial(load_download, _name), resizes=True))

@@ -28,7 +28,7 @@ class ImageSettings:
             folder per class) or hf:DIR_OR_NAME (Hugging Face).
         data_dir: Directory of downloaded datasets; ~/.cache/sgenas if None.
         train_images: Number of training images to use, drawn by class; all if None.
-        image_size: Side in pixels that images of folder, parquet and hf are scaled and cropped to; if None,
+        image_size: Side in pixels that images are scaled and cropped to, except the digits; if None,
             all must have one size.
         batch_size: Images per batch.
         augment: Random crops, and horizontal flips if they keep the class (auto), or images as they are.
