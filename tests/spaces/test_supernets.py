@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from plain_supernets import plain_logits
+from plain_supernets import drawn, plain_logits
 from torch import Tensor
 
 from sgenas import tree
@@ -49,17 +49,6 @@ def make(case: Case) -> tuple[CellSpace, Tensor]:
     sizes = {"layers": 3} | settings if name == "darts" else settings
     images = torch.randn(4, channels, size, size, generator=generator(3), dtype=torch.float64)
     return METHODS.get(method).apply(SPACES.get(name)(**sizes).build(channels, 3)), images
-
-
-def drawn(space: CellSpace, seed: int = 0) -> tuple[TensorDict, TensorDict]:
-    """Weights and alphas in float64, the alphas large enough to matter, scales and shifts not 1 and 0."""
-    weights = tree.map(Tensor.double, space.initial_weights(generator(seed)))
-    noise = generator(seed + 100)
-    for name, tensor in weights.items():
-        if tensor.ndim == 1:
-            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=noise, dtype=torch.float64)
-    alphas = space.initial_alphas(generator())
-    return weights, tree.map(lambda t: torch.randn(t.shape, generator=noise, dtype=torch.float64), alphas)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgenas import tree
 from sgenas.spaces import CellSpace, EdgeNormalizedSoftmax, Sigmoid
 from sgenas.tree import TensorDict
 
@@ -21,6 +22,17 @@ class Nonlinearities(NamedTuple):
 
     activate: Callable[[Tensor], Tensor]
     max_pool: Callable[[Tensor, int, int, int], Tensor]
+
+
+def drawn(space: CellSpace, seed: int = 0) -> tuple[TensorDict, TensorDict]:
+    """Weights and alphas in float64, the alphas large enough to matter, scales and shifts not 1 and 0."""
+    weights = tree.map(Tensor.double, space.initial_weights(torch.Generator().manual_seed(seed)))
+    noise = torch.Generator().manual_seed(seed + 100)
+    for name, tensor in weights.items():
+        if tensor.ndim == 1:
+            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=noise, dtype=torch.float64)
+    alphas = space.initial_alphas(torch.Generator().manual_seed(0))
+    return weights, tree.map(lambda t: torch.randn(t.shape, generator=noise, dtype=torch.float64), alphas)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -4,7 +4,7 @@ Supernets take mixing weights, never raw alphas. They hold no alphas, no running
 randomness, so that their output is a pure function of (weights, mixing, images).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import torch.nn.functional as F
@@ -41,10 +41,9 @@ class MixedEdge(nn.Module):
         names = [operations[column] for column in self.columns]
         self.operations = nn.ModuleDict({name: builders[name](channels, stride) for name in names})
 
-    @property
-    def choices(self) -> list[nn.Module]:
-        """The operations, in the order of ``columns``."""
-        return list(self.operations.values())
+    def items(self) -> Iterator[tuple[int, nn.Module]]:
+        """(column, operation) of each operation."""
+        return zip(self.columns, self.operations.values(), strict=True)
 
 
 class MixedCell(nn.Module):
@@ -72,11 +71,6 @@ class MixedCell(nn.Module):
         """Stride of the edges that leave node ``source``."""
         return 1
 
-    def _used(self, row: int, zeros: list[list[bool]]) -> list[int]:
-        """Places in ``columns`` of the operations of an edge that are computed."""
-        columns = cast(MixedEdge, self.edges[row]).columns
-        return [number for number, column in enumerate(columns) if not (zeros and zeros[row][column])]
-
     def node_values(self, entering: Sequence[Tensor], mixing: Tensor) -> list[Tensor]:
         """Values of all nodes, the entering ones included: (B, M C, H, W) for M members and mixing (M, E, O)."""
         members, used = mixing.shape[0], self.channels // self.partial
@@ -101,15 +95,15 @@ class MixedCell(nn.Module):
             enter(value)
         for target in range(self.inputs, self.inputs + self.nodes):
             incoming = [(row, source) for row, (source, end) in enumerate(self.edge_list) if end == target]
-            kept = [(row, source, number) for row, source in incoming for number in self._used(row, zeros)]
-            # a node without an operation has the shape of those that it could have
-            kept = kept or [(row, source, 0) for row, source in incoming[:1]]
-            edges = [cast(MixedEdge, self.edges[row]) for row, _, _ in kept]
-            factors = [rows[row][edge.columns[number]] for edge, (row, _, number) in zip(edges, kept, strict=True)]
-            terms: list[Term] = [
-                edge.choices[number](states[source]) for edge, (_, source, number) in zip(edges, kept, strict=True)
+            every = [
+                (row, column, source, operation)
+                for row, source in incoming
+                for column, operation in cast(MixedEdge, self.edges[row]).items()
             ]
-            value = node_sum(factors, terms)
+            # a node without an operation has the shape of those that it could have
+            kept = [each for each in every if not (zeros and zeros[each[0]][each[1]])] or every[:1]
+            factors = [rows[row][column] for row, column, _, _ in kept]
+            value = node_sum(factors, [operation(states[source]) for _, _, source, operation in kept])
             if self.partial > 1:
                 rests = [bypasses[source].bypass(self.stride(source)) for _, source in incoming]
                 rest = weighted_sum([around[row] for row, _ in incoming], rests, [False] * len(rests))

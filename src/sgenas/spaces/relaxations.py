@@ -206,7 +206,7 @@ class SinglePath(Relaxation):
     """The one-hot mixing weights of a random architecture in each step (Guo et al., arXiv:1904.00420).
 
     Architectures are drawn uniformly, whatever the alphas, which therefore have no gradient. Without noise it is
-    `Softmax`. All operations are computed, as in `GumbelSoftmax`.
+    `Softmax`.
     """
 
     learns: ClassVar[bool] = False

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_supernets import drawn
 from tiny_searches import cells
 from torch import Tensor, nn
 
@@ -44,17 +45,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def images(channels: int = 3, side: int = 12) -> Tensor:
     return torch.randn(4, channels, side, side, generator=generator(3), dtype=torch.float64)
-
-
-def drawn(space: MacroSpace, seed: int = 0) -> tuple[TensorDict, TensorDict]:
-    """Weights and alphas in float64, the alphas large enough to matter, scales and shifts not 1 and 0."""
-    weights = tree.map(Tensor.double, space.initial_weights(generator(seed)))
-    noise = generator(seed + 100)
-    for name, tensor in weights.items():
-        if tensor.ndim == 1:
-            weights[name] = tensor + 0.3 * torch.randn(tensor.shape, generator=noise, dtype=torch.float64)
-    alphas = space.initial_alphas(generator())
-    return weights, tree.map(lambda t: torch.randn(t.shape, generator=noise, dtype=torch.float64), alphas)
 
 
 def with_weights(network: nn.Module, weights: TensorDict, digits: str) -> nn.Module:
