@@ -25,8 +25,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from record import CIFAR10, SHARED_DATA, add_result, flags, python
-from scipy.stats import t
+from record import CIFAR10, SHARED_DATA, add_result, flags, interval, python
 
 import sgenas
 from sgenas.report.run_record import RunRecord, read_run
@@ -161,8 +160,8 @@ def difference(pairs: list[float]) -> str:
     """Mean of paired differences with its 95 % confidence interval (Student's t)."""
     if len(pairs) < 2:
         return "-"
-    half = float(t.ppf(0.975, len(pairs) - 1)) * stdev(pairs) / len(pairs) ** 0.5
-    return f"{mean(pairs):+.2f} [{mean(pairs) - half:+.2f}, {mean(pairs) + half:+.2f}]"
+    low, high = interval(pairs)
+    return f"{mean(pairs):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 if __name__ == "__main__":

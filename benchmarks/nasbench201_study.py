@@ -24,8 +24,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from record import CIFAR10, SHARED_DATA, add_result, flags, python
-from scipy import stats
+from record import CIFAR10, SHARED_DATA, add_result, flags, interval, python
 
 import sgenas
 from sgenas.methods import METHODS
@@ -164,12 +163,6 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
 
 def spread(values: list[float]) -> str:
     return f"{mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0.0:.2f}" if values else "-"
-
-
-def interval(differences: list[float]) -> tuple[float, float]:
-    """95 % confidence interval of the mean (Student's t)."""
-    wide = stats.t.ppf(0.975, len(differences) - 1) * stdev(differences) / len(differences) ** 0.5
-    return mean(differences) - wide, mean(differences) + wide
 
 
 def from_table(given: argparse.Namespace, table: AccuracyTable, kind: str) -> dict[str, Any]:

@@ -59,6 +59,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95 % confidence interval of the mean of at least two paired differences (Student's t)."""
+    from scipy import stats  # a second, which few scripts need
+
+    mean, count = statistics.mean(differences), len(differences)
+    half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
+    return mean - half, mean + half
+
+
 def time_in_turn(
     sides: Mapping[str, Callable[[], Any]], *, repeats: int, device: str = "cpu", warm_up: bool = True
 ) -> dict[str, dict[str, float]]:
