@@ -6,29 +6,43 @@ Each run is a process with one thread, `--jobs` at a time. Finished runs in `--o
 resumed, so that the comparison can be stopped and extended. Sizes that are not given are those of `--preset
 nasbench201`. Appends a line to benchmarks/results/cures.jsonl and prints a table: per arm the tabulated test accuracy
 (%) of the cell of each seed, mean and standard deviation, the paired difference to `darts` over the seeds with its
-95 % confidence interval, skip connections of the 6 edges, and cost.
+95 % confidence interval, skip connections of the 6 edges, and cost (passes without those of eigenvalues).
 
     darts        first order, nothing else
-    darts-pt     the same search, its cell chosen by perturbation, with a tenth of the epochs between two decisions
-    sdarts-rs    noise on the mixing weights in the inner loss, up to 0.3; -alphas: on the alphas
+    darts-pt     the same search, its cell chosen by perturbation, fine-tuned between two decisions for a tenth of
+                 the epochs, at least 1
+    sdarts-rs    noise on the mixing weights in the inner loss, rising to 0.3
     sdarts-pt    sdarts-rs, its cell chosen by perturbation
     a2m          flatness with the rho of the released code for this space; a2m-1: with rho = 1
-    early-stop   by the largest eigenvalue, measured in each epoch
+    early-stop   by the largest eigenvalue, measured in each epoch; needs --epochs 9 or more, and is left out by default
     beta-darts   beta decay
 """
 
 import argparse
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
+from subprocess import CompletedProcess
 from typing import Any
 
-from record import CIFAR10, SHARED_DATA, add_result, flags, interval, python
+from record import (
+    CIFAR10,
+    SHARED_DATA,
+    add_result,
+    difference_text,
+    finished,
+    flags,
+    mean_text,
+    python,
+    run_unfinished,
+)
 
 import sgenas
-from sgenas.report.run_record import RunRecord, read_run
+from sgenas.report.run_record import RunRecord
+from sgenas.searching.callbacks.collapse import WINDOW
 from sgenas.spaces import AccuracyTable
 
 PERTURBATION: dict[str, Any] = {"selection": {"name": "perturbation"}}
@@ -40,10 +54,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "sdarts-pt": SMOOTHING | PERTURBATION,
     "a2m": {"flatness": 0.01},
     "a2m-1": {"flatness": 1.0},
-    # the source's tenth of 50 epochs, as a share
-    "early-stop": {"eigenvalue_every": 1, "early_stop": True, "early_stop_from": 4},
+    "early-stop": {"eigenvalue_every": 1, "early_stop": True},
     "beta-darts": {"method": "beta-darts"},
 }
+FEWEST = 2 * WINDOW - 1
+"""Epochs before an early stop has two means to compare."""
+EARLIEST = 10 / 50
+"""Share of the epochs before an early stop may take a cell: the source's 10 of 50."""
 COLUMNS = ("arm", "each seed", "CIFAR-10", "against darts", "CIFAR-100", "ImageNet16-120", "skips", "passes", "minutes")
 SIZES = {"train_images": "data.train_images", "channels": "space.channels", "layers": "space.layers"}
 SIZES |= {"batch_size": "data.batch_size", "epochs": "epochs"}
@@ -55,7 +72,7 @@ def main() -> None:
         __doc__,
         data=CIFAR10,
         table=str(SHARED_DATA / "nasbench201-200epochs.csv"),
-        arms={"nargs": "+", "default": list(ARMS), "choices": list(ARMS)},
+        arms={"nargs": "+", "default": [arm for arm in ARMS if arm != "early-stop"], "choices": list(ARMS)},
         seeds=[0, 1, 2, 3, 4],
         jobs=os.cpu_count() or 1,
         out=Path("runs/cures"),
@@ -66,11 +83,23 @@ def main() -> None:
         arm, seed = given.one[0], int(given.one[1])
         configuration(given, arm, seed).run(directory(given, arm, seed), progress=False)
         return
+    accuracies, epochs = AccuracyTable.load(given.table), configuration(given, "darts", 0).epochs
+    if "early-stop" in given.arms and epochs < FEWEST:
+        sys.exit(f"--arms early-stop needs --epochs of at least {FEWEST}, got {epochs}; leave the arm out")
+
+    def result(record: RunRecord) -> str:
+        assert record.genotype is not None
+        return f"{accuracies.query(record.genotype)['cifar10']:.2f} in {record.epochs[-1]['seconds']:.0f} s"
+
     # seed by seed, so that a comparison cut short has all arms
-    runs = list(itertools.product(given.seeds, given.arms))
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(lambda run: run_one(given, run[1], run[0]), runs))
-    rows = [row(given, arm) for arm in given.arms]
+    run_unfinished(
+        [(arm, seed) for seed, arm in itertools.product(given.seeds, given.arms)],
+        given.jobs,
+        directory=lambda run: directory(given, *run),
+        start=lambda run: start(given, *run),
+        result=result,
+    )
+    rows = [row(given, accuracies, arm) for arm in given.arms]
     add_result("cures", {**vars(given), "rows": rows})
     print(table(rows))
 
@@ -82,7 +111,8 @@ def configuration(given: argparse.Namespace, arm: str, seed: int) -> sgenas.Sear
     settings: dict[str, Any] = {"seed": seed, "threads": 1, "log_every": 20, "table": given.table}
     settings |= {path: getattr(given, name) for name, path in SIZES.items() if getattr(given, name) is not None}
     settings |= {"data.data": given.data} | chosen
-    return sgenas.SearchConfig.of_method(method, settings, preset="nasbench201")
+    config = sgenas.SearchConfig.of_method(method, settings, preset="nasbench201")
+    return replace(config, early_stop_from=max(1, round(EARLIEST * config.epochs))) if config.early_stop else config
 
 
 def directory(given: argparse.Namespace, arm: str, seed: int) -> Path:
@@ -91,37 +121,21 @@ def directory(given: argparse.Namespace, arm: str, seed: int) -> Path:
     return Path(given.out) / (sizes or "preset") / f"{arm}_{seed}"
 
 
-def finished(given: argparse.Namespace, arm: str, seed: int) -> RunRecord | None:
-    """The run, if it has all its epochs or stopped early."""
-    path = directory(given, arm, seed)
-    record = read_run(path) if (path / "genotype.json").exists() else None
-    if record is None or not record.epochs:
-        return None
-    done = len(record.epochs) == record.config["epochs"] or "stopped_early_with_epoch" in record.epochs[-1]
-    return record if done else None
-
-
-def run_one(given: argparse.Namespace, arm: str, seed: int) -> None:
-    """One run in a process of its own, unless it is finished; a failure is reported."""
-    if finished(given, arm, seed) is not None:
-        return
+def start(given: argparse.Namespace, arm: str, seed: int) -> "CompletedProcess[str]":
+    """One run in a process of its own."""
     same = [text for name in ("data", "table", "out") for text in (f"--{name}", getattr(given, name))]
     for name in SIZES:
         if getattr(given, name) is not None:
             same += [f"--{name.replace('_', '-')}", getattr(given, name)]
-    done = python(__file__, *same, "--one", arm, seed, check=False)
-    found = finished(given, arm, seed)
-    result = found.epochs[-1]["tabulated_cifar10"] if found else f"FAILED: {done.stderr.strip()[-200:]}"
-    print(f"{arm} seed {seed}: {result}", flush=True)
+    return python(__file__, *same, "--one", arm, seed, check=False)
 
 
-def row(given: argparse.Namespace, arm: str) -> dict[str, Any]:
+def row(given: argparse.Namespace, accuracies: AccuracyTable, arm: str) -> dict[str, Any]:
     """Figures of an arm over the finished seeds."""
-    accuracies = AccuracyTable.load(given.table)
     found: dict[str, Any] = {"arm": arm, "seeds": [], "tabulated": [], "skips": [], "forward": [], "seconds": []}
     found |= {"darts": []}
     for seed in given.seeds:
-        record, plain = finished(given, arm, seed), finished(given, "darts", seed)
+        record, plain = (finished(directory(given, name, seed)) for name in (arm, "darts"))
         if record is None:
             continue
         assert record.genotype is not None
@@ -145,23 +159,10 @@ def table(rows: list[dict[str, Any]]) -> str:
         columns = [[found[name] for found in each["tabulated"]] for name in names]
         values = " ".join(f"{value:.2f}" for value in columns[0])
         pairs = [ours - theirs for ours, theirs in zip(columns[0], each["darts"], strict=True) if theirs is not None]
-        cells = [each["arm"], values, spread(columns[0]), difference(pairs), *map(spread, columns[1:])]
+        cells = [each["arm"], values, mean_text(columns[0]), difference_text(pairs), *map(mean_text, columns[1:])]
         costs = [f"{mean(each['skips']):.1f}", f"{mean(each['forward']):.0f}", f"{mean(each['seconds']) / 60:.1f}"]
         lines.append(f"| {' | '.join([*cells, *costs])} |")
     return "\n".join(lines)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
-
-
-def difference(pairs: list[float]) -> str:
-    """Mean of paired differences with its 95 % confidence interval (Student's t)."""
-    if len(pairs) < 2:
-        return "-"
-    low, high = interval(pairs)
-    return f"{mean(pairs):+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 if __name__ == "__main__":

@@ -9,22 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from sgenas.device import peak_memory
+from sgenas.report.run_record import RunRecord, read_run
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import processor
+from sgenas.spaces import Genotype
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 CIFAR10 = f"parquet:{SHARED_DATA / 'cifar10-train.parquet'},{SHARED_DATA / 'cifar10-test.parquet'}"
+
+Run = TypeVar("Run")
 
 
 def flags(text: str | None, **defaults: Any) -> argparse.Namespace:
@@ -66,6 +70,55 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     mean, count = statistics.mean(differences), len(differences)
     half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
     return mean - half, mean + half
+
+
+def mean_text(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and, of at least two values, sample standard deviation; "-" without values."""
+    deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):,.{digits}f}{deviation}" if values else "-"
+
+
+def difference_text(differences: Sequence[float]) -> str:
+    """Mean of paired differences and, of at least two, its `interval`; "-" without differences."""
+    if not differences:
+        return "-"
+    ends = "[{:+.2f}, {:+.2f}]".format(*interval(differences)) if len(differences) > 1 else ""
+    return f"{statistics.mean(differences):+.2f} {ends}".rstrip()
+
+
+def finished(path: Path) -> RunRecord | None:
+    """The run in a directory, without its steps, if it has all its epochs or stopped early."""
+    record = read_run(path, brief=True) if (path / "config.json").exists() else None
+    if record is None or not record.epochs:
+        return None
+    last = record.epochs[-1]
+    # a search may have been killed between its last row and its cell
+    whole = record.kind != "search" or record.genotype == Genotype.from_dict(last["architecture"])
+    whole &= len(record.epochs) == record.config["epochs"] or "stopped_early_with_epoch" in last
+    return record if whole else None
+
+
+def run_unfinished(
+    runs: Sequence[Run],
+    jobs: int,
+    *,
+    directory: Callable[[Run], Path],
+    start: Callable[[Run], "subprocess.CompletedProcess[str]"],
+    result: Callable[[RunRecord], str],
+) -> None:
+    """Starts each run that is not finished in its directory, ``jobs`` at a time, and prints results and failures."""
+
+    def one(run: Run) -> None:
+        path = directory(run)
+        if finished(path) is None:
+            done = start(run)
+            record = finished(path)
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            said = result(record) if record else f"FAILED with {done.returncode}: {last}"
+            print(f"{path.name}: {said}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(one, runs))
 
 
 def time_in_turn(

@@ -17,20 +17,19 @@ import itertools
 import json
 import os
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
+from subprocess import CompletedProcess
 from typing import Any
 
-from record import CIFAR10, add_result, flags, python
-from scipy.stats import ttest_rel
+from record import CIFAR10, add_result, difference_text, finished, flags, interval, mean_text, python, run_unfinished
 
 import sgenas
 from sgenas.data import load_images
 from sgenas.experiments.forecast import run_hours, timed
 from sgenas.experiments.random_cells import random_cells
 from sgenas.random import generator
-from sgenas.report.run_record import RunRecord, read_run
+from sgenas.report.run_record import RunRecord
 from sgenas.spaces.darts_space.published import find_genotype
 from sgenas.spaces.networks import network_size
 
@@ -72,9 +71,14 @@ def main() -> None:
     runs.sort(key=lambda run: run[2])  # seed by seed, so that a study cut short has whole pairs
     configs = {run: configuration(given, run, cells[run[1:]]) for run in runs}
     epochs = chosen_epochs(given, configs)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        list(pool.map(lambda run: train(given, run, configs[run], epochs[name_of(run)]), runs))
-    records = {run: finished(given, run) for run in runs}
+    run_unfinished(
+        runs,
+        given.jobs,
+        directory=lambda run: given.out / name_of(run),
+        start=lambda run: start(given, run, configs[run], epochs[name_of(run)]),
+        result=lambda record: f"{record.epochs[-1]['test_accuracy']:.2%}, {record.epochs[-1]['seconds']:.0f} s",
+    )
+    records = {run: finished(given.out / name_of(run)) for run in runs}
     tables = [summary(given, data, records) for data in given.data]
     add_result("retraining", {**vars(given), "genotype": str(found), "tables": tables})
 
@@ -112,34 +116,18 @@ def chosen_epochs(given: argparse.Namespace, configs: dict[Run, sgenas.TrainConf
     return kept
 
 
-def finished(given: argparse.Namespace, run: Run) -> RunRecord | None:
-    """The training, if it has all its epochs."""
+def start(given: argparse.Namespace, run: Run, config: sgenas.TrainConfig, epochs: int) -> "CompletedProcess[str]":
+    """Trains or resumes in a process of its own."""
     path = given.out / name_of(run)
-    record = read_run(path, brief=True) if (path / "config.json").exists() else None
-    return record if record and len(record.epochs) == record.config["epochs"] else None
-
-
-def train(given: argparse.Namespace, run: Run, config: sgenas.TrainConfig, epochs: int) -> None:
-    """Trains or resumes in a process of its own, unless the training is finished; a failure is reported."""
-    path = given.out / name_of(run)
-    if finished(given, run) is None:
-        if (path / "checkpoint.safetensors").exists():
-            done = python("-m", "sgenas", "resume", path, check=False)
-        else:
-            genotype = path.with_suffix(".json")
-            genotype.write_text(config.genotype.to_json(), encoding="utf-8")
-            chosen = {name: getattr(given, name) for name in ("channels", "layers", *IMAGES)}
-            chosen |= {"data": config.data.data, "genotype": genotype, "epochs": epochs, "seed": run[2], "out": path}
-            settings = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", value)]
-            fixed = ("--recipe", "fast", "--threads", 1, "--overwrite")
-            done = python("-m", "sgenas", "train", *fixed, *settings, check=False)
-        if done.returncode:
-            print(f"{name_of(run)} failed: {done.stderr.strip()[-200:]}", flush=True)
-            return
-    record = finished(given, run)
-    assert record is not None
-    last = record.epochs[-1]
-    print(f"{name_of(run)}: {last['test_accuracy']:.2%}, {epochs} epochs, {last['seconds']:.0f} s", flush=True)
+    if (path / "checkpoint.safetensors").exists():
+        return python("-m", "sgenas", "resume", path, check=False)
+    genotype = path.with_suffix(".json")
+    genotype.write_text(config.genotype.to_json(), encoding="utf-8")
+    chosen = {name: getattr(given, name) for name in ("channels", "layers", *IMAGES)}
+    chosen |= {"data": config.data.data, "genotype": genotype, "epochs": epochs, "seed": run[2], "out": path}
+    settings = [text for name, value in chosen.items() for text in (f"--{name.replace('_', '-')}", value)]
+    fixed = ("--recipe", "fast", "--threads", 1, "--overwrite")
+    return python("-m", "sgenas", "train", *fixed, *settings, check=False)
 
 
 def summary(given: argparse.Namespace, data: str, records: dict[Run, RunRecord | None]) -> dict[str, Any]:
@@ -161,26 +149,17 @@ def summary(given: argparse.Namespace, data: str, records: dict[Run, RunRecord |
             for name, value in (figures | {"top1": 100 * last["test_accuracy"]}).items():
                 rows.setdefault(name, []).append(value)
         found[cell] = rows
-        texts = [spread_text(rows["params"], 0), spread_text([value / 1e6 for value in rows["macs"]], 2)]
-        texts += [spread_text(rows["epochs"], 0), spread_text(rows["seconds"], 0), spread_text(rows["top1"], 2)]
+        texts = [mean_text(rows["params"], 0), mean_text([value / 1e6 for value in rows["macs"]], 2)]
+        texts += [mean_text(rows["epochs"], 0), mean_text(rows["seconds"], 0), mean_text(rows["top1"], 2)]
         widths = (22, 22, 12, 16, 18)
         print(f"{cell:10}" + "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True)))
     if seeds:
-        pair = [found[cell]["top1"] for cell in CELLS]
-        found["difference"] = mean(pair[0]) - mean(pair[1])
-        text = f"found - random: {found['difference']:+.2f} points"
+        differences = [ours - theirs for ours, theirs in zip(*(found[cell]["top1"] for cell in CELLS), strict=True)]
+        found["difference"] = mean(differences)
         if len(seeds) > 1:
-            interval = ttest_rel(*pair).confidence_interval(0.95)
-            found["interval"] = [float(interval.low), float(interval.high)]
-            text += f", 95 % confidence interval {interval.low:+.2f} to {interval.high:+.2f}"
-        print(f"{text} ({len(seeds)} seeds)", flush=True)
+            found["interval"] = list(interval(differences))
+        print(f"found - random: {difference_text(differences)} points ({len(seeds)} seeds)", flush=True)
     return found
-
-
-def spread_text(values: list[float], digits: int) -> str:
-    """Mean and sample standard deviation."""
-    deviation = f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):,.{digits}f}{deviation}"
 
 
 if __name__ == "__main__":

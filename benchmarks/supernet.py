@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,6 @@ from sgenas.tree import TensorDict
 sys.path.append(str(ROOT / "tests" / "support"))
 import plain_supernets  # type: ignore[import-not-found]
 
-# the tests' definition normalizes by hand, published codes call this
-plain_supernets.norm = lambda x: F.batch_norm(x, None, None, training=True)
-
 Logits = Callable[[TensorDict, TensorDict, Tensor], Tensor]
 
 
@@ -39,7 +37,14 @@ def library(space: CellSpace) -> Logits:
 
 def plain(space: CellSpace) -> Logits:
     """The plain definition in the same form."""
-    return lambda weights, alphas, images: plain_supernets.PlainDarts(space, weights, alphas).logits(images)
+
+    def logits(weights: TensorDict, alphas: TensorDict, images: Tensor) -> Tensor:
+        # the tests' definition normalizes by hand, published codes call this
+        with mock.patch.object(plain_supernets, "norm", lambda x: F.batch_norm(x, None, None, training=True)):
+            found: Tensor = plain_supernets.PlainDarts(space, weights, alphas).logits(images)
+        return found
+
+    return logits
 
 
 def inputs(

@@ -31,7 +31,7 @@ from hypergradients.specs import Spec, expand
 from hypergradients.warmup import Checkpoint, Warmup, checkpoints, step_passes
 from sgenas import tree
 from sgenas.bilevel import Unrolled
-from sgenas.device import exact_convolutions, find_device
+from sgenas.device import arithmetic, find_device
 from sgenas.errors import RunDirError, require, require_choice
 from sgenas.files import write_text
 from sgenas.optim import SGD
@@ -204,7 +204,7 @@ def run(
         DivergenceError: If the warm-up diverges.
     """
     device = find_device(settings.device)
-    with exact_convolutions(device):
+    with arithmetic(device):
         return Run(settings, Path(out), device, say).run(stop)
 
 

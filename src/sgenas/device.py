@@ -8,17 +8,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from sgenas.errors import InvalidValueError, require
+from sgenas.errors import InvalidValueError, require_choice
 
 NO_MEMORY = (
     *("can't allocate memory", "not enough memory", "bad_alloc"),
     *("could not create a primitive", "could not execute a primitive"),
+    *("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
 )
-"""In the messages of PyTorch's CPU allocator, of C++, and of oneDNN, which gives no reason."""
+"""In the messages of PyTorch's CPU allocator, of C++, of oneDNN, which gives no reason, and of CUDA's libraries,
+which take memory around PyTorch's allocator."""
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 """Parameters of mallopt(3)."""
@@ -28,37 +33,87 @@ CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
 
 
 def find_device(name: str) -> torch.device:
-    """The device ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+    """The device ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; takes no memory there.
 
     Raises:
-        InvalidValueError: If this machine has no such device.
+        InvalidValueError: If this machine has no such device, or it is no CPU or CUDA GPU.
     """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if gpus else "cpu")
+    kind = name.partition(":")[0]
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        require(False, "device", "auto or a device of this machine", name)
-    require(device.type in ("cpu", "cuda"), "device", "auto, cpu or cuda", name)
-    return device
+        if device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus):
+            return device
+    except RuntimeError:
+        kind = ""
+    known = ["auto", "cpu", *(("cuda",) if gpus else ()), *(f"cuda:{index}" for index in range(gpus))]
+    why = f" ({kind} is not supported)" if kind not in ("", "cpu", "cuda") else ""
+    raise InvalidValueError(f"device must be {' or '.join(known)} on this machine, got {name!r}{why}", field="device")
 
 
 # -- arithmetic ---------------------------------------------------------------------------------------------
 
 
-def exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """On a GPU: deterministic convolutions without TF32, whose rounding drowns perturbations of size mu."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+PRECISIONS = ("ieee", "tf32", "bf16")
+"""Arithmetic by name. ieee: float32 as IEEE 754 has it. tf32: on a GPU, convolutions and products of matrices whose
+factors are rounded to 10 bits; on a CPU the same as ieee. bf16: bfloat16 in the layers that autocast accepts."""
 
 
-def fast_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """On a GPU: TF32, and the fastest algorithm per shape; two runs need not be equal there."""
-    if device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
+@contextlib.contextmanager
+def arithmetic(
+    device: torch.device, precision: str = "ieee", *, deterministic: bool = False, fastest: bool = False
+) -> Iterator[None]:
+    """Inside ``with``: how a run computes on ``device``. All settings are as before afterwards.
+
+    For ``"bf16"`` it sets what is around the layers; ``autocast`` is for the network alone.
+
+    Args:
+        device: Device of the run; on a CPU only ``deterministic`` has an effect.
+        precision: One of `PRECISIONS`.
+        deterministic: Allow only operations that give the same result every time.
+        fastest: Let cuDNN choose the fastest algorithm for each shape, which may be another one in each run.
+
+    Raises:
+        InvalidValueError: See `deterministic_algorithms`.
+    """
+    require_choice("precision", precision, PRECISIONS)
+    with deterministic_algorithms(deterministic, device):
+        if device.type != "cuda":
+            yield
+            return
+        cudnn, rounding = torch.backends.cudnn, "ieee" if precision == "ieee" else "tf32"
+        chosen = fastest and not deterministic
+        # (never the flags allow_tf32: PyTorch refuses to read them once these are set)
+        wanted: list[tuple[Any, str, Any]] = [
+            (cudnn, "deterministic", not chosen),
+            (cudnn, "benchmark", chosen),
+            (cudnn.conv, "fp32_precision", rounding),  # type: ignore[attr-defined]
+            (cudnn.rnn, "fp32_precision", rounding),
+            (torch.backends.cuda.matmul, "fp32_precision", rounding),
+        ]
+        before = [getattr(owner, name) for owner, name, _ in wanted]
+        try:
+            for owner, name, value in wanted:
+                setattr(owner, name, value)
+            yield
+        finally:
+            for (owner, name, _), value in zip(wanted, before, strict=True):
+                setattr(owner, name, value)
+
+
+def rounded(network: Callable[..., Any], precision: str, device: torch.device) -> Callable[..., Any]:
+    """``network`` as a function in this precision; its outputs are float32 or wider."""
+    if precision != "bf16":
+        return network
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = network(*args, **kwargs)
+        return pytree.tree_map_only(Tensor, lambda out: out.float() if out.is_floating_point() else out, outputs)
+
+    return call
 
 
 def prepare_deterministic_process() -> None:
@@ -90,7 +145,10 @@ def deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[Non
         )
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
+    # a search for bugs that doubles the number of kernels: nothing here reads memory that it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
     except RuntimeError as error:
@@ -104,6 +162,27 @@ def deterministic_algorithms(wanted: bool, device: torch.device) -> Iterator[Non
         ) from None
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
+
+
+# -- memory layout and copies ---------------------------------------------------------------------------------
+
+CHANNELS_LAST = {"cpu": True, "cuda": True}
+"""Kind of device -> whether images are channels-last in its memory. For CPUs it was measured; `benchmarks/gpu_check.py`
+times both on a GPU."""
+
+
+def channels_last_on(device: torch.device) -> bool:
+    """Whether images are channels-last in the memory of ``device``."""
+    return CHANNELS_LAST.get(device.type, True)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; a copy to a GPU waits for nothing that the GPU has yet to do."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    # from pinned memory, which PyTorch keeps for later copies; from other memory the driver may wait
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 # -- threads ------------------------------------------------------------------------------------------------
@@ -169,7 +248,7 @@ def keep_freed_memory() -> bool:
 def ran_out(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on a GPU or in the machine.
 
-    PyTorch has a type of its own for GPUs only; for the machine's memory it says so in the message.
+    PyTorch has a type of its own for its allocator on GPUs; for all other memory it says so in the message.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

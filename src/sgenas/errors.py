@@ -54,6 +54,10 @@ class MemoryWarning(SgenasWarning):
     """Memory ran out, and the same is computed in smaller parts."""
 
 
+class GraphWarning(SgenasWarning):
+    """A pass cannot be recorded as a CUDA graph, and runs as usual."""
+
+
 class RangeWarning(SgenasWarning):
     """Architecture parameters or gradients of a search are outside the useful range."""
 

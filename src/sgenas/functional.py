@@ -248,7 +248,10 @@ def _held(container: Any, skip: Container[Any] = ()) -> Iterator[tuple[Any, Any,
 
 def _generators() -> list[torch.Generator]:
     """PyTorch's global generators of the CPU and of accelerators that are in use."""
-    return [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]  # type: ignore[no-untyped-call]
+    # (those of a GPU cannot be read while a CUDA graph is recorded, which refuses passes that draw)
+    if not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+        return [torch.default_generator]
+    return [torch.default_generator, *torch.cuda.default_generators]
 
 
 def generator_states() -> States:

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 
 
+class Seed(int):
+    """A seed that nothing reads but generators: a pass that draws no random numbers does not depend on it."""
+
+
 def generator(seed: int, name: str) -> torch.Generator:
     """A CPU generator for the use ``name`` of a run with ``seed``."""
     return torch.Generator().manual_seed(seed_of(seed, name))

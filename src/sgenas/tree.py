@@ -2,7 +2,8 @@
 
 Functions return new tensors and change nothing; they raise InvalidValueError for a leaf that is not a tensor,
 and for trees of different structure. The arithmetic uses torch's foreach kernels, since a supernet has over a
-thousand weight tensors.
+thousand weight tensors. On a GPU these are one kernel for a whole list only if its tensors, and the scalars and
+lists that it meets, have one type and one layout in memory; otherwise one per tensor.
 """
 
 import math
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from sgenas.errors import InvalidValueError, require
+from sgenas.device import moved
+from sgenas.errors import DivergenceError, InvalidValueError, require
 
 Tree = Any
 """A tensor, or nested dicts, lists and tuples of tensors."""
@@ -128,16 +130,18 @@ def leaves(tree: Tree) -> Tree:
 
 def to(tree: Tree, device: torch.device) -> Tree:
     """The detached tensors of ``tree`` on ``device``."""
-    return map(lambda tensor: tensor.detach().to(device), tree)
+    return map(lambda tensor: moved(tensor.detach(), device), tree)
 
 
 def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
     """``first + scale * second``; a 0-d tensor ``scale`` is not read back to the host."""
 
     def foreach(left: list[Tensor], right: list[Tensor]) -> Sequence[Tensor]:
-        if isinstance(scale, Tensor):
-            return torch._foreach_addcmul(left, right, [scale] * len(right))
-        return torch._foreach_add(left, right, alpha=scale)
+        if not isinstance(scale, Tensor):
+            return torch._foreach_add(left, right, alpha=scale)
+        if _on_gpu(left) and not _recorded(scale, right):
+            return torch._foreach_add(left, torch._foreach_mul(right, scale))
+        return torch._foreach_addcmul(left, right, [scale] * len(right))
 
     return elementwise(foreach, lambda a, b: a + scale * b, first, second)
 
@@ -154,16 +158,27 @@ def scale(tree: Tree, factor: float | Tensor) -> Tree:
 
     def foreach(values: list[Tensor]) -> Sequence[Tensor]:
         # One 0-d tensor for the whole list is fast, but has a broken backward in torch 2.14; a list of it is right.
-        recorded = torch.is_grad_enabled() and any(value.requires_grad for value in (factor, *values))
-        return torch._foreach_mul(values, [factor] * len(values) if recorded else factor)
+        return torch._foreach_mul(values, [factor] * len(values) if _recorded(factor, values) else factor)
 
     return elementwise(foreach, lambda value: factor * value, tree)
+
+
+def _recorded(factor: Tensor, values: Sequence[Tensor]) -> bool:
+    """Whether autograd records a product of the two."""
+    return torch.is_grad_enabled() and any(value.requires_grad for value in (factor, *values))
+
+
+def _on_gpu(values: Sequence[Tensor]) -> bool:
+    return values[0].device.type == "cuda" if values else False
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
     """Inner product over all entries, a 0-d tensor; refuses empty trees."""
     _, (left, right) = _aligned(first, second)
     require(len(left) > 0, "tree.dot", "called with at least one tensor", first)
+    if _on_gpu(left) and not transformed():
+        # on a CPU the two copies cost more than the calls
+        return torch.dot(torch.cat([a.reshape(-1) for a in left]), torch.cat([b.reshape(-1) for b in right]))
     return torch.stack([torch.dot(a.reshape(-1), b.reshape(-1)) for a, b in zip(left, right, strict=True)]).sum()
 
 
@@ -173,6 +188,32 @@ def norm(tree: Tree) -> Tensor:
     require(len(values) > 0, "tree.norm", "called with at least one tensor", tree)
     norms = [torch.linalg.vector_norm(value) for value in values] if transformed() else torch._foreach_norm(values)
     return torch.linalg.vector_norm(torch.stack(list(norms)))
+
+
+def require_finite(trees: dict[str, Tree]) -> None:
+    """Raises DivergenceError naming the first tensor with NaN or infinite entries; waits for the device once.
+
+    Args:
+        trees: {what to call it: a tree}.
+    """
+    named = [
+        (f"{what} {path}".rstrip(), tensor)
+        for what, values in trees.items()
+        for path, tensor in zip(paths(values), tensors(values), strict=True)
+        if tensor.numel()
+    ]
+    # the largest entry of each, which is not finite if any entry is not
+    largest = torch._foreach_norm([tensor for _, tensor in named], math.inf) if named else ()
+    finite = [math.isfinite(value) for value in numbers(largest)]
+    if not all(finite):
+        name, tensor = named[finite.index(False)]
+        wrong = int((~torch.isfinite(tensor)).sum())
+        raise DivergenceError(f"{name} has {wrong} of {tensor.numel()} entries that are NaN or infinite")
+
+
+def numbers(values: Sequence[Tensor]) -> list[float]:
+    """The numbers in 0-d tensors; waits for the device once."""
+    return torch.stack([value.detach() for value in values]).tolist() if values else []
 
 
 def size(tree: Tree) -> int:
@@ -186,7 +227,7 @@ def flatten(tree: Tree) -> Tensor:
 
 
 def unflatten(vector: Tensor, like: Tree) -> Tree:
-    """Inverse of ``flatten``: cuts ``vector`` into the shapes of ``like``, on its devices and in its dtypes.
+    """Inverse of ``flatten``: cuts ``vector`` into the shapes of ``like``, in its dtypes, where ``vector`` is.
 
     Raises:
         InvalidValueError: If the vector does not have ``size(like)`` entries.
@@ -194,7 +235,7 @@ def unflatten(vector: Tensor, like: Tree) -> Tree:
     require(vector.shape == (size(like),), "vector", f"of shape ({size(like)},)", tuple(vector.shape))
     values, structure = _flat(like)
     parts = zip(torch.split(vector, [tensor.numel() for tensor in values]), values, strict=True)
-    return _built(structure, [part.reshape(t.shape).to(t.device, t.dtype) for part, t in parts])
+    return _built(structure, [part.reshape(t.shape).to(t.dtype) for part, t in parts])
 
 
 def stack(members: Sequence[Tree]) -> Tree:

@@ -29,6 +29,8 @@ CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv
         ("search --estimator es", "--estimator must be one of first-order,"),
         ("search --rank-timeout 0", "--rank-timeout must be > 0"),
         ("search --rank-timeout 5", "--rank-timeout must be left out without torchrun"),
+        ("train --genotype darts-v2 --rank-timeout 5", "--rank-timeout must be left out without torchrun"),
+        ("train --genotype darts-v2 --data-parallel 5", "--batch-size must be a multiple of --data-parallel (5)"),
         ("resume", "resume needs RUN"),
         ("show", "show needs RUN"),
         ("evaluate", "evaluate needs RUN"),
@@ -81,7 +83,7 @@ def test_bad_command_line_is_one_line(command: str, words: str, fails: Fails, tm
         (("--early-stop",), "--early-stop must be False without --eigenvalue-every"),
         (("--warmup-epochs", "2"), "--warmup-epochs must be from 0 to"),
         (("--lr-min", "1"), "--lr-min must be from 0 to the learning rate"),
-        (("--precision", "bfloat16"), "--precision must be float32 with SGE"),
+        (("--precision", "bf16"), "--precision must be ieee with SGE"),
         (("--control-variate", "sge"), "--control-variate must be one of"),
         (("--max-params", "10"), "--max-params must be >= "),
         (("--device", "cuda:77"), "--device must be"),
@@ -219,4 +221,16 @@ def test_messages_escape_what_a_terminal_would_obey(fails: Fails) -> None:
 def test_commands_of_one_process_refuse_torchrun(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    assert "torchrun must start search or resume, got doctor" in fails("doctor")
+    assert "torchrun must start search, train or resume, got doctor" in fails("doctor")
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "cuda"])
+@pytest.mark.parametrize("command", [SEARCH, TRAIN], ids=["search", "train"])
+def test_device_that_cannot_be_used_is_one_line(
+    name: str, command: tuple[str, ...], fails: Fails, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = fails(*command, "--out", str(tmp_path / "new"), "--device", name)
+    assert said.startswith("--device must be auto or cpu on this machine")
+    assert repr(name) in said
+    assert not (tmp_path / "new").exists()

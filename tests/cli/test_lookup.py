@@ -106,6 +106,31 @@ def test_doctor_examines_this_machine(
     assert "a search can run" in out
 
 
+def test_doctor_says_which_devices_can_be_used(
+    quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ask(index: int) -> tuple[int, int]:
+        if index:
+            raise RuntimeError("CUDA error: all devices are busy\nCompile with")
+        return 3 * 2**30, 4 * 2**30
+
+    monkeypatch.setattr(doctor, "measure", lambda: None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"Card {index}")
+    monkeypatch.setattr("torch.cuda.mem_get_info", ask)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda: torch.device("mps"))
+    assert main(["doctor", "--json"]) == 0
+    devices = {each.pop("name"): each for each in json.loads(capsys.readouterr().out)["devices"]}
+    assert [name for name, each in devices.items() if each["usable"]] == ["cpu", "cuda:0"]
+    assert [name for name, each in devices.items() if not each["usable"]] == ["cuda:1", "mps"]
+    assert devices["cuda:0"] == {"kind": "Card 0", "free": 3 * 2**30, "memory": 4 * 2**30, "usable": True}
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^mps +not supported; cannot be used$", said, re.MULTILINE)
+    assert re.search(r"^cuda:1 +Card 1 \(CUDA error: all devices are busy.*cannot be used$", said, re.MULTILINE)
+
+
 def test_doctor_names_every_reason_and_exits_with_1(
     quick: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

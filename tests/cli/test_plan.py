@@ -130,7 +130,7 @@ def test_requested_search_is_listed_once_and_impossible_ones_are_left_out() -> N
     found = [(each.estimator.num_directions, each.inner_steps, each._alpha_every) for each in others]
     assert (10, 1, 1) not in found
     assert found[:2] == [(4, 1, 1), (10, 1, 5)]
-    rounded, _ = built(precision="bfloat16")
+    rounded, _ = built(precision="bf16")
     assert list(plan.compared(rounded)) == []
 
 

@@ -87,6 +87,15 @@ def test_costs_of_the_budget_go_before_counted_ones() -> None:
     assert found.points[0].costs["macs"] == network_size(CELLS[0], num_classes=10).macs
 
 
+def test_run_that_stopped_early_has_the_row_of_the_epoch_that_it_took() -> None:
+    plain = record(1, {"tabulated_cifar10": 91.0, "derived_params": 5})
+    rows = [{"epoch": n, "tabulated_cifar10": 90.0 - 10 * n, "derived_params": 7 + n} for n in range(3)]
+    early = replace(plain, epochs=(*rows[:2], rows[2] | {"stopped_early_with_epoch": 0}))
+    found = pareto([("g", early), ("g", plain)])
+    assert found is not None
+    assert [(point.accuracy, point.costs["params"]) for point in found.points] == [(90.0, 7), (91.0, 5)]
+
+
 @pytest.mark.parametrize(
     "config", [{"budget": "large"}, {"budget": {"channels": "many"}}, {"budget": {"layers": None}}]
 )

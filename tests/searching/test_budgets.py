@@ -77,7 +77,7 @@ def test_penalty_is_in_the_outer_loss_alone() -> None:
     # near the uniform mixture, where it is 1
     assert penalty(run.alphas).item() == pytest.approx(3, rel=0.02)
     problem = run.objectives().problem(run.weight_optimizer(), run.penalties(), None)
-    difference = problem.outer_loss(weights, run.alphas, batch) - problem.inner_loss(weights, run.alphas, batch)
+    difference = problem.outer_objective(weights, run.alphas, batch) - problem.inner_loss(weights, run.alphas, batch)
     torch.testing.assert_close(difference, penalty(run.alphas), rtol=1e-4, atol=1e-5)
     leaves = tree.leaves(run.alphas)
     assert all(grad.abs().sum() > 0 for grad in torch.autograd.grad(penalty(leaves), list(leaves.values())))

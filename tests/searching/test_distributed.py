@@ -1,19 +1,17 @@
 """Searches on several processes, which torchrun starts on this machine: they equal those on one."""
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from same_runs import assert_same_runs, rows
 from tiny_searches import cells, module_search
+from torchrun import Torchrun
 
 from sgenas import SGE
 from sgenas.errors import InvalidValueError
@@ -21,48 +19,7 @@ from sgenas.run.checkpoint import load_checkpoint
 from sgenas.run.distributed import Processes
 from sgenas.searching.selection import EvolutionSelection, RandomSelection
 
-WORKER = Path(__file__).with_name("distributed_worker.py")
 SGE_ = SGE(num_directions=3, smoothing=0.1, computation="sequential")
-
-
-class Torchrun:
-    """Starts the worker on several processes, and leaves none behind."""
-
-    def __init__(self, path: Path) -> None:
-        self._runs = path / "runs.json"
-        self._started: list[subprocess.Popen[str]] = []
-
-    def start(self, processes: int, *runs: dict[str, Any]) -> subprocess.Popen[str]:
-        self._runs.write_text(json.dumps(runs, default=str))
-        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
-        support = str(Path(__file__).parents[1] / "support")
-        started = subprocess.Popen(
-            [sys.executable, *launcher, str(WORKER), str(self._runs)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": support},
-        )
-        self._started.append(started)
-        return started
-
-    def done(self, processes: int, *runs: dict[str, Any]) -> list[str]:
-        """What the processes print, sorted."""
-        started = self.start(processes, *runs)
-        out, err = started.communicate(timeout=240)
-        assert started.returncode == 0, err
-        return sorted(out.splitlines())
-
-    def ranks(self, started: subprocess.Popen[str]) -> dict[int, psutil.Process]:
-        children = psutil.Process(started.pid).children()
-        return {int(child.environ()["RANK"]): child for child in children}
-
-    def end(self) -> None:
-        for started in self._started:
-            if started.poll() is None:
-                for process in (*psutil.Process(started.pid).children(recursive=True), started):
-                    process.kill()
-                started.communicate()
 
 
 @pytest.fixture
@@ -83,6 +40,8 @@ def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> Non
 
 def test_two_processes_equal_one(torchrun: Torchrun, tmp_path: Path) -> None:
     """Three directions for two processes: a search, a stop that one of them asks for, and what one refuses."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
     module_search(estimator=SGE_, run_dir=tmp_path / "alone", log_every=1)
     shared, stopped = tmp_path / "shared", tmp_path / "stopped"
     out = torchrun.done(
@@ -90,7 +49,7 @@ def test_two_processes_equal_one(torchrun: Torchrun, tmp_path: Path) -> None:
         {"run_dir": shared},
         {"run_dir": stopped, "stop": 3},
         {"run_dir": stopped},
-        {"run_dir": Path(__file__).parent},
+        {"run_dir": tmp_path / "full"},
         {"run_dir": tmp_path / "other", "disturbed": True},
     )
     assert_same_runs(tmp_path / "alone", shared)

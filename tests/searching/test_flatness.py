@@ -174,7 +174,7 @@ def test_stopped_search_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"), [({"flatness": -1.0}, ">= 0"), ({"flatness": 0.1, "precision": "bfloat16"}, "bfloat16")]
+    ("settings", "word"), [({"flatness": -1.0}, ">= 0"), ({"flatness": 0.1, "precision": "bf16"}, "bf16")]
 )
 def test_unusable_flatness_is_refused(settings: dict[str, Any], word: str) -> None:
     with pytest.raises(InvalidValueError, match=word) as caught:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sgenas import tree
 from sgenas.bilevel import SGE, BilevelProblem, ConjugateGradient, Estimator, FirstOrder, Neumann, Unrolled
 from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.device import PRECISIONS
 from sgenas.errors import InvalidValueError
 from sgenas.methods import METHODS
 from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer
@@ -335,13 +336,14 @@ def test_every_method_goes_with_every_cell_space(method: str, space: str, name: 
     moves(unstarted(lambda: config.run(progress=False)), 1)
 
 
-def test_bfloat16_follows_float32_with_first_order_and_is_refused_with_others() -> None:
-    losses = [
-        next(steps(unstarted_cells(precision=precision), 1))["inner_loss"].item()
-        for precision in ("float32", "bfloat16")
-    ]
-    assert losses[0] != losses[1]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
-    with pytest.raises(InvalidValueError) as caught:
-        unstarted_cells(precision="bfloat16", estimator=SGE(num_directions=2))
-    assert caught.value.field == "precision"
+def test_lower_precisions_follow_ieee_with_first_order_and_are_refused_with_others() -> None:
+    exact, tf32, bf16 = (
+        next(steps(unstarted_cells(precision=precision), 1))["inner_loss"].item() for precision in PRECISIONS
+    )
+    assert exact == tf32, "TF32 is for GPUs"
+    assert exact != bf16
+    assert exact == pytest.approx(bf16, rel=0.05)
+    for precision in PRECISIONS[1:]:
+        with pytest.raises(InvalidValueError) as caught:
+            unstarted_cells(precision=precision, estimator=SGE(num_directions=2))
+        assert caught.value.field == "precision"

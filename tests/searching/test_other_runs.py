@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "alpha steps": ({}, {"alpha_every": 2}, "alpha_every is 2 here, 1 there"),
     "regularizer": ({}, {"regularizer": sgenas.spaces.BetaDecay(weight=0.1)}, "regularizer"),
     "budget": ({}, {"budget": sgenas.Budget(max_params=1000)}, "budget"),
-    "precision": ({}, {"precision": "bfloat16"}, "precision is 'bfloat16' here"),
+    "precision": ({}, {"precision": "bf16"}, "precision is 'bf16' here"),
 }
 
 

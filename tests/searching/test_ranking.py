@@ -16,7 +16,7 @@ from sgenas.cli.main import main
 from sgenas.errors import CheckpointError, DataError, InvalidValueError, RunDirError
 from sgenas.run.callbacks import Callback
 from sgenas.run.checkpoint import load_checkpoint, save_checkpoint
-from sgenas.searching.callbacks import SupernetRanking, rank_supernet
+from sgenas.searching.callbacks import Evaluation, SupernetRanking, rank_supernet
 from sgenas.searching.callbacks.ranking import rank_correlations
 from sgenas.searching.ranking import rank_run
 from sgenas.spaces import AccuracyTable, NasBench201Settings
@@ -98,7 +98,7 @@ def test_ranking_has_both_accuracies_of_distinct_architectures(table: AccuracyTa
 
 
 def test_ranking_takes_what_a_small_space_has(table: AccuracyTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgenas.searching.callbacks.ranking.TRIES", 200)
+    monkeypatch.setattr("sgenas.searching.drawing.TRIES", 200)
     kept = Kept()
     space = NasBench201Settings(channels=1, layers=1, operations=("none", "skip_connect"))
     cells(space=space, epochs=1).run(progress=False, callbacks=[kept])
@@ -183,7 +183,18 @@ def test_faulty_table_is_refused_in_one_short_line(change: Any, word: str, file:
 
 
 @pytest.mark.parametrize("settings", [{"every": 0}, {"count": 1}, {"batches": 0}])
-def test_setting_out_of_range_is_named(settings: dict[str, int], table: AccuracyTable) -> None:
+def test_setting_out_of_range_is_named_before_the_search(settings: dict[str, int], table: AccuracyTable) -> None:
     with pytest.raises(InvalidValueError) as caught:
-        cells(space=SPACE, epochs=1).run(progress=False, callbacks=[SupernetRanking(table, **settings)])
+        SupernetRanking(table, **settings)
     assert caught.value.field == next(iter(settings))
+
+
+def test_table_without_a_drawn_architecture_is_refused_before_any_is_measured(
+    table: AccuracyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    cells(space=SPACE, epochs=1).run(progress=False, callbacks=[kept])
+    few = AccuracyTable(["cifar10"], dict(list(ACCURACIES.items())[:50]), complete=False)
+    monkeypatch.setattr(Evaluation, "means", None)
+    with pytest.raises(DataError, match="no row for"):
+        rank_supernet(kept.run, few, count=6)

@@ -215,7 +215,7 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"log_every": 0}, "log_every"),
     ({"checkpoint_every": 0}, "checkpoint_every"),
     ({"precision": "half"}, "precision"),
-    ({"precision": "bfloat16", "estimator": SGE(num_directions=2)}, "precision"),
+    ({"precision": "bf16", "estimator": SGE(num_directions=2)}, "precision"),
     ({"shards": 0}, "shards"),
     ({"threads": 0}, "threads"),
     ({"seed": -1}, "seed"),

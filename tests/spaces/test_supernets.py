@@ -86,6 +86,21 @@ def test_stacked_members_equal_one_member_at_a_time(case: Case) -> None:
             torch.testing.assert_close(ours[member], theirs, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["nasbench201", "nasbench-macro"])
+def test_expanded_members_of_one_channel_equal_separate_passes(name: str) -> None:
+    space, images = make((name, "darts", {"channels": 1} | ({"layers": 1} if name == "nasbench201" else {}), 8, 3))
+    weights, alphas = drawn(space)
+    weights = tree.leaves(tree.map(lambda tensor: tensor.expand(3, *tensor.shape), weights))
+    members = [tree.scale(alphas, factor) for factor in (1.0, 1.1, 1.2)]
+    together = space.bind_members(weights, tree.stack(members))(images)
+    found = torch.autograd.grad(together.square().sum(), list(weights.values()))
+    for member, own in enumerate(members):
+        leaves = tree.leaves(tree.map(lambda tensor, member=member: tensor[member], weights))
+        alone = space.bind(leaves, own)(images)
+        for ours, theirs in zip(found, torch.autograd.grad(alone.square().sum(), list(leaves.values())), strict=True):
+            torch.testing.assert_close(ours[member], theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("case", SMALL)
 def test_supernet_works_under_torch_func(case: Case) -> None:
     space, images = make(case)

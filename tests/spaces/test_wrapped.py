@@ -39,11 +39,15 @@ def test_shifted_softmax_is_clipped_as_in_the_released_code() -> None:
     assert found[2].sort().values.tolist() == [0, 0, 0, 0, 1]
 
 
-def test_edge_weights_keep_their_sum_and_sigmoids_are_only_clamped() -> None:
+def test_shift_is_of_the_softmax_before_the_weights_of_edges_and_sigmoids_are_only_clamped() -> None:
     shift = {"cell": 0.4 * alphas(Softmax(), 1)["cell"]}
     edges = EdgeNormalizedSoftmax().for_space(SPACE)
     tables = alphas(edges)
-    torch.testing.assert_close(Shifted(edges, shift)(tables)["cell"].sum(-1), edges(tables)["cell"].sum(-1))
+    weights, shifted = (
+        edges(tables)["cell"].sum(-1, keepdim=True),
+        released_clip(tables["cell"].softmax(-1) + shift["cell"]),
+    )
+    torch.testing.assert_close(Shifted(edges, shift)(tables)["cell"], weights * shifted)
     single = alphas(Sigmoid())
     expected = (single["cell"].sigmoid() + shift["cell"]).clamp(0, 1)
     assert torch.equal(Shifted(Sigmoid(), shift)(single)["cell"], expected)

@@ -131,7 +131,7 @@ def after_six_steps(run: Training, steps: Steps) -> torch.Tensor:
 @pytest.mark.parametrize(
     "changes",
     [
-        *({"seed": 1}, {"epochs": 4}, {"precision": "bfloat16"}, {"data": {"augment": "none"}}),
+        *({"seed": 1}, {"epochs": 4}, {"precision": "bf16"}, {"data": {"augment": "none"}}),
         *({"data": {"cutout": 4}}, {"data": {"batch_size": 24}}, {"channels": 3}, {"layers": 4}),
         *({"drop_path": 0.6}, {"lr": 0.03}, {"lr_min": 0.02}, {"schedule": "epoch"}, {"warmup": 0}),
         *({"momentum": 0.5}, {"nesterov": False}, {"weight_decay": 0.1}, {"grad_clip": 0.1}),

@@ -24,6 +24,7 @@ from sgenas.run.checkpoint import load_checkpoint, save_checkpoint
 from sgenas.spaces import Genotype
 from sgenas.spaces.nasbench201_space.strings import from_string
 from sgenas.training import TrainConfig, evaluate_run
+from sgenas.training.objectives import PRECISIONS
 
 Make = Callable[..., TrainConfig]
 BENCHMARK_CELL = from_string("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|skip_connect~2|")
@@ -173,16 +174,16 @@ def test_checkpoint_of_other_images_is_refused(training: Make, tmp_path: Path) -
         evaluate_run(tmp_path / "run")
 
 
-def test_bfloat16_follows_float32(training: Make) -> None:
+def test_bf16_follows_ieee(training: Make) -> None:
     losses = {
         precision: [
             row["train_loss"] for row in training(precision=precision, device="cpu").run(progress=False).history
         ]
-        for precision in ("float32", "auto", "bfloat16")
+        for precision in PRECISIONS
     }
-    assert losses["auto"] == losses["float32"], "auto is float32 on a CPU"
-    assert losses["bfloat16"] != losses["float32"]
-    np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
+    assert losses["auto"] == losses["tf32"] == losses["ieee"], "on a CPU"
+    assert losses["bf16"] != losses["ieee"]
+    np.testing.assert_allclose(losses["bf16"], losses["ieee"], rtol=0.05)
 
 
 SCRIPT = """

@@ -64,6 +64,8 @@ def real_problem(problem: "BilevelProblem", like: Tree) -> "BilevelProblem":
         inner_loss=seen(problem.inner_loss),
         outer_loss=seen(problem.outer_loss),
         stacked_inner_loss=None if stacked is None else seen(stacked),
+        # (these losses are new at each call)
+        replays=None,
     )
 
 

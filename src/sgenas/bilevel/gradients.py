@@ -33,7 +33,19 @@ def gradient(loss: Tensor, leaves: list[Tensor], *, create_graph: bool = False) 
         return [torch.zeros_like(leaf) for leaf in leaves]
     found = torch.autograd.grad(loss, leaves, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     # torch 2.9 gives zeros for an unused leaf that require a gradient themselves
-    return [_dense(part) if create_graph else _dense(part).detach() for part in found]
+    if create_graph:
+        return [_dense(part) for part in found]
+    return [laid_out(_dense(part).detach(), leaf) for part, leaf in zip(found, leaves, strict=True)]
+
+
+def laid_out(part: Tensor, leaf: Tensor) -> Tensor:
+    """A gradient in the memory layout of its leaf, without which `tree` takes them tensor by tensor on a GPU.
+
+    A view if they differ only in the strides of dimensions of size 1, as for pointwise and depthwise convolutions.
+    """
+    if part.device.type != "cuda" or part.stride() == leaf.stride() or not leaf.is_contiguous():
+        return part
+    return part.contiguous().as_strided(leaf.shape, leaf.stride())
 
 
 def _dense(part: Tensor) -> Tensor:
@@ -83,7 +95,7 @@ class GradientGraph:
         found = torch.autograd.grad(
             parts, inputs, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return [_dense(part).detach() for part in found]
+        return [laid_out(_dense(part).detach(), leaf) for part, leaf in zip(found, inputs, strict=True)]
 
     def untrusted(self) -> tuple[set[str], set[str]]:
         """What the loss uses: names of ``torch.autograd.Function`` classes in Python, and of ``WRONG_TWICE``."""

@@ -293,11 +293,12 @@ def _dominant(matvec: Matvec, vector: Tensor, iterations: int, tolerance: float)
     value = 0.0
     for _ in range(iterations):
         image = matvec(vector)
-        before, value = value, torch.dot(vector, image).item()
-        length = image.norm()
-        if not 0 < length.item() < float("inf"):
+        before, norm = value, image.norm()
+        # both in one wait
+        value, length = torch.stack([torch.dot(vector, image), norm]).tolist()
+        if not 0 < length < float("inf"):
             break
-        vector = image / length
+        vector = image / norm
         if abs(value - before) <= tolerance * abs(value):
             break
     return value

@@ -29,21 +29,23 @@ def conjugate_gradient(matvec: Matvec, b: Tensor, *, max_hvps: int, tolerance: f
     r"""Conjugate gradients from x = 0: after k products the nearest x, in the norm of A, of span{b, A b, ..}.
 
     Exact after n products. Ends after ``max_hvps`` of them, when ||b - A x|| <= tolerance ||b||, or at a
-    direction p without positive curvature (p^T A p <= 0), since there is then no minimum. Synchronizes with
-    the device at each product.
+    direction p without positive curvature (p^T A p <= 0), since there is then no minimum: for b = 0 after one
+    product. Waits for the device once per product.
     """
     x, residual = torch.zeros_like(b), b
     direction, squared = residual, torch.dot(residual, residual)
     enough = tolerance**2 * squared
     for _ in range(max_hvps):
-        if bool(squared <= enough):
-            break
         image = matvec(direction)
         curvature = torch.dot(direction, image)
-        if not bool(curvature > 0):
-            break
         step = squared / curvature
-        x, residual = x + step * direction, residual - step * image
-        before, squared = squared, torch.dot(residual, residual)
+        after = residual - step * image
+        before, squared = squared, torch.dot(after, after)
+        bends, done = torch.stack([curvature > 0, squared <= enough]).tolist()
+        if not bends:
+            break
+        x, residual = x + step * direction, after
+        if done:
+            break
         direction = residual + (squared / before) * direction
     return x

@@ -7,6 +7,7 @@ may be anything, since only the losses look into it. Randomness that a loss need
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import complex_weights
+from sgenas.bilevel.cuda_graphs import Replays
+from sgenas.bilevel.findings import Findings
 from sgenas.bilevel.gradients import GradientGraph, gradient, scalar
+from sgenas.bilevel.recordable import Identity, without_keywords
 from sgenas.bilevel.sharding import Shards, Share
 from sgenas.errors import require
 from sgenas.functional import Functional
@@ -23,6 +27,8 @@ from sgenas.tree import Tree
 
 Loss = Callable[[Tree, Tree, Any], Tensor]
 """loss(weights, alphas, batch) -> 0-d tensor."""
+Penalty = Callable[[Tree], Tensor]
+"""alphas -> 0-d tensor."""
 ModuleLoss = Callable[[Callable[..., Any], Tree, Any], Tensor]
 """loss(model, alphas, batch) -> 0-d tensor."""
 
@@ -65,23 +71,6 @@ class Step:
     graph: GradientGraph | None = None
 
 
-@dataclass
-class Findings:
-    """What estimators found out about an inner loss, so that no call finds it out again.
-
-    Attributes:
-        saved_bytes: Bytes that a pass saves for its backward pass.
-        routes: HVP setting -> (route, whether with plain kernels) after others turned out to have no rule.
-        trusted: Whether kernels were plain when double backward was found to be right.
-        batches: Whether torch.func.vmap can run the loss.
-    """
-
-    saved_bytes: float | None = None
-    routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
-    trusted: set[bool] = field(default_factory=set)
-    batches: bool = True
-
-
 @dataclass(frozen=True)
 class Trajectory:
     """N inner steps.
@@ -105,13 +94,17 @@ class BilevelProblem:
     """Eq. 2 of the paper with the optimizer that solves its inner problem.
 
     Args:
-        inner_loss: L_train(weights, alphas, batch), 0-d.
-        outer_loss: L_val(weights, alphas, batch), 0-d.
+        inner_loss: L_train(weights, alphas, batch), 0-d. Tensors that are no argument may be keywords of a
+            `functools.partial`.
+        outer_loss: L_val(weights, alphas, batch), 0-d, without the penalties; it may be such a partial too.
         inner_optimizer: Takes the inner steps.
         stacked_inner_loss: L_train of M pairs (weights, alphas) on one batch: every tensor of both trees is
             (M, ...), the result (M,). None: torch.func.vmap of ``inner_loss``, if it is needed.
         shards: How batches are cut. Both losses are then the mean over the shards. None: not at all.
         share: The part of SGE's directions that this process follows. None: all.
+        penalties: Added to L_val: functions of the alphas alone.
+        replays: Records passes as CUDA graphs and replays them. The losses must depend on nothing but tensors that
+            they are given, and on what never changes. None: passes run as usual.
         initial_weights: Weights of ``init()`` without an argument.
         memory: Findings by the code of the inner loss. Pass the same dict to problems that are made anew from
             the same model.
@@ -127,6 +120,8 @@ class BilevelProblem:
     stacked_inner_loss: Loss | None = None
     shards: Shards | None = None
     share: Share | None = None
+    penalties: Sequence[Penalty] = ()
+    replays: Replays | None = field(default=None, repr=False, compare=False)
     initial_weights: Tree | None = field(default=None, repr=False, compare=False)
     memory: dict[Any, Findings] = field(default_factory=dict, repr=False, compare=False)
     counter: Counter = field(default_factory=Counter, repr=False, compare=False)
@@ -177,7 +172,8 @@ class BilevelProblem:
     @property
     def findings(self) -> Findings:
         """What estimators found out about ``inner_loss``; they write into it."""
-        return self.memory.setdefault(getattr(self.inner_loss, "__code__", type(self.inner_loss)), Findings())
+        loss, _ = without_keywords(self.inner_loss)
+        return self.memory.setdefault(getattr(loss, "__code__", type(loss)), Findings())
 
     def over_shards(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
         """The detached tensors that ``compute`` makes of a batch; with ``shards``, their mean over them.
@@ -209,50 +205,90 @@ class BilevelProblem:
         """(L_val, d L_val / d weights, d L_val / d alphas), detached. One pass."""
         return self._gradients("outer_loss", weights, alphas, batch, "wa")
 
+    def outer_objective(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+        """L_val with its penalties, differentiable."""
+        return sum((penalty(alphas) for penalty in self.penalties), self.outer_loss(weights, alphas, batch))
+
     def outer_value(self, weights: Tree, alphas: Tree, batch: Any) -> Tensor:
         """L_val, detached. One forward pass."""
-        with torch.no_grad():
-            found = self.over_shards(lambda part: [scalar(self.outer_loss(weights, alphas, part), "outer_loss")], batch)
+        loss, values = without_keywords(self.outer_loss)
+
+        def value(weights: Tree, alphas: Tree, part: Any, values: Any) -> list[Tensor]:
+            with torch.no_grad():
+                return [scalar(loss(weights, alphas, part, **values), "outer_loss").detach()]
+
+        key = ("outer_loss", "value", Identity(loss))
+        (found,) = self.over_shards(lambda part: self._pass(key, value, weights, alphas, part, values), batch)
         self.counter.add(1)
-        return found[0].detach()
+        with torch.no_grad():
+            return sum((penalty(alphas) for penalty in self.penalties), found)
+
+    def _pass(self, key: tuple[Any, ...], function: Callable[..., list[Tensor]], *inputs: Any) -> list[Tensor]:
+        return function(*inputs) if self.replays is None else self.replays(key, function, *inputs)
 
     def _gradients(
         self, name: str, weights: Tree, alphas: Tree, batch: Any, of: str, inner_steps: int = 0
     ) -> tuple[Tensor, Tree, Tree]:
         """(loss, its gradients), detached; ``of``: "w" for the weights, "a" for the alphas, "wa" for both."""
-        function: Loss = getattr(self, name)
-        w = tree.leaves(weights) if "w" in of else tree.detach(weights)
-        a = tree.leaves(alphas) if "a" in of else tree.detach(alphas)
-        of_w, of_a = tree.tensors(w) if "w" in of else [], tree.tensors(a) if "a" in of else []
+        function, values = without_keywords(getattr(self, name))
 
-        def differentiated(part: Any) -> list[Tensor]:
+        def differentiated(weights: Tree, alphas: Tree, part: Any, values: Any) -> list[Tensor]:
+            w = tree.leaves(weights) if "w" in of else tree.detach(weights)
+            a = tree.leaves(alphas) if "a" in of else tree.detach(alphas)
             with torch.enable_grad():
-                loss = scalar(function(w, a, part), name)
-            return [loss.detach(), *gradient(loss, [*of_w, *of_a])]
+                loss = scalar(function(w, a, part, **values), name)
+            leaves = [*(tree.tensors(w) if "w" in of else []), *(tree.tensors(a) if "a" in of else [])]
+            return [loss.detach(), *gradient(loss, leaves)]
 
-        loss, *found = self.over_shards(differentiated, batch)
+        key = (name, of, Identity(function))
+        loss, *found = self.over_shards(
+            lambda part: self._pass(key, differentiated, weights, alphas, part, values), batch
+        )
         self.counter.add(1, 1, inner_steps)
-        split = len(of_w)
-        return loss, tree.rebuild(w, found[:split]) if of_w else None, tree.rebuild(a, found[split:]) if of_a else None
+        split = len(tree.tensors(weights)) if "w" in of else 0
+        if name == "outer_loss" and self.penalties:
+            loss, found[split:] = self._penalized(loss, found[split:], alphas)
+        w = tree.rebuild(weights, found[:split]) if "w" in of else None
+        return loss, w, tree.rebuild(alphas, found[split:]) if "a" in of else None
 
-    def stacked_inner_gradient(self, weights: Tree, alphas: Tree, batch: Any) -> Tree:
-        """d L_train / d weights of M pairs (weights, alphas), every tensor (M, ...), detached. M passes."""
+    def _penalized(self, loss: Tensor, found: list[Tensor], alphas: Tree) -> tuple[Tensor, list[Tensor]]:
+        """L_val and its gradient in the alphas, with the penalties."""
+        leaves = tree.leaves(alphas)
+        with torch.enable_grad():
+            added = [scalar(penalty(leaves), "penalty") for penalty in self.penalties]
+            own = gradient(sum(added[1:], added[0]), tree.tensors(leaves))
+        loss = sum((each.detach() for each in added), loss)
+        return loss, list(torch._foreach_add(found, own))
+
+    def stacked_inner_gradient(self, weights: Tree, alphas: Tree, batch: Any, like: Tree | None = None) -> Tree:
+        """d L_train / d weights of M pairs (weights, alphas), every tensor (M, ...), detached. M passes.
+
+        With the weights ``like`` of one member, ``weights`` and the result are matrices as of `tree.flatten_rows`.
+        """
         members = tree.tensors(weights)[0].shape[0]
-        found = self.over_shards(lambda part: self._stacked(weights, alphas, part, members), batch)
+        loss, values = without_keywords(self.inner_loss if self.stacked_inner_loss is None else self.stacked_inner_loss)
+
+        def gradients(weights: Tree, alphas: Tree, part: Any, values: Any) -> list[Tensor]:
+            apart = weights if like is None else tree.unflatten_rows(weights, like)
+            found = self._stacked(partial(loss, **values), apart, alphas, part, members)
+            return found if like is None else [tree.flatten_rows(tree.rebuild(apart, found))]
+
+        shapes = None if like is None else (tuple(tree.paths(like)), tuple(value.shape for value in tree.tensors(like)))
+        key = ("stacked_inner_loss", Identity(loss), shapes)
+        found = self.over_shards(lambda part: self._pass(key, gradients, weights, alphas, part, values), batch)
         self.counter.add(members, members, members)
         return tree.rebuild(weights, found)
 
-    def _stacked(self, weights: Tree, alphas: Tree, batch: Any, members: int) -> list[Tensor]:
+    def _stacked(self, loss: Loss, weights: Tree, alphas: Tree, batch: Any, members: int) -> list[Tensor]:
         if self.stacked_inner_loss is None:
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop")
                 # torch.func.grad, since vmap cannot enter autograd.grad
-                one = torch.func.grad(self.inner_loss)
-                every = torch.func.vmap(one, in_dims=(0, 0, None), randomness="same")
+                every = torch.func.vmap(torch.func.grad(loss), in_dims=(0, 0, None), randomness="same")
                 return tree.tensors(every(weights, alphas, batch))
         leaves = tree.leaves(weights)
         with torch.enable_grad():
-            losses = self.stacked_inner_loss(leaves, tree.detach(alphas), batch)
+            losses = loss(leaves, tree.detach(alphas), batch)
         require(losses.shape == (members,), "stacked_inner_loss", f"of shape ({members},)", tuple(losses.shape))
         # members share nothing, so the gradient of the sum holds the gradient of each
         return gradient(losses.sum(), tree.tensors(leaves))

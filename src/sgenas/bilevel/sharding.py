@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sgenas.errors import InvalidValueError, require
+from sgenas.tree import Tree
 
 Item = TypeVar("Item")
 
@@ -56,6 +57,17 @@ class Share:
         padded = torch.cat([mine, mine.new_zeros(longest - len(mine))])
         ends = [self._first(part + 1, total) - self._first(part, total) for part in range(self.count)]
         return torch.cat([part[:end] for part, end in zip(self.gather(padded), ends, strict=True)])
+
+
+class Whole:
+    """Tensors in a batch that are not cut: every shard has all of them. A subclass takes the same argument.
+
+    Args:
+        tables: A tree of tensors.
+    """
+
+    def __init__(self, tables: Tree) -> None:
+        self.tables = tables
 
 
 @dataclass(frozen=True)

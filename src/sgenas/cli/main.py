@@ -57,7 +57,7 @@ def _run(command: "Command", line: Sequence[str]) -> int:
         return act()
     if not command.distributed:
         raise InvalidValueError(
-            f"torchrun must start search or resume, got {command.name}, which is the work of one process"
+            f"torchrun must start search, train or resume, got {command.name}, which is the work of one process"
         )
     from sgenas.run.distributed import joined
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sgenas.device import moved
 from sgenas.errors import require
 
 SMALLEST_STD = 1 / 255
@@ -57,19 +58,31 @@ class Augmentation:
         from 0 to W - 1 of the cutout's center.
         """
         _check(images, len(self.mean))
-        batch, _, height, width = images.shape
+        batch, channels, height, width = images.shape
         top, left = torch.randint(0, 2 * self.pad + 1, (2, batch), generator=generator)
         flip = torch.randint(0, 2, (batch,), generator=generator)
         center_row = torch.randint(0, height, (batch,), generator=generator)
         center_column = torch.randint(0, width, (batch,), generator=generator)
-        drawn = torch.stack([top, left, flip * self.horizontal_flip, center_row, center_column])
-        top, left, flip, center_row, center_column = drawn.to(images.device, non_blocking=True)
-        if self.pad or self.horizontal_flip:
-            images = _crop(images, self.pad, top, left, flip)
-        out = self.plain(images)
+        # small numbers are worked out on the CPU: on a GPU every operation costs the same, however small
+        places: list[Tensor] = []
+        gathers = self.pad or self.horizontal_flip
+        if gathers:
+            across = torch.arange(width)
+            mirrored = torch.where(flip[:, None] == 1, width - 1 - across, across) if self.horizontal_flip else across
+            rows = (top[:, None] + torch.arange(height)) * (width + 2 * self.pad)
+            places += [rows, left[:, None] + mirrored]
         if self.cutout:
-            rows = _covered(center_row, self.cutout, height)
-            columns = _covered(center_column, self.cutout, width)
+            places += [_covered(center_row, self.cutout, height), _covered(center_column, self.cutout, width)]
+        there = moved(torch.cat(places, dim=1), images.device) if places else None
+        if there is not None and gathers:
+            # one flat gather: 4 times as fast on the CPU as indexing with (batch, :, rows, columns)
+            rows, columns = there[:, : height + width].split([height, width], dim=1)  # type: ignore[no-untyped-call]
+            pixels = (rows[:, :, None] + columns[:, None, :]).view(batch, 1, -1)
+            padded = F.pad(images, 4 * (self.pad,)).view(batch, channels, -1)
+            images = padded.gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
+        out = self.plain(images)
+        if there is not None and self.cutout:
+            rows, columns = there[:, -height - width :].bool().split([height, width], dim=1)  # type: ignore[no-untyped-call]
             out.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
         return out
 
@@ -105,22 +118,10 @@ def _check(images: Tensor, channels: int) -> None:
     require(good, "images", form, f"{images.dtype} of {tuple(images.shape)}")
 
 
-def _crop(images: Tensor, pad: int, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Each image cut from its padded copy at (top, left) and flipped where ``flip`` is 1; all (B,)."""
-    batch, channels, height, width = images.shape
-    across = torch.arange(width, device=images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)
-    columns = left[:, None] + torch.where(flip[:, None] == 1, width - 1 - across, across)
-    # one flat gather: 4 times as fast on the CPU as indexing with (batch, :, rows, columns)
-    pixels = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).view(batch, 1, -1)
-    padded = F.pad(images, (pad, pad, pad, pad)).view(batch, channels, -1)
-    return padded.gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
-
-
 def _covered(center: Tensor, side: int, length: int) -> Tensor:
     """(B, length), True where ``side`` pixels around ``center`` (B,) cover the pixel."""
     start = (center - side // 2)[:, None]
-    position = torch.arange(length, device=center.device)
+    position = torch.arange(length)
     return (position >= start) & (position < start + side)
 
 
@@ -132,5 +133,5 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     """
     scale = [1 / (255 * deviation) for deviation in std]
     shift = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
-    both = torch.tensor([scale, shift], dtype=torch.float32, device=device).view(2, 1, -1, 1, 1)
+    both = moved(torch.tensor([scale, shift], dtype=torch.float32).view(2, 1, -1, 1, 1), device)
     return both[0], both[1]

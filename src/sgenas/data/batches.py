@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgenas.data.augmentation import Augmentation
 from sgenas.data.images import ImageSet
+from sgenas.device import moved
 from sgenas.errors import DataError, require
 
 
@@ -34,7 +35,7 @@ def balanced(labels: Tensor, classes: int) -> Tensor:
 
 
 class BatchStream:
-    """Endless iterator over batches, on the device of ``images``.
+    """Endless iterator over batches.
 
     A batch is (images, labels), float32 (B, C, H, W) and int64 (B,); with class weights it is (images,
     labels, factors), factors float32 (B,) as in the formula of this module. Each pass goes through a new
@@ -47,6 +48,7 @@ class BatchStream:
         augmentation: Augments each batch.
         generator: On the CPU, used by this stream alone: draws permutations and augmentation.
         class_weights: (k,), weight of each class, or None.
+        device: Device of the batches, where they are augmented; that of ``images`` if None.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class BatchStream:
         augmentation: Augmentation,
         generator: torch.Generator,
         class_weights: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> None:
         count = len(images)
         require(batch_size >= 1, "batch_size", ">= 1", batch_size)
@@ -63,7 +66,8 @@ class BatchStream:
         require(generator.device.type == "cpu", "generator", "on the CPU", generator.device)
         self._images, self._batch_size = images, batch_size
         self._augmentation, self._generator = augmentation, generator
-        self._class_weights = None if class_weights is None else class_weights.to(images.labels.device)
+        self._device = device or images.images.device
+        self._class_weights = None if class_weights is None else class_weights.to(self._device)
         self._set_order(torch.arange(count))
         self._batch = self.batches_per_pass
 
@@ -82,8 +86,8 @@ class BatchStream:
         start = self._batch * self._batch_size
         indices = self._device_order[start : start + self._batch_size]
         self._batch += 1
-        images = self._augmentation(self._images.images[indices], self._generator)
-        labels = self._images.labels[indices]
+        images = self._augmentation(moved(self._images.images[indices], self._device), self._generator)
+        labels = moved(self._images.labels[indices], self._device)
         if self._class_weights is None:
             return images, labels
         weights = self._class_weights[labels]
@@ -122,16 +126,19 @@ class BatchStream:
     def _set_order(self, order: Tensor) -> None:
         self._order = order
         # one copy per pass instead of one per batch
-        self._device_order = order.to(self._images.images.device)
+        self._device_order = moved(order, self._images.images.device)
 
 
-def ordered_batches(images: ImageSet, batch_size: int, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image once, in order, normalized only, in batches of ``batch_size`` or a little more.
+def ordered_batches(
+    images: ImageSet, batch_size: int, augmentation: Augmentation, device: torch.device | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every image once, in order, normalized only, in batches of ``batch_size`` or a little more, on ``device``.
 
     The remainder is spread over all batches, because a short last batch would have poor batch statistics.
     Fewer images than ``batch_size`` make one batch.
     """
     require(batch_size >= 1, "batch_size", ">= 1", batch_size)
     count = max(1, len(images) // batch_size)
+    where = device or images.images.device
     parts = zip(images.images.tensor_split(count), images.labels.tensor_split(count), strict=True)
-    return ((augmentation.plain(part), labels) for part, labels in parts)
+    return ((augmentation.plain(moved(part, where)), moved(labels, where)) for part, labels in parts)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from sgenas.errors import DataError
 
+GPU_SHARE = 0.5
+"""Of a GPU's free memory, for a set of images; a larger set stays in the memory of the machine."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -46,6 +49,11 @@ class ImageSet:
     def to(self, device: torch.device | str) -> "ImageSet":
         """The same set on ``device``; storage is shared if it is there already."""
         return ImageSet(self.images.to(device), self.labels.to(device))
+
+    def near(self, device: torch.device) -> "ImageSet":
+        """The same set on ``device``, unless it would take more than half of the memory that is free on that GPU."""
+        fits = device.type != "cuda" or self.images.nbytes <= GPU_SHARE * torch.cuda.mem_get_info(device)[0]
+        return self.to(device) if fits else self
 
     def digest(self) -> str:
         """A fingerprint of images and labels, with which a resumed run checks its dataset."""

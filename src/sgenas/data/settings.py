@@ -35,6 +35,8 @@ class ImageSettings:
         cutout: Side in pixels of a square that is blanked in each training image; 0 for none.
         class_weights: Weight of an image in the losses: none, or balanced against class imbalance
             (n / (k n_c) with n training images, k classes and n_c images of its class).
+        data_parallel: Equal shards per batch; each is normalized separately, and losses are their mean.
+            Processes that torchrun starts share them.
 
     Raises:
         InvalidValueError: If a field is out of range.
@@ -48,6 +50,7 @@ class ImageSettings:
     augment: str = option("auto", choices=AUGMENTATIONS)
     cutout: int = 0
     class_weights: str = option("none", choices=CLASS_WEIGHTS)
+    data_parallel: int = 1
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data", "the name of a dataset", self.data)
@@ -58,6 +61,11 @@ class ImageSettings:
             require(value is None or value >= limit, name, f">= {limit}", value)
         require_choice("augment", self.augment, AUGMENTATIONS)
         require_choice("class_weights", self.class_weights, CLASS_WEIGHTS)
+        shards, size = self.data_parallel, self.batch_size
+        require(shards >= 1, "data_parallel", ">= 1", shards)
+        require(size % shards == 0, "batch_size", f"a multiple of data_parallel ({shards})", size)
+        # a shard of one image has no batch statistics
+        require(shards <= size // 2, "data_parallel", f"at most {size // 2} (half of batch_size)", shards)
 
 
 @dataclass(frozen=True)
@@ -67,21 +75,13 @@ class SearchImageSettings(ImageSettings):
     Args:
         batch_size: Images per batch, inner and outer.
         train_fraction: Share of the training images that trains the weights; the rest trains the alphas.
-        data_parallel: Equal shards per batch; each is normalized separately, and losses are their mean.
-            Processes that torchrun starts share them.
     """
 
     train_fraction: float = 0.5
-    data_parallel: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shards, size = self.data_parallel, self.batch_size
         require(0 < self.train_fraction < 1, "train_fraction", "in (0, 1)", self.train_fraction)
-        require(shards >= 1, "data_parallel", ">= 1", shards)
-        require(size % shards == 0, "batch_size", f"a multiple of data_parallel ({shards})", size)
-        # a shard of one image has no batch statistics
-        require(shards <= size // 2, "data_parallel", f"at most {size // 2} (half of batch_size)", shards)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import InvalidValueError, require
 from sgenas.registry import Registry
 from sgenas.tree import Tree
@@ -89,6 +90,21 @@ def _vjp(after: InnerState, weights: Tree, slots: dict[str, Tree] | None, inputs
     return tree.rebuild(inputs, grads)
 
 
+def _is_better_joined(optimizer: InnerOptimizer, grad: Tree) -> bool:
+    """Whether a step is differentiated with all entries in one tensor: on a GPU, where each tensor costs kernels."""
+    values = tree.tensors(grad)
+    gpu = len(values) > 1 and values[0].device.type == "cuda"
+    return gpu and is_elementwise(optimizer) and len({value.dtype for value in values}) == 1
+
+
+def _joined(values: Tree) -> Tree:
+    return {"all": tree.flatten(values)}
+
+
+def _joined_slots(slots: dict[str, Tree] | None) -> dict[str, Tree] | None:
+    return None if slots is None else {name: _joined(slot) for name, slot in slots.items()}
+
+
 def step_vjp(
     optimizer: InnerOptimizer, state: InnerState, grad: Tree, weights: Tree, slots: dict[str, Tree] | None = None
 ) -> tuple[Tree, dict[str, Tree], Tree]:
@@ -106,6 +122,11 @@ def step_vjp(
     """
     if offers(optimizer, "step_vjp"):
         return optimizer.step_vjp(grad, weights, slots)  # type: ignore[attr-defined]
+    if _is_better_joined(optimizer, grad):
+        state = InnerState(_joined(state.weights), _joined_slots(state.slots) or {}, state.step)
+        w, s, g = step_vjp(optimizer, state, _joined(grad), _joined(weights), _joined_slots(slots))
+        apart = {name: tree.unflatten(slot["all"], grad) for name, slot in s.items()}
+        return tree.unflatten(w["all"], grad), apart, tree.unflatten(g["all"], grad)
     before = (_leaves(state.weights), _leaves(state.slots), _leaves(grad))
     with torch.enable_grad():
         after = optimizer.step(InnerState(before[0], before[1], state.step), before[2])
@@ -119,6 +140,8 @@ def grad_cotangent(
     """The last result of ``step_vjp`` alone; (d w' / d grad)^T ``weights`` without ``slots``."""
     if offers(optimizer, "grad_cotangent"):
         return optimizer.grad_cotangent(grad, weights, slots)  # type: ignore[attr-defined]
+    if _is_better_joined(optimizer, grad):
+        return step_vjp(optimizer, state, grad, weights, slots)[2]
     leaves = _leaves(grad)
     with torch.enable_grad():
         after = optimizer.step(state, leaves)
@@ -157,15 +180,16 @@ def l2_coefficient(optimizer: InnerOptimizer, weights: Tree) -> float:
         return float(optimizer.l2_coefficient())  # type: ignore[attr-defined]
     state = optimizer.init(tree.map(Tensor.double, weights))
     draw = torch.Generator().manual_seed(0)
-    random = tree.unflatten(torch.randn(tree.size(weights), generator=draw, dtype=torch.float64), state.weights)
+    noise = torch.randn(tree.size(weights), generator=draw, dtype=torch.float64)
+    random = tree.unflatten(moved(noise, tree.tensors(weights)[0].device), state.weights)
     # so short that it is not clipped
     grad = tree.scale(random, 1e-6 / tree.norm(random))
     direction = tree.map(torch.ones_like, state.weights)
     by_weights, _, by_grad = step_vjp(optimizer, state, grad, direction)
     decay = tree.subtract(direction, by_weights)
-    squared = tree.dot(by_grad, by_grad).item()
-    coefficient = -tree.dot(decay, by_grad).item() / squared if squared else math.nan
-    error = tree.norm(tree.add(decay, by_grad, coefficient)).item()
+    squared = tree.dot(by_grad, by_grad)
+    ratio = -tree.dot(decay, by_grad) / squared
+    coefficient, error = tree.numbers([ratio, tree.norm(tree.add(decay, by_grad, ratio))])
     if not error <= 1e-9 * tree.size(weights):
         name = type(optimizer).__name__
         raise InvalidValueError(

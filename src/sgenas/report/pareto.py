@@ -81,7 +81,10 @@ def _point(group: str, record: RunRecord, read: Callable[[RunRecord], Any]) -> P
 
 
 def _last(record: RunRecord) -> dict[str, Any]:
-    return record.epochs[-1] if record.epochs else {}
+    """The row of the epoch whose architecture is the run's result: the last one, or that of an early stop."""
+    last = record.epochs[-1] if record.epochs else {}
+    chosen = last.get("stopped_early_with_epoch")
+    return next((row for row in record.epochs if row["epoch"] == chosen), last)
 
 
 def _percent(value: Any) -> Any:

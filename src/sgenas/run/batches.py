@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from sgenas.device import moved
 from sgenas.errors import DataError, InvalidValueError, RunWarning
 from sgenas.run.faults import DataFaults
 
@@ -83,7 +84,7 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
-        batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), self._next())
+        batch = self._on_device(self._next())
         self.faults.look_at(batch, self._taken)
         return batch
 
@@ -137,7 +138,10 @@ class Stream:
             self._set_random_state(states)
             if batch is None:
                 raise DataError(f"{self._name} must give at least one batch per pass, got none")
-        return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self._device), batch)
+        return self._on_device(batch)
+
+    def _on_device(self, batch: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, self._device), batch)
 
     # -- exact resume ---------------------------------------------------------------------------------------
 

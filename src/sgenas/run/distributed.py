@@ -6,11 +6,10 @@ of a batch, and the processes / P groups share the directions.
 """
 
 import contextlib
-import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,8 +20,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from sgenas.bilevel import Shards, Share
-from sgenas.device import find_device
+from sgenas.device import find_device, ran_out
 from sgenas.errors import InvalidValueError, ProcessError, SgenasError
+from sgenas.fingerprint import digest
 
 Made = TypeVar("Made")
 
@@ -131,15 +131,14 @@ class Processes:
 
         Nothing inside may communicate.
         """
+        if self.size == 1:
+            yield
+            return
         failure: SgenasError | None = None
         try:
             yield
         except SgenasError as error:
-            if self.size == 1:
-                raise
             failure = error
-        if self.size == 1:
-            return
         texts = self._texts("" if failure is None else str(failure) or type(failure).__name__)
         # a process that failed raises its own error
         if failure is not None:
@@ -166,12 +165,10 @@ class Processes:
         """Raises ProcessError on all processes unless their ``state`` (nested plain data and tensors) is equal."""
         if self.size == 1:
             return
-        mine = "".join(_digest(value) for value in state.values())
-        for rank, theirs in enumerate(self._texts(mine)):
-            length = len(mine) // len(state)
-            for place, name in enumerate(state):
-                span = slice(place * length, (place + 1) * length)
-                if theirs[span] != mine[span]:
+        mine = [digest(value) for value in state.values()]
+        for rank, text in enumerate(self._texts(" ".join(mine))):
+            for name, ours, theirs in zip(state, mine, text.split(), strict=True):
+                if ours != theirs:
                     raise ProcessError(
                         f"rank {self.rank}: all processes must have the same {name.replace('_', ' ')} {when},"
                         f" but rank {rank} has another"
@@ -193,28 +190,38 @@ class Processes:
     # -- dividing the work ---------------------------------------------------------------------------------
 
     def device(self, name: str) -> torch.device:
-        """The device ``name`` for this process; each process of a machine takes a GPU of its own.
+        """The device ``name`` for this process; each process takes a GPU of its own, and touches no other.
+
+        Processes that see the same GPUs take them in turn. Those that see one each (as SLURM and Ray set
+        CUDA_VISIBLE_DEVICES) take that one. All processes must call this.
 
         Raises:
             InvalidValueError: If there is no such device, or there are fewer GPUs than processes.
         """
-        if self.size == 1:
+        if self.size == 1 or name == "cpu":
             return find_device(name)
-        if name not in ("auto", "cpu", "cuda"):
+        if name not in ("auto", "cuda"):
             raise InvalidValueError(
                 f"device must be auto, cpu or cuda on {self.size} processes (each takes its own GPU), got {name!r}",
                 field="device",
             )
-        device = find_device(name)
-        if device.type == "cpu":
-            return device
-        gpus = torch.cuda.device_count()
-        if self.local_rank >= gpus:
-            raise InvalidValueError(
-                f"the number of processes per machine must be at most {gpus} (its GPUs), got {self.here}",
-                field="nproc_per_node",
-            )
-        device = torch.device("cuda", self.local_rank)
+        # unlike a tensor, a GPU's properties take no memory there
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        visible = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
+        everyone = [text.split() for text in self._texts(" ".join(visible))]
+        if not any(everyone):
+            return find_device(name)
+        taken: list[str] = []
+        for rank, theirs in enumerate(everyone):
+            free = [gpu for gpu in theirs if gpu not in taken]
+            if not free:
+                raise InvalidValueError(
+                    f"the number of processes must be at most the number of GPUs, but rank {rank} of {self.size} has"
+                    f" none left of the {len(theirs)} that it sees; start fewer, or run on cpu",
+                    field="nproc_per_node",
+                )
+            taken.append(free[0])
+        device = torch.device("cuda", visible.index(taken[self.rank]))
         torch.cuda.set_device(device)
         return device
 
@@ -238,12 +245,32 @@ class Processes:
             )
         if groups > 1:
             across = self._group([list(range(first, self.size, width)) for first in range(width)])
-            share = replace(share, gather=lambda mine: self._gather(mine, across))
+            # a few numbers by gloo, which tells at once if a process is lost
+            share = replace(share, gather=lambda mine: [each.to(mine) for each in self._gather(mine.cpu(), across)])
         return WorkLayout(share, shards, groups, width)
 
     def total(self, tensors: list[Tensor]) -> list[Tensor]:
         """The sum over all processes of each tensor."""
         return tensors if self.size == 1 else self._total(tensors, None)
+
+    def sums(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
+        """Sums over all batches of the numbers that ``measure`` gives for one; the processes share the batches.
+
+        They are added in the order of a single process, so they are the same on any number of them. Empty if there is
+        no batch.
+        """
+        found: list[dict[str, Tensor] | None] = []
+        batch: Any = None
+        for index, batch in enumerate(batches):
+            found.append(measure(batch) if index % self.size == self.rank else None)
+        if not found:
+            return {}
+        # with more processes than batches, some measure for the names alone
+        known = next(filter(None, found), None) or measure(batch)
+        zeros = {name: torch.zeros_like(value) for name, value in known.items()}
+        stacked = [torch.stack([(each or zeros)[name] for each in found]) for name in sorted(known)]
+        totals = zip(sorted(known), self.total(stacked), strict=True)
+        return {name: sum(values.unbind()[1:], values[0]).item() for name, values in totals}
 
     # -- communication -------------------------------------------------------------------------------------
 
@@ -296,8 +323,11 @@ class Processes:
         try:
             call()
         except RuntimeError as error:
+            if ran_out(error):
+                # of this process alone
+                raise
             raise ProcessError(
-                f"rank {self.rank}: another process of the search has ended or does not answer ({_words(error)})"
+                f"rank {self.rank}: another process of the run has ended or does not answer ({_words(error)})"
             ) from None
 
 
@@ -319,27 +349,3 @@ def _words(error: Exception) -> str:
     """The first line of an error of torch.distributed, without its source location."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     return line.rpartition("] ")[2][:200] if line.startswith("[") else line[:200]
-
-
-def _digest(value: Any) -> str:
-    """A fingerprint of nested plain data and tensors."""
-    total = hashlib.blake2b(digest_size=16)
-    _add(total, value)
-    return total.hexdigest()
-
-
-def _add(total: "hashlib.blake2b", value: Any) -> None:
-    if isinstance(value, Tensor):
-        total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().reshape(-1).contiguous()
-        total.update(flat.view(torch.uint8).numpy().data)
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            total.update(f"{key!r}:".encode())
-            _add(total, part)
-    elif isinstance(value, list | tuple):
-        total.update(f"{len(value)} of".encode())
-        for part in value:
-            _add(total, part)
-    else:
-        total.update(repr(value).encode())

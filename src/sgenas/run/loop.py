@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.device import deterministic_algorithms, exact_convolutions, ran_out
+from sgenas.device import arithmetic, ran_out
 from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, RunDirError, SgenasError
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
@@ -36,6 +36,7 @@ class Loop(ABC):
         log_every: Steps between two rows; None for 10, or more in long runs.
         checkpoint_every: Steps between two checkpoints; there is one after each epoch too. None: only there.
         deterministic: Use deterministic algorithms only.
+        precision: One of `PRECISIONS`.
     """
 
     noun: ClassVar[str] = "run"
@@ -60,11 +61,12 @@ class Loop(ABC):
         log_every: int | None = None,
         checkpoint_every: int | None = None,
         deterministic: bool = False,
+        precision: str = "ieee",
     ) -> None:
         self.epochs, self.run_dir, self.device, self.processes = epochs, run_dir, device, processes
         self.callbacks, self._loggers = list(callbacks), list(loggers)
         self._log_every, self._checkpoint_every = log_every, checkpoint_every
-        self._deterministic = deterministic
+        self._deterministic, self._precision = deterministic, precision
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
         self.meter, self._slowdown = Meter(device), Slowdown()
@@ -107,8 +109,8 @@ class Loop(ABC):
         return {}
 
     def arithmetic(self) -> AbstractContextManager[None]:
-        """How convolutions are computed while the run goes on."""
-        return exact_convolutions(self.device)
+        """How numbers are computed while the run goes on."""
+        return arithmetic(self.device, self._precision, deterministic=self._deterministic)
 
     def epoch_is_over(self) -> bool:
         """Whether the last step was the last of its epoch."""
@@ -153,7 +155,6 @@ class Loop(ABC):
             return
         with ExitStack() as stack:
             stack.enter_context(self.meter)
-            stack.enter_context(deterministic_algorithms(self._deterministic, self.device))
             stack.enter_context(self.arithmetic())
             self._open_logs(stack)
             self._compare_processes("at the start")
@@ -224,7 +225,7 @@ class Loop(ABC):
             row: dict[str, Any] = {"kind": "step", "epoch": self.epoch, "step": self.step}
             if lr is not None:
                 row["lr"] = lr
-            row |= notes | {name: value.item() for name, value in values.items()}
+            row |= notes | dict(zip(values, tree.numbers(list(values.values())), strict=True))
             self._write(row | {"seconds": self.meter.seconds})
 
     def _end_epoch(self) -> None:
@@ -262,9 +263,10 @@ class Loop(ABC):
 
     def require_finite(self) -> None:
         """Raises DivergenceError if ``finite_norms`` are not; steps between two logged rows are not read."""
-        for name, value in self.finite_norms().items():
-            if not math.isfinite(float(value)):
-                raise self.diverged(f"{name} is {float(value)}", self.step)
+        norms = self.finite_norms()
+        for name, value in zip(norms, tree.numbers(list(norms.values())), strict=True):
+            if not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}", self.step)
 
     def _zero_sums(self) -> None:
         # per value its sum and the number of steps that had it

@@ -134,7 +134,8 @@ class RunDir:
         if self.has_run and not overwrite and resume is not False:
             start = "start_weights"
             there = self.read_config(kind)["config"]
-            difference = first_difference(config, there, skip=(start,) if resume else ())
+            # ("graphs" decides how kernels are launched, not what they compute)
+            difference = first_difference(config, there, skip=("graphs", *((start,) if resume else ())))
             if difference:
                 more = " (build the model from the same seed, or pass resume=True)" if start in difference else ""
                 raise RunDirError(

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.errors import DivergenceError
 from sgenas.tree import Tree
 
 
@@ -16,20 +15,6 @@ def matching(expected: Tree, found: Tree, device: torch.device, name: str) -> Tr
     if not tree.same_structure(found, expected):
         raise ValueError(f"{name} of other names or shapes")
     return tree.to(found, device)
-
-
-def require_finite(trees: dict[str, Tree]) -> None:
-    """Raises DivergenceError naming the first tensor with NaN or infinite entries; waits for the device once."""
-    named = [
-        (f"{what} {path}".rstrip(), tensor)
-        for what, values in trees.items()
-        for path, tensor in zip(tree.paths(values), tree.tensors(values), strict=True)
-    ]
-    finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in named]).tolist()
-    if not all(finite):
-        name, tensor = named[finite.index(False)]
-        wrong = int((~torch.isfinite(tensor)).sum())
-        raise DivergenceError(f"{name} has {wrong} of {tensor.numel()} entries that are NaN or infinite")
 
 
 def copied(value: Any) -> Any:

@@ -6,6 +6,7 @@ from math import inf
 import torch
 
 from sgenas import tree
+from sgenas.bilevel.sharding import Whole
 from sgenas.errors import require
 from sgenas.random import generator
 from sgenas.spaces.base import SearchSpace
@@ -46,14 +47,12 @@ class AlphaNoise:
         width = self.epsilon * (FIRST + (1 - FIRST) * epoch / epochs)
         draw, like = generator(seed, "alpha noise"), next(iter(alphas.values()))
         drawn = {name: torch.rand(shape, generator=draw, dtype=torch.float64) for name, shape in space.shapes.items()}
-        return Shift(tree.map(lambda uniform: (width * (2 * uniform - 1)).to(like), drawn))
+        shift = tree.map(lambda uniform: (width * (2 * uniform - 1)).to(like.dtype), drawn)
+        return Shift(tree.to(shift, like.device))
 
 
-class Shift:
-    """A drawn noise. An object, since batches are cut into shards tensor by tensor, and this is part of one."""
-
-    def __init__(self, tables: TensorDict) -> None:
-        self.tables = tables
+class Shift(Whole):
+    """A drawn noise, part of a batch."""
 
     def around(self, relaxation: Relaxation) -> Relaxation:
         """``relaxation`` with this noise; rows that are decided have none."""

@@ -12,7 +12,9 @@ from torch.utils import _pytree as pytree
 
 from sgenas import losses
 from sgenas.bilevel import SGE, Estimator, FirstOrder
+from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.device import PRECISIONS
 from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
@@ -44,7 +46,6 @@ from sgenas.spaces.modules import ModuleSpace
 from sgenas.spaces.regularizers import Regularizer
 from sgenas.spaces.relaxations import Relaxation, SinglePath
 
-PRECISIONS = ("float32", "bfloat16")
 WEIGHT_OPTIMIZER = SGD(lr=0.025, momentum=0.9, weight_decay=3e-4, grad_clip=5.0)
 ARCH_OPTIMIZER = Adam(lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
 """DARTS' settings (arXiv:1806.09055), the defaults of every search."""
@@ -84,7 +85,8 @@ def search(
     threads: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
-    precision: str = "float32",
+    precision: str = "ieee",
+    graphs: bool = True,
     shards: int = 1,
     log_every: int | None = None,
     checkpoint_every: int | None = 100,
@@ -141,7 +143,10 @@ def search(
         threads: CPU threads; None leaves PyTorch's setting.
         seed: Seed of everything that is drawn here.
         deterministic: Use deterministic algorithms only (matters on a GPU).
-        precision: ``"float32"``, or ``"bfloat16"`` with the first-order estimator.
+        precision: ``"ieee"`` (float32); with the first-order estimator also ``"tf32"`` (on a GPU TF32 in convolutions
+            and products of matrices) or ``"bf16"`` (bfloat16 for the layers that accept it).
+        graphs: On a GPU, record passes of fixed shapes as CUDA graphs and replay them. The first
+            of a kind that cannot be recorded gives a `GraphWarning`; it runs as usual.
         shards: Equal parts per batch; the losses are means over them, and processes share them.
         log_every: Steps between two logged steps; None for 10, or more in long searches.
         checkpoint_every: Steps between two checkpoints, in addition to one per epoch; None for those alone.
@@ -179,13 +184,13 @@ def search(
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     require_choice("precision", precision, PRECISIONS)
     require(
-        precision == "float32" or isinstance(chosen, FirstOrder),
+        precision == "ieee" or isinstance(chosen, FirstOrder),
         "precision",
-        f"float32 with {type(chosen).__name__}, whose differences rounding would drown",
+        f"ieee with {type(chosen).__name__}, whose differences rounding would drown",
         precision,
     )
     noise, flat = AlphaNoise(alpha_noise), Flatness(flatness)
-    require(precision == "float32" or not flatness, "flatness", "0 with bfloat16, which drowns differences", flatness)
+    require(precision == "ieee" or not flatness, "flatness", f"0 with {precision}, which drowns differences", flatness)
     unused = {
         "estimator": chosen,
         "relaxation": relaxation,
@@ -224,7 +229,10 @@ def search(
         require_separate(train, val)
         stack.enter_context(explaining_single_rows())
         optimizer = weight_optimizer or defaults["weight_optimizer"]
-        objectives = Objectives(space, loss, precision, where, layout.shards, layout.share)
+        replays = replays_on(where, graphs)
+        if replays is not None:
+            stack.callback(replays.forget)
+        objectives = Objectives(space, loss, precision, where, layout.shards, layout.share, replays=replays)
         costs = None if budget is None or not budget.quantities else space.cost_model(budget, _inputs(train.peek()))
         directory = RunDir(run_dir, writer=processes.first)
         run = Search(
@@ -257,6 +265,7 @@ def search(
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             deterministic=deterministic,
+            precision=precision,
         )
         with processes.agreeing():
             stack.enter_context(directory.locked())

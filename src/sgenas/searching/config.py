@@ -11,7 +11,7 @@ from sgenas import data, methods, tree
 from sgenas.bilevel import SGE, Estimator, EvolutionStrategies, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.data import ImageData, SearchImageSettings
-from sgenas.device import fastest_threads
+from sgenas.device import PRECISIONS, fastest_threads
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.methods import METHODS
@@ -80,7 +80,9 @@ class SearchConfig:
         seed: The same seed gives the same run on the same machine and number of threads.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         threads: CPU threads; if None one or all, whichever is faster at the start.
-        precision: float32, or bfloat16 with the first-order estimator.
+        precision: ieee (float32); with the first-order estimator also tf32 (on a GPU TF32 in convolutions and products
+            of matrices) or bf16 (bfloat16 for the layers that accept it).
+        graphs: On a GPU, record passes of fixed shapes as CUDA graphs and replay them.
         deterministic: Only deterministic operations; matters on a GPU.
         on_nonfinite: If a loss or gradient is NaN or infinite: stop, skip the step, or roll back to the last
             checkpoint and continue with the next batches.
@@ -120,7 +122,8 @@ class SearchConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    precision: str = option("float32", choices=api.PRECISIONS)
+    precision: str = option("ieee", choices=PRECISIONS)
+    graphs: bool = True
     deterministic: bool = False
     on_nonfinite: str = option("stop", choices=POLICIES)
     log_every: int | None = None
@@ -163,7 +166,7 @@ class SearchConfig:
         require(rate is None or 0 < rate < float("inf"), "trajectory_lr", "> 0 and finite", rate)
         AlphaNoise(self.alpha_noise)
         Flatness(self.flatness)
-        require_choice("precision", self.precision, api.PRECISIONS)
+        require_choice("precision", self.precision, PRECISIONS)
         require_choice("on_nonfinite", self.on_nonfinite, POLICIES)
         require(
             self.eigenvalue_every > 0 or not self.early_stop,
@@ -267,7 +270,8 @@ class SearchConfig:
         config = replace(self, data=data.absolute_paths(self.data, images))
         if config.table is not None:
             config = replace(config, table=str(Path(config.table).expanduser().absolute()))
-        parts = processes.build(lambda: ImageParts(config, images, processes.device(config.device)))
+        where = processes.device(config.device)
+        parts = processes.build(lambda: ImageParts(config, images, where))
         threads = self.threads or self._fastest_threads(parts, run_dir, resume is not False and not overwrite)
         return api.search(
             parts.space,
@@ -302,6 +306,7 @@ class SearchConfig:
             seed=self.seed,
             deterministic=self.deterministic,
             precision=self.precision,
+            graphs=self.graphs,
             shards=self.data.data_parallel,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,

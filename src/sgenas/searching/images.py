@@ -22,7 +22,7 @@ class ImageParts:
     Args:
         config: Configuration with absolute paths.
         images: Images from Python instead of ``config.data.data``.
-        device: Device of the images.
+        device: Device of the batches, and of all images if they fit.
     """
 
     def __init__(self, config: "SearchConfig", images: ImageData | None, device: torch.device) -> None:
@@ -36,19 +36,19 @@ class ImageParts:
         augmentation = data.make_augmentation(settings, self.images, training)
         # datasets are often stored class by class, and batches of one class have misleading statistics
         order = torch.randperm(len(validation), generator=generator(seed, "evaluate"))
-        training, validation = training.to(device), validation.subset(order).to(device)
+        training, validation = training.near(device), validation.subset(order).near(device)
         size = settings.batch_size
         for part, name in ((training, "training"), (validation, "validation")):
             require(size <= len(part), "batch_size", f"at most {len(part)} (the number of {name} images)", size)
         weights = data.make_class_weights(settings, self.images, device)
         self.train, self.val = (
-            data.BatchStream(part, size, augmentation, generator(seed, name), weights)
+            data.BatchStream(part, size, augmentation, generator(seed, name), weights, device)
             for part, name in ((training, "inner"), (validation, "outer"))
         )
         self.space = config.space.build(self.images.channels, len(self.images.classes))
 
         def batches() -> Iterable[Any]:
-            return data.ordered_batches(validation, size, augmentation)
+            return data.ordered_batches(validation, size, augmentation, device)
 
         self.batches, self.device = batches, device
         self.callbacks: list[Callback] = [Evaluation(batches, derived_every=config.derived_every)]

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import Cost, Estimator, HypergradientResult
+from sgenas.bilevel.problem import Penalty
 from sgenas.errors import InvalidValueError, require
 from sgenas.optim import InnerOptimizer, InnerState
-from sgenas.random import generator, seed_of
+from sgenas.random import Seed, generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
-from sgenas.run.state import copied, matching, require_finite
+from sgenas.run.state import copied, matching
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.flatness import Flatness
-from sgenas.searching.objectives import Objectives, Penalty, Seeded
+from sgenas.searching.objectives import Objectives, Seeded
 from sgenas.searching.results import epoch_row, predicted_cost, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.searching.selection.base import Selection, choose
@@ -149,8 +150,7 @@ class Search(Loop):
 
     def objectives(self) -> Objectives:
         """The losses with the relaxation of this epoch."""
-        relaxation = self.space.relaxation.at_epoch(self.epoch, self.epochs)
-        return dataclasses.replace(self._objectives, space=self.space.with_parts(relaxation=relaxation))
+        return self._objectives.at_epoch(self.space, self.epoch, self.epochs)
 
     def take_step(self) -> dict[str, Tensor]:
         """N inner steps and, if it is due, one step of the alphas; the values to log."""
@@ -173,7 +173,7 @@ class Search(Loop):
         estimator = self.statistics.with_directions(self.estimator)
         result = self.flatness(estimator, own, start, self.alphas, inner, outer, generator=self._directions)
         self._keep_chunk(result)
-        require_finite({"hypergradient": result.grad})
+        result.require_finite()
         measured = self.statistics.update(self.estimator, result)
         self.cost += result.cost
         for name, alpha in self.alphas.items():
@@ -199,7 +199,7 @@ class Search(Loop):
 
     def _seeded(self, batch: Any, number: int) -> Seeded:
         """The batch with what the network draws on it, and the noise of the inner loss (``number`` < 0: outer)."""
-        seed = seed_of(self.seed, f"network/{self.step}/{number}")
+        seed = Seed(seed_of(self.seed, f"network/{self.step}/{number}"))
         noise = None if number < 0 else self.alpha_noise.draw(self.space, self.alphas, seed, self.epoch, self.epochs)
         return Seeded(batch, seed, noise)
 
@@ -255,7 +255,7 @@ class Search(Loop):
     def outer_objective(self, batch: Any) -> Callable[[Tree], Tensor]:
         """alphas -> L_val at the current weights on ``batch``, penalties included."""
         problem = self.objectives().problem(self.weight_optimizer(), self.penalties(), None)
-        return lambda alphas: problem.outer_loss(self.state.weights, alphas, self._seeded(batch, -1))
+        return lambda alphas: problem.outer_objective(self.state.weights, alphas, self._seeded(batch, -1))
 
     # -- progress and checkpoints ---------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The bilevel problem of one step of a search, made from its space, its loss and its penalties."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -9,21 +10,23 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sgenas.bilevel import BilevelProblem, Shards, Share
+from sgenas.bilevel.cuda_graphs import Replays
+from sgenas.bilevel.problem import Penalty
+from sgenas.device import rounded
 from sgenas.losses import Loss
 from sgenas.optim import InnerOptimizer
+from sgenas.random import Seed
 from sgenas.searching.alpha_noise import Shift
 from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.modules import ModuleSpace
 from sgenas.tree import Tree
-
-Penalty = Callable[[Tree], Tensor]
-"""alphas -> 0-d tensor, added to the outer loss."""
 
 
 class Seeded(NamedTuple):
     """A batch, the seed of what the network draws on it, and the noise of the architecture: for every pass on it."""
 
     batch: Any
-    seed: int
+    seed: Seed
     noise: Shift | None = None
 
 
@@ -34,11 +37,12 @@ class Objectives:
     Args:
         space: The search space.
         loss: loss(model, batch), the same for the inner and the outer problem.
-        precision: ``"float32"``, or ``"bfloat16"`` for the layers that autocast accepts.
+        precision: One of `sgenas.device.PRECISIONS`.
         device: Device of the search.
         shards: How batches are cut, see `Shards`.
         share: Which directions this process follows, see `Share`.
         memory: What the problems of earlier steps found out about the loss, see `BilevelProblem`.
+        replays: Records passes as CUDA graphs, see `BilevelProblem`.
     """
 
     space: SearchSpace
@@ -48,35 +52,53 @@ class Objectives:
     shards: Shards | None = None
     share: Share | None = None
     memory: dict[Any, Any] = field(default_factory=dict, repr=False)
+    replays: Replays | None = field(default=None, repr=False)
+    _epoch: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    def at_epoch(self, space: SearchSpace, epoch: int, epochs: int) -> "Objectives":
+        """The losses in ``space`` with the relaxation of an epoch: one object for the whole epoch.
+
+        Recordings are made anew in each epoch, so that what changes between epochs counts: the relaxation, or a
+        property of the loss that a callback sets.
+        """
+        known = self._epoch
+        if not known or known[0] is not space or known[1:3] != [epoch, epochs]:
+            if self.replays is not None:
+                self.replays.forget()
+            there = space.with_parts(relaxation=space.relaxation.at_epoch(epoch, epochs))
+            known[:] = [space, epoch, epochs, replace(self, space=there)]
+        found: Objectives = known[3]
+        return found
 
     def problem(self, optimizer: InnerOptimizer, penalties: list[Penalty], noise: Tree | None) -> BilevelProblem:
         """L_train = loss, L_val = loss + penalties(alphas), with the relaxation's ``noise`` of this step."""
-
-        def inner(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            space, batch = self._unpacked(batch)
-            return self.loss(self.model(space.bind(weights, alphas, noise)), batch)
-
-        def outer(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            return sum((penalty(alphas) for penalty in penalties), inner(weights, alphas, batch))
-
-        def stacked(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-            space, batch = self._unpacked(batch)
-            bound = space.bind_members(weights, alphas, noise)
-            assert bound is not None, "only for spaces that can"
-            members = len(next(iter(weights.values())))
-            functions = _member_functions(self.model(bound), members)
-            return torch.stack([self.loss(function, batch) for function in functions])
-
+        loss = partial(self._single, noise=noise)
         can_stack = type(self.space).bind_members is not SearchSpace.bind_members
+        # a space that uses seeds in another way may be another function in each pass
+        repeats = type(self.space).seeded in (SearchSpace.seeded, ModuleSpace.seeded)
         return BilevelProblem(
-            inner,
-            outer,
+            loss,
+            loss,
             optimizer,
-            stacked if can_stack else None,
+            partial(self._stacked, noise=noise) if can_stack else None,
             shards=self.shards,
             share=self.share,
+            penalties=penalties,
+            replays=self.replays if repeats else None,
             memory=self.memory,
         )
+
+    def _single(self, weights: Tree, alphas: Tree, batch: Any, *, noise: Tree | None) -> Tensor:
+        space, batch = self._unpacked(batch)
+        return self.loss(self.model(space.bind(weights, alphas, noise)), batch)
+
+    def _stacked(self, weights: Tree, alphas: Tree, batch: Any, *, noise: Tree | None) -> Tensor:
+        space, batch = self._unpacked(batch)
+        bound = space.bind_members(weights, alphas, noise)
+        assert bound is not None, "only for spaces that can"
+        members = len(next(iter(weights.values())))
+        functions = _member_functions(self.model(bound), members)
+        return torch.stack([self.loss(function, batch) for function in functions])
 
     def _unpacked(self, batch: Any) -> tuple[SearchSpace, Any]:
         """The space with what belongs to a batch, and the batch itself."""
@@ -89,15 +111,7 @@ class Objectives:
 
     def model(self, bound: Callable[..., Any]) -> Callable[..., Any]:
         """``bound`` in this precision; its outputs are float32."""
-        if self.precision == "float32":
-            return bound
-
-        def rounded(*args: Any, **kwargs: Any) -> Any:
-            with torch.autocast(self.device.type, torch.bfloat16):
-                outputs = bound(*args, **kwargs)
-            return pytree.tree_map_only(Tensor, lambda out: out.float() if out.is_floating_point() else out, outputs)
-
-        return rounded
+        return rounded(bound, self.precision, self.device)
 
 
 def _member_functions(stacked: Callable[..., Any], members: int) -> list[Callable[..., Any]]:

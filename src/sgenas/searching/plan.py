@@ -188,7 +188,7 @@ def compared(run: Search) -> Iterator[Search]:
     for directions, inner_steps, every in COMPARED:
         others.append((dataclasses.replace(sge, num_directions=directions), inner_steps or run.inner_steps, every))
     seen = [(run.estimator, run.inner_steps, run._alpha_every)]
-    exact = run._objectives.precision == "float32"
+    exact = run._objectives.precision == "ieee"
     batches = run._train.length or 0
     for other in others:
         estimator, inner_steps, every = other
@@ -300,7 +300,7 @@ def measure(run: Search) -> Constants:
 
     weights_pass = _median(lambda: training.run(run.state, alphas, [next(run._train)]), device)
     first_order = called(FirstOrder())
-    exact = objectives.precision == "float32" and objectives.space.relaxation.learns
+    exact = objectives.precision == "ieee" and objectives.space.relaxation.learns
     difference = called(FiniteDifference()) if exact else 0.0
     working = peak_memory(device)
     sge = run.estimator if isinstance(run.estimator, SGE) else SGE()

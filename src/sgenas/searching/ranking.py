@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgenas.errors import CheckpointError, RunDirError, require
+from sgenas.errors import CheckpointError, InvalidValueError, RunDirError
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import RunDir
 from sgenas.run.state import matching
 from sgenas.searching.callbacks.ranking import Ranking, rank_supernet
 from sgenas.searching.config import SearchConfig
-from sgenas.spaces import load_table
+from sgenas.spaces import AccuracyTable, load_table
 
 
 class _Ranked(Exception):
@@ -21,7 +21,7 @@ class _Ranked(Exception):
 
 
 class _Ranker(Callback):
-    def __init__(self, directory: RunDir, table: str, settings: dict[str, Any]) -> None:
+    def __init__(self, directory: RunDir, table: AccuracyTable, settings: dict[str, Any]) -> None:
         self._path, self._state = directory.path, directory.read_checkpoint()
         self._table, self._settings = table, settings
 
@@ -32,7 +32,7 @@ class _Ranker(Callback):
             run.state = replace(run.state, weights=matching(run.state.weights, weights, run.device, "weights"))
         except (LookupError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint of {self._path} must hold the weights of its search") from None
-        raise _Ranked(rank_supernet(run, load_table(self._table), **self._settings), epochs)
+        raise _Ranked(rank_supernet(run, self._table, **self._settings), epochs)
 
 
 def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: Any) -> tuple[Ranking, int]:
@@ -56,11 +56,12 @@ def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: A
     if record["config"].get("source") == "python":
         raise RunDirError(f"{run_dir} was started from Python; rank it there, with the callback SupernetRanking")
     config, threads = SearchConfig.from_dict(record["config"]), record["environment"].get("threads")
-    file = config.table if table is None else str(table)
-    require(file is not None, "table", "a file, since the search has none", None)
+    file = config.table if table is None else table
+    if file is None:
+        raise InvalidValueError("table must be a file, since the search has none, got None", field="table")
+    ranker = _Ranker(directory, load_table(file), settings)
     # as in the search; one that has no GPU here is refused
-    config = replace(config, table=file, threads=threads if isinstance(threads, int) else None, logger=None)
-    ranker = _Ranker(directory, str(file), settings)
+    config = replace(config, table=None, threads=threads if isinstance(threads, int) else None, logger=None)
     try:
         config.run(None, callbacks=[ranker], progress=False)
     except _Ranked as left:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import GenotypeError, InvalidValueError, require_choice
 from sgenas.spaces.darts_space.network import DiscreteCell
 from sgenas.spaces.darts_space.operations import make_operation
@@ -143,7 +145,7 @@ def placements(spec: NetworkSpec) -> dict[Position, list[Placement]]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CostTable:
     """The cost of a network as a sum over the operations of its cells:
 
@@ -238,8 +240,18 @@ def expected_cost(table: CostTable, mixing: TensorDict) -> Tensor:
     Returns:
         0-d tensor, differentiable in ``mixing`` {kind: (E, O)}: 1 for m = 1 / O, and 0 if no operation costs anything.
     """
-    uniform = sum(values.mean(dim=1).sum().item() for values in table.values.values())
-    total = torch.zeros((), device=next(iter(mixing.values())).device)
-    for kind, values in table.values.items() if uniform else ():
-        total = total + (mixing[kind] * (values / uniform).to(mixing[kind])).sum()
+    one = next(iter(mixing.values()))
+    total = torch.zeros((), device=one.device)
+    # (a tensor that is made inside torch.func belongs to it)
+    shares = (_shares.__wrapped__ if tree.transformed() else _shares)(table, one.device, one.dtype)
+    for kind, share in shares.items():
+        total = total + (mixing[kind] * share).sum()
     return total
+
+
+@lru_cache(maxsize=8)
+def _shares(table: CostTable, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """values / uniform, copied to the device once; empty if no operation costs anything."""
+    uniform = sum(values.mean(dim=1).sum().item() for values in table.values.values())
+    found = {kind: values / uniform for kind, values in table.values.items()} if uniform else {}
+    return {kind: moved(share.to(dtype), device) for kind, share in found.items()}

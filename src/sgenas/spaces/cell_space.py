@@ -209,7 +209,9 @@ class CellSpace(SearchSpace):
 
     def bind_members(self, weights: TensorDict, alphas: TensorDict, noise: TensorDict | None = None) -> Network:
         """Logits (M, B, classes) of M members on the same images."""
-        flat = tree.map(lambda tensor: tensor.flatten(0, 1), weights)
+        # contiguous: with one channel, the weights of members that start alike are one number, and the backward pass
+        # of batch_norm in channels-last memory reads past it
+        flat = tree.map(lambda tensor: tensor.flatten(0, 1).contiguous(), weights)
         return self.bind_mixing(flat, self.mixing(alphas, noise))
 
     def derive(self, alphas: TensorDict) -> Genotype:

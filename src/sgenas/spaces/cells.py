@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgenas import tree
 from sgenas.spaces.discretization import edges_of
-from sgenas.spaces.kernels import channels_last, from_phases, join, shuffle_channels, split_channels
+from sgenas.spaces.kernels import from_phases, join, laid_out, shuffle_channels, split_channels
 from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.normalization import affine_norm, weighted_sum
 from sgenas.spaces.ops import Builder, NodeState, Term
@@ -132,9 +132,9 @@ class Stem(nn.Sequential):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, M channels, H, W), channels-last; the weights may be those of M members."""
+        """(B, M channels, H, W), in the memory layout of the device; the weights may be those of M members."""
         convolution, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
-        x = F.conv2d(channels_last(images), convolution.weight, None, padding=1)
-        # oneDNN is faster with channels-last on a CPU. Requested after the convolution, too: images of one
-        # channel are in both layouts at once, for which it chooses the slow one.
-        return channels_last(affine_norm(x, norm))
+        x = F.conv2d(laid_out(images), convolution.weight, None, padding=1)
+        # Requested after the convolution, too: images of one channel are in both layouts at once, for which oneDNN
+        # chooses the slow one.
+        return laid_out(affine_norm(x, norm))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from sgenas.device import channels_last_on
+
 NARROW = 16
 """Channels from which on a strided convolution with kernel 1 is correct in oneDNN: one vector of AVX-512."""
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,6 +40,21 @@ def channels_last(x: Tensor) -> Tensor:
     By permutation, since vmap refuses requests for a memory format.
     """
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x (B, C, H, W) in the memory layout of its device; a copy only if it is in another one."""
+    return channels_last(x) if channels_last_on(x.device) else x.contiguous()
+
+
+def in_memory_order(x: Tensor) -> tuple[Tensor, int]:
+    """(B, H, W, C) and 3 if images are channels-last on the device of x, else (B, C, H, W) and 1: dimension of C."""
+    return (x.permute(0, 2, 3, 1), 3) if channels_last_on(x.device) else (x, 1)
+
+
+def in_image_order(x: Tensor) -> Tensor:
+    """Inverse of `in_memory_order`."""
+    return x.permute(0, 3, 1, 2) if channels_last_on(x.device) else x
 
 
 def to_phases(x: Tensor) -> Tensor:
@@ -126,22 +143,29 @@ def join(parts: Sequence[Tensor], members: int) -> Tensor:
     """Joins the channels of parts (B, M C_i, H, W) member by member, into (B, M sum C_i, H, W)."""
     if members == 1:
         return torch.cat(list(parts), dim=1)
-    # pixel by pixel, so that channels-last parts give a channels-last result
-    apart = [torch.unflatten(part.permute(0, 2, 3, 1), 3, (members, -1)) for part in parts]
-    return torch.cat(apart, dim=4).flatten(3, 4).permute(0, 3, 1, 2)
+    ordered = [in_memory_order(part) for part in parts]
+    apart = [torch.unflatten(part, axis, (members, -1)) for part, axis in ordered]
+    axis = ordered[0][1]
+    return in_image_order(torch.cat(apart, dim=axis + 1).flatten(axis, axis + 1))
 
 
 def split_channels(x: Tensor, members: int, first: int) -> tuple[Tensor, Tensor]:
-    """(B, M C, H, W) -> the first ``first`` channels of every member, and the rest; both channels-last."""
-    apart = x.reshape(x.shape[0], members, -1, *x.shape[2:])
-    return (channels_last(apart[:, :, :first].flatten(1, 2)), channels_last(apart[:, :, first:].flatten(1, 2)))
+    """(B, M C, H, W) -> the first ``first`` channels of every member, and the rest."""
+    if members == 1 and x.device.type == "cpu":
+        # slices, of which oneDNN takes gradients in either layout
+        return laid_out(x[:, :first]), laid_out(x[:, first:])
+    ordered, axis = in_memory_order(x)
+    apart = torch.unflatten(ordered, axis, (members, -1))
+    parts = torch.split(apart, [first, apart.shape[axis + 1] - first], dim=axis + 1)
+    here, rest = (laid_out(in_image_order(part.flatten(axis, axis + 1))) for part in parts)
+    return here, rest
 
 
 def shuffle_channels(x: Tensor, members: int, groups: int) -> Tensor:
     """Channel shuffle of each member: of G groups of n channels, the i-th of every group become adjacent."""
-    batch, channels, height, width = x.shape
-    apart = x.reshape(batch, members, groups, channels // (members * groups), height, width)
-    return channels_last(apart.transpose(2, 3).reshape(batch, channels, height, width))
+    ordered, axis = in_memory_order(x)
+    apart = torch.unflatten(ordered, axis, (members, groups, -1))
+    return in_image_order(apart.transpose(axis + 1, axis + 2).flatten(axis, axis + 2))
 
 
 def classify_members(features: Tensor, classifier: nn.Linear, members: int) -> Tensor:

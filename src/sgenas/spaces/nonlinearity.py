@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgenas.errors import require_choice
-from sgenas.spaces.kernels import channels_last
+from sgenas.spaces.kernels import laid_out
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "silu": F.silu, "softplus": F.softplus}
 POOLINGS = ("hard", "smooth")
@@ -66,7 +66,7 @@ def stacked_maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor
     for axis in (3, 2):
         windows = _windows(x, axis, kernel, stride, padding, float("-inf"))
         x = torch.stack(windows).max(dim=0).values
-    return channels_last(x)
+    return laid_out(x)
 
 
 def smooth_maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -81,7 +81,7 @@ def smooth_maximum(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
         windows = _windows(SHARPNESS * x, axis, kernel, stride, padding, -1e4)
         x = torch.stack(windows).logsumexp(0) / SHARPNESS
         counts = torch.stack(_windows(counts, axis, kernel, stride, padding, 0.0)).sum(0)
-    return channels_last(x - counts.log() / SHARPNESS)
+    return laid_out(x - counts.log() / SHARPNESS)
 
 
 def _windows(x: Tensor, axis: int, kernel: int, stride: int, padding: int, outside: float) -> list[Tensor]:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgenas.spaces.kernels import channels_last, hand_written
+from sgenas import tree
+from sgenas.spaces.kernels import hand_written, laid_out
 
 EPSILON = 1e-5
 
@@ -36,15 +37,20 @@ def weighted_sum(weights: Sequence[Tensor], terms: Sequence[Tensor], normalized:
     """
     if hand_written(terms[0]):
         return _WeightedSum.apply(tuple(normalized), *weights, *terms)
-    return _plain_sum(weights, terms, normalized)
+    total = _plain_sum(weights, terms, normalized)
+    recorded = total.requires_grad and not tree.transformed() and not torch.compiler.is_compiling()
+    if recorded and total.device.type == "cuda":
+        # a slice of the gradient of the cell's output: copied once, not by the derivative of every term
+        total.register_hook(laid_out)  # type: ignore[no-untyped-call]
+    return total
 
 
 def _plain_sum(weights: Sequence[Tensor], terms: Sequence[Tensor], normalized: Sequence[bool]) -> Tensor:
     total: Tensor | None = None
+    shift = torch.zeros_like(weights[0]) if any(normalized) else None
     for weight, term, flag in zip(weights, terms, normalized, strict=True):
         if flag:
             # the weight as scale of the normalization: one call, and one for both derivatives
-            shift = torch.zeros_like(weight)
             value = F.batch_norm(term, None, None, weight, shift, training=True, eps=EPSILON)
             total = value if total is None else total + value
         else:
@@ -89,7 +95,7 @@ class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         # a slice of the gradient of the cell's output: copied once here, not by every call below
-        grad = channels_last(grad)
+        grad = laid_out(grad)
         count = len(ctx.normalized)
         saved = ctx.saved_tensors
         weights, terms, statistics = saved[:count], saved[count : 2 * count], iter(saved[2 * count :])

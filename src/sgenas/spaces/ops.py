@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgenas.spaces.kernels import channels_last, dense, depthwise, join, to_phases
+from sgenas.spaces.kernels import dense, depthwise, join, laid_out, to_phases
 from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.normalization import normalize
 
@@ -75,7 +75,7 @@ class NodeState:
 
     def even(self) -> Tensor:
         """activated() at the even pixels, which are all that a dilated convolution of stride 2 reads."""
-        return self._once("even", lambda: channels_last(self.activated()[:, :, ::2, ::2]))
+        return self._once("even", lambda: laid_out(self.activated()[:, :, ::2, ::2]))
 
     def phases(self) -> Tensor:
         """activated() in the form of `kernels.to_phases`."""

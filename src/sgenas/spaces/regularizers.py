@@ -125,8 +125,12 @@ class ConcentrationAnchor(Regularizer):
         tables = [concentration(table) for table in alphas.values()]
         if self.distance == "l2":
             return 0.5 * (_entries(tables) - 1).square().sum()
-        divergences = [kl_divergence(Dirichlet(c), Dirichlet(torch.ones_like(c))).sum() for c in tables]
-        return torch.stack(divergences).sum()
+        return torch.stack([kl_divergence(_dirichlet(c), _dirichlet(torch.ones_like(c))).sum() for c in tables]).sum()
+
+
+def _dirichlet(table: Tensor) -> Dirichlet:
+    # a check of the arguments would wait for a GPU
+    return Dirichlet(table, validate_args=False)
 
 
 def _entries(tables: Iterable[Tensor]) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import InvalidValueError, require
 from sgenas.registry import Registry
 from sgenas.tree import TensorDict
@@ -184,7 +186,8 @@ class GumbelSoftmax(Relaxation):
         for name, table in alphas.items():
             # in float64 on the CPU, never 0
             drawn = torch.empty(table.shape, dtype=torch.float64).exponential_(generator=generator)
-            found[name] = -drawn.clamp_min(torch.finfo(torch.float64).tiny).log().to(table.device, table.dtype)
+            gumbel = -drawn.clamp_min(torch.finfo(torch.float64).tiny).log()
+            found[name] = moved(gumbel.to(table.dtype), table.device)
         return found
 
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
@@ -217,7 +220,7 @@ class SinglePath(Relaxation):
 
     def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict:
         path = self.space.one_hot(self.space.derive(self.space.random_alphas(generator)))
-        return {name: table.to(alphas[name]) for name, table in path.items()}
+        return {name: moved(table.to(alphas[name].dtype), alphas[name].device) for name, table in path.items()}
 
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
         return Softmax()(alphas) if noise is None else noise
@@ -244,16 +247,18 @@ class Dirichlet(Relaxation):
     """
 
     def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict:
-        return {name: self._draw(table.detach(), generator) for name, table in alphas.items()}
+        own = tree.map(lambda table: concentration(table.detach()), alphas)
+        # on the CPU in one copy, for which a GPU is waited for
+        wide = tree.unflatten(tree.flatten(own).cpu(), own)
+        return {name: self._draw(own[name], wide[name].double(), generator) for name in alphas}
 
-    def _draw(self, table: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, own: Tensor, wide: Tensor, generator: torch.Generator) -> Tensor:
         # (3, ..., O): log x0, D / x0, c0. Drawn in float64 on the CPU, where small samples do not underflow.
-        own = concentration(table)
-        wide = own.double().cpu()
         sample = torch._sample_dirichlet(wide, generator)
         total = wide.sum(dim=-1, keepdim=True).expand_as(wide)
         slope = torch._dirichlet_grad(sample, wide, total) / sample
-        return torch.stack([sample.log().to(own), slope.to(own), own])
+        drawn = torch.stack([sample.log(), slope]).to(own.dtype)
+        return torch.cat([moved(drawn, own.device), own[None]])
 
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
         if noise is None:

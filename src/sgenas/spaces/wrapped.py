@@ -36,7 +36,8 @@ class Shifted(Wrapped):
     """A relaxation with a fixed shift of the mixing weights: m = kept(base(alpha) + d).
 
     ``kept`` clamps to [0, 1] and scales each row to the sum that it had, which for a softmax is 1. If all entries of
-    a row are clamped to 0, the largest takes the sum. Sigmoids, which do not compete, are only clamped.
+    a row are clamped to 0, the largest takes the sum. Sigmoids, which do not compete, are only clamped. With weights of
+    edges d is in units of the edge's weight, as the shift is one of the softmax over operations.
 
     Args:
         base: The relaxation.
@@ -48,7 +49,12 @@ class Shifted(Wrapped):
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
         rescale = not isinstance(self.base, Sigmoid)
         found = self.base(alphas, noise)
-        return {name: _kept(table, self.shift[name], rescale) for name, table in found.items()}
+        if not self.weighs_edges:
+            return {name: _kept(table, self.shift[name], rescale) for name, table in found.items()}
+        weights = {name: table.sum(dim=-1, keepdim=True) for name, table in found.items()}
+        return {
+            name: weights[name] * _kept(table / weights[name], self.shift[name], True) for name, table in found.items()
+        }
 
 
 def _kept(mixing: Tensor, shift: Tensor, rescale: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sgenas.device import find_device
 from sgenas.errors import require
 from sgenas.fingerprint import describe_data, describe_function, describe_model, digest
 from sgenas.losses import Loss
@@ -18,6 +18,7 @@ from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm
 from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
 from sgenas.run.loggers import LOGGERS, Logger
 from sgenas.run.run_dir import RunDir, environment
@@ -73,12 +74,14 @@ def train(
     threads: int | None = None,
     seed: int = 0,
     deterministic: bool = False,
-    precision: str = "float32",
+    precision: str = "tf32",
     channels_last: bool = False,
+    shards: int = 1,
     log_every: int | None = None,
     checkpoint_every: int | None = 500,
     progress: bool = True,
     stop: Callable[[], bool] = lambda: False,
+    processes: Processes | None = None,
     record: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
     genotype: Genotype | None = None,
@@ -112,13 +115,17 @@ def train(
         threads: CPU threads; None leaves PyTorch's setting.
         seed: Seed of everything that is drawn here: order of Datasets, drop path, dropout.
         deterministic: Use deterministic algorithms only (matters on a GPU).
-        precision: ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 on a GPU.
+        precision: ``"ieee"`` (float32), ``"tf32"`` (on a GPU TF32 in convolutions and products of matrices), ``"bf16"``
+            (bfloat16 for the layers that accept it), or ``"auto"``: bf16 on a GPU and ieee on a CPU.
         channels_last: Channels-last weights and images: faster for convolutions, but a network that calls
             ``view`` on a feature map does not accept it.
+        shards: Equal parts per batch. The loss is their mean, each part has its own batch statistics, and the processes
+            that torchrun starts share them. On one process, a way to train with batches that its memory cannot hold.
         log_every: Steps between two logged steps; None for 10, or more in long trainings.
         checkpoint_every: Steps between two checkpoints, in addition to one per epoch; None for those alone.
         progress: Show progress on standard error.
         stop: Asked after each step; True writes a checkpoint and returns an unfinished result.
+        processes: Processes of this training; None for those that torchrun has started.
         record: Plain data for config.json; None for a description of the arguments.
         facts: Additional entries of ``environment`` in config.json; ``fingerprint`` identifies the data.
         genotype: The cells of the network, for the run directory and the result.
@@ -129,6 +136,7 @@ def train(
         RunDirError: If ``run_dir`` holds something else, is in use, or cannot be written.
         CheckpointError: If its checkpoint is damaged.
         DivergenceError: If the loss becomes NaN or infinite.
+        ProcessError: If another process ends, does not answer, or comes to other weights.
 
     Example:
         >>> network = search_result.derive(channels=36, layers=20)
@@ -136,72 +144,83 @@ def train(
         >>> result.history[-1]["test_accuracy"]
     """
     require(batch_size >= 1, "batch_size", ">= 1", batch_size)
+    require(shards >= 1, "shards", ">= 1", shards)
     if threads is not None:
         require(threads >= 1, "threads", ">= 1", threads)
         torch.set_num_threads(threads)
-    where = find_device(device)
-    if class_weights is not None:
-        class_weights = class_weights.to(where)
-    classification = Classification(label_smoothing, auxiliary_weight, class_weights)
-    schedule = schedule or WarmupCosine()
-    shown = list(callbacks)
-    if progress and not any(isinstance(each, ProgressBar) for each in shown):
-        shown.append(ProgressBar())
-    directory = RunDir(run_dir)
-    run = Training(
-        network,
-        Stream(
-            train_data,
-            "train_data",
-            batch_size,
-            generator(seed, "training batches"),
-            where,
-            drop_single_rows=has_batch_norm(network.modules()),
-        ),
-        None if test_data is None else _passes(test_data, batch_size, seed),
-        classification if loss is None else AnyLoss(loss),
-        Arithmetic(where, precision, channels_last),
-        optimizer=optimizer,
-        schedule=schedule,
-        drop_path=drop_path,
-        ema=ema,
-        seed=seed,
-        fingerprint=(facts or {}).get("fingerprint", ""),
-        epochs=epochs,
-        run_dir=directory,
-        callbacks=shown,
-        loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
-        log_every=log_every,
-        checkpoint_every=checkpoint_every,
-        deterministic=deterministic,
-    )
-    if record is None and directory.exists_on_disk:
-        described = {
-            "network": type(network).__name__,
-            "batch_size": batch_size,
-            "loss": loss or (label_smoothing, auxiliary_weight),
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "epochs": epochs,
-            "seed": seed,
-            "drop_path": drop_path,
-            "ema": ema,
-            "precision": precision,
-        }
-        record = {
-            "source": "python",
-            **{name: _plain(value) for name, value in described.items()},
-            "model": describe_model(network, weights=False),
-            "train_data": describe_data(train_data),
-            "test_data": describe_function(test_data) if callable(test_data) else describe_data(test_data),
-            "code": digest([loss, optimizer, class_weights]),
-        }
-    about = environment(where) | {"weights": sum(each.numel() for each in network.parameters())} | (facts or {})
-    with directory.locked(), explaining_single_rows():
-        if directory.begin("training", record, about, overwrite=overwrite, resume=resume):
-            run.load_state_dict(directory.read_checkpoint())
-        elif genotype is not None:
-            directory.write_text("genotype.json", genotype.to_json())
+    with ExitStack() as stack:
+        if processes is None:
+            processes = stack.enter_context(joined())
+        where, layout = processes.device(device), processes.layout(shards)
+        require(layout.groups == 1, "shards", f"a multiple of the {processes.size} processes", shards)
+        stack.enter_context(explaining_single_rows())
+        if class_weights is not None:
+            class_weights = class_weights.to(where)
+        classification = Classification(label_smoothing, auxiliary_weight, class_weights)
+        schedule = schedule or WarmupCosine()
+        shown = list(callbacks)
+        if progress and processes.first and not any(isinstance(each, ProgressBar) for each in shown):
+            shown.append(ProgressBar())
+        directory = RunDir(run_dir, writer=processes.first)
+        run = Training(
+            network,
+            Stream(
+                train_data,
+                "train_data",
+                batch_size,
+                generator(seed, "training batches"),
+                where,
+                drop_single_rows=has_batch_norm(network.modules()),
+            ),
+            None if test_data is None else _passes(test_data, batch_size, seed),
+            classification if loss is None else AnyLoss(loss),
+            Arithmetic(where, precision, channels_last),
+            optimizer=optimizer,
+            schedule=schedule,
+            drop_path=drop_path,
+            ema=ema,
+            seed=seed,
+            fingerprint=(facts or {}).get("fingerprint", ""),
+            shards=layout.shards,
+            epochs=epochs,
+            run_dir=directory,
+            processes=processes,
+            callbacks=shown,
+            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            log_every=log_every,
+            checkpoint_every=checkpoint_every,
+            deterministic=deterministic,
+        )
+        if record is None and directory.exists_on_disk:
+            described = {
+                "network": type(network).__name__,
+                "batch_size": batch_size,
+                "loss": loss or (label_smoothing, auxiliary_weight),
+                "optimizer": optimizer,
+                "schedule": schedule,
+                "epochs": epochs,
+                "seed": seed,
+                "drop_path": drop_path,
+                "ema": ema,
+                "precision": precision,
+                "shards": shards,
+            }
+            record = {
+                "source": "python",
+                **{name: _plain(value) for name, value in described.items()},
+                "model": describe_model(network, weights=False),
+                "train_data": describe_data(train_data),
+                "test_data": describe_function(test_data) if callable(test_data) else describe_data(test_data),
+                "code": digest([loss, optimizer, class_weights]),
+            }
+        about = environment(where) | {"weights": sum(each.numel() for each in network.parameters())}
+        about |= {"processes": processes.size} | (facts or {})
+        with processes.agreeing():
+            stack.enter_context(directory.locked())
+            if directory.begin("training", record, about, overwrite=overwrite, resume=resume):
+                run.load_state_dict(directory.read_checkpoint())
+            elif genotype is not None:
+                directory.write_text("genotype.json", genotype.to_json())
         run.run(stop)
     return TrainResult(directory.path if run_dir else None, genotype, run.result, tuple(run.history), run.finished)
 

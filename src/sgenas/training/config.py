@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from sgenas import data
 from sgenas.data import ImageData, ImageSet, TrainImageSettings
-from sgenas.device import find_device
+from sgenas.device import channels_last_on
 from sgenas.errors import DataError, InvalidValueError, require, require_choice
 from sgenas.fields import option
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
 from sgenas.run.config import from_plain, merged, to_plain
+from sgenas.run.distributed import ALONE, Processes
 from sgenas.spaces.darts_space.network import AUXILIARY_SIDE
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.networks import build, takes_auxiliary
@@ -39,8 +40,8 @@ class TrainConfig:
             deterministic).
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         threads: CPU threads; PyTorch's setting if None.
-        precision: float32 (on a GPU TF32 in convolutions), bfloat16 for the layers that accept it, or auto:
-            bfloat16 on a GPU and float32 on a CPU.
+        precision: ieee (float32), tf32 (on a GPU TF32 in convolutions and products of matrices), bf16 (bfloat16 for
+            the layers that accept it), or auto: bf16 on a GPU and ieee on a CPU.
         deterministic: Only deterministic operations; slower on a GPU.
         log_every: Steps between two logged steps; if None 10, or more in long trainings.
         checkpoint_every: Steps between two checkpoints; there is one per epoch too.
@@ -74,7 +75,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
-    precision: str = option("float32", choices=PRECISIONS)
+    precision: str = option("tf32", choices=PRECISIONS)
     deterministic: bool = False
     log_every: int | None = None
     checkpoint_every: int = 500
@@ -181,6 +182,7 @@ class TrainConfig:
         resume: bool | None = None,
         callbacks: Sequence[Callback] = (),
         stop: Callable[[], bool] = lambda: False,
+        processes: Processes = ALONE,
         progress: bool = True,
     ) -> "api.TrainResult":
         """Runs the training with `sgenas.train`.
@@ -192,10 +194,14 @@ class TrainConfig:
             resume: True requires a run there, False refuses one.
             callbacks: Measure, show or decide something alongside.
             stop: Asked after each step; True ends the training with a checkpoint.
+            processes: Processes that share the training.
             progress: Show progress on standard error.
         """
         config = replace(self, data=data.absolute_paths(self.data, images))
-        parts = TrainImageParts(config, images, find_device(config.device))
+        shards, count = self.data.data_parallel, processes.size
+        require(shards % count == 0, "data_parallel", f"a multiple of the {count} processes", shards)
+        device = processes.device(config.device)
+        parts = processes.build(lambda: TrainImageParts(config, images, device))
         return api.train(
             self.build(parts.images),
             parts.train,
@@ -219,11 +225,13 @@ class TrainConfig:
             seed=self.seed,
             deterministic=self.deterministic,
             precision=self.precision,
-            channels_last=True,
+            channels_last=channels_last_on(device),
+            shards=shards,
             log_every=self.log_every,
             checkpoint_every=self.checkpoint_every,
             progress=progress,
             stop=stop,
+            processes=processes,
             record=config.to_dict(),
             facts=parts.facts,
             genotype=self.genotype,
@@ -254,7 +262,7 @@ class TrainImageParts:
     Args:
         config: Configuration with absolute paths.
         images: Images from Python instead of ``config.data.data``.
-        device: Device of the images.
+        device: Device of the batches, and of all images if they fit.
     """
 
     def __init__(self, config: TrainConfig, images: ImageData | None, device: torch.device) -> None:
@@ -262,12 +270,13 @@ class TrainImageParts:
         self.images = data.load_images(settings, config.seed, test=True, given=images)
         if self.images.test is None:
             raise DataError(f"data {settings.data} must have test images, got none")
-        test = _test_sample(config, self.images.test).to(device)
+        test = _test_sample(config, self.images.test).near(device)
         augmentation = data.make_augmentation(settings, self.images, self.images.train)
         self.class_weights = data.make_class_weights(settings, self.images, device)
         draws = generator(config.seed, "training batches")
-        self.train = data.BatchStream(self.images.train.to(device), settings.batch_size, augmentation, draws)
-        self.test = partial(data.ordered_batches, test, settings.batch_size, augmentation)
+        training, size = self.images.train.near(device), settings.batch_size
+        self.train = data.BatchStream(training, size, augmentation, draws, device=device)
+        self.test = partial(data.ordered_batches, test, size, augmentation, device)
         self.facts: dict[str, Any] = {
             "classes": list(self.images.classes),
             "images": {"training": len(self.images.train), "test": len(test)},

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgenas.data import ImageData
-from sgenas.device import exact_convolutions, fast_convolutions, find_device
+from sgenas.device import arithmetic, channels_last_on, find_device
 from sgenas.errors import CheckpointError
 from sgenas.training.config import TrainImageParts
 from sgenas.training.export import network_of, read_run
@@ -50,14 +50,15 @@ def evaluate_run(run_dir: str | Path, *, device: str = "auto", images: ImageData
         DataError: If the images are missing.
     """
     config, facts, state = read_run(run_dir)
-    arithmetic = Arithmetic(find_device(device), config.precision, channels_last=True)
-    parts = TrainImageParts(config, images, arithmetic.device)
+    where = find_device(device)
+    computed = Arithmetic(where, config.precision, channels_last_on(where))
+    parts = TrainImageParts(config, images, where)
     network, _ = network_of(run_dir, config, facts, state)
     if state["own"]["fingerprint"] != parts.facts["fingerprint"]:
         raise CheckpointError(f"checkpoint in {run_dir} was saved with other images than {config.data.data}")
-    network = arithmetic.place(network)
-    with (exact_convolutions if config.deterministic else fast_convolutions)(arithmetic.device):
-        found = measure(Classification(), arithmetic, network, parts.test())
+    network = computed.place(network)
+    with arithmetic(where, computed.precision, fastest=not config.deterministic):
+        found = measure(Classification(), computed, network, parts.test())
     logged = state["history"][-1]["test_accuracy"] if state["history"] and not state["step_in_epoch"] else None
     return TestedRun(
         test_accuracy=found["test_accuracy"],

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sgenas import tree
-from sgenas.device import exact_convolutions, fast_convolutions
+from sgenas.bilevel import Shards
+from sgenas.device import arithmetic
 from sgenas.errors import InvalidValueError, require
 from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer
 from sgenas.random import generator, seed_of
@@ -20,6 +21,7 @@ from sgenas.spaces.kernels import subsampled
 from sgenas.training.ema import MovingAverage
 from sgenas.training.objectives import Arithmetic, Objective, measure
 from sgenas.training.schedules import WarmupCosine
+from sgenas.training.sharding import ShardedGradient
 
 TrainOptimizer = InnerOptimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """SGD, Adam or AdamW of `sgenas.optim`, or a function from the list of parameters to a torch optimizer."""
@@ -42,6 +44,7 @@ class Training(Loop):
         ema: Decay rate of an exponential moving average of the weights, which is then tested; or None.
         seed: Seed of drop path and of layers such as dropout.
         fingerprint: Of the data; a checkpoint with another one is refused.
+        shards: How batches are cut, see `ShardedGradient`; None for not at all.
         **loop: See `Loop`.
 
     Attributes:
@@ -69,10 +72,11 @@ class Training(Loop):
         ema: float | None,
         seed: int,
         fingerprint: str = "",
+        shards: Shards | None = None,
         **loop: Any,
     ) -> None:
         self.summed = objective.names  # type: ignore[misc]
-        super().__init__(device=arithmetic.device, **loop)
+        super().__init__(device=arithmetic.device, precision=arithmetic.precision, **loop)
         self._train, self._test, self._objective, self._arithmetic = train, test, objective, arithmetic
         self.streams = (train,)
         self._schedule, self._drop_path, self._fingerprint = schedule, drop_path, fingerprint
@@ -98,6 +102,12 @@ class Training(Loop):
         if self.device.type == "cuda":
             draws = torch.Generator(self.device).manual_seed(seed_of(seed, "layers"))
             self._random.append(draws.get_state())
+        self._sharded: ShardedGradient | None = None
+        if shards is not None:
+            drawing = [self._drop_path_draws, torch.default_generator]
+            if self.device.type == "cuda":
+                drawing.append(torch.cuda.default_generators[self.device.index or 0])
+            self._sharded = ShardedGradient(self.network, self._model, objective, shards, self.processes, drawing)
         self.best_test_accuracy = 0.0
 
     @property
@@ -134,9 +144,12 @@ class Training(Loop):
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(group)
         with self._own_random_state():
-            values = self._objective.train(self._model, batch)
-            self._optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(values["loss"])
+            if self._sharded is not None:
+                values = self._sharded(batch)
+            else:
+                values = self._objective.train(self._model, batch)
+                self._optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(values["loss"])
         if self._grad_clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self._grad_clip)
         self._optimizer.step()
@@ -159,9 +172,8 @@ class Training(Loop):
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        # unlike a search, a training takes no small differences, so TF32 is accurate enough
-        convolutions = exact_convolutions if self._deterministic else fast_convolutions
-        with convolutions(self.device), subsampled(self.network):
+        computed = arithmetic(self.device, self._precision, deterministic=self._deterministic, fastest=True)
+        with computed, subsampled(self.network):
             yield
 
     # -- what an epoch measures -----------------------------------------------------------------------------
@@ -170,7 +182,7 @@ class Training(Loop):
         """``test_loss`` and, for a classifier, ``test_accuracy`` of `result`; empty without test data."""
         if self._test is None:
             return {}
-        return measure(self._objective, self._arithmetic, self.result, self._test())
+        return measure(self._objective, self._arithmetic, self.result, self._test(), self.processes)
 
     def end_epoch(self) -> dict[str, Any]:
         row: dict[str, Any] = self.test()

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,10 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sgenas import device
+from sgenas.device import moved, rounded
 from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
+from sgenas.run.distributed import ALONE, Processes
 
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", *device.PRECISIONS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,10 @@ class Classification:
             loss = loss + self.auxiliary_weight * self._cross_entropy(output[1], labels)
         return {"loss": loss, "accuracy": (logits.detach().argmax(dim=1) == labels).float().mean()}
 
+    def weight(self, batch: Any) -> Tensor | None:
+        """What the sum over a batch is divided by: the weights of its images; None for their number."""
+        return None if self.class_weights is None else self.class_weights[batch[1]].sum()
+
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
@@ -71,6 +77,9 @@ class AnyLoss:
     def train(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
         return {"loss": self.loss(model, batch)}
 
+    def weight(self, batch: Any) -> None:
+        return None
+
     def test(self, model: Callable[..., Any], batch: Any) -> tuple[dict[str, Tensor], int]:
         return self.train(model, batch), 1
 
@@ -84,18 +93,20 @@ class Arithmetic:
 
     Args:
         device: Device of weights and batches.
-        precision: ``"float32"`` (on a GPU TF32 in convolutions), ``"bfloat16"`` for the layers that autocast
-            accepts, or ``"auto"``: bfloat16 on a GPU and float32 on a CPU.
+        precision: One of `sgenas.device.PRECISIONS`, or ``"auto"``: bf16 on a GPU and ieee on a CPU. A training takes
+            no small differences, so TF32 is accurate enough.
         channels_last: Memory format of weights and images: faster, but a network that calls ``view`` on a
             feature map does not accept it.
     """
 
     device: torch.device
-    precision: str = "float32"
+    precision: str = "tf32"
     channels_last: bool = False
 
     def __post_init__(self) -> None:
         require_choice("precision", self.precision, PRECISIONS)
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if self.device.type == "cuda" else "ieee")
 
     def place(self, network: nn.Module) -> nn.Module:
         """``network`` itself, moved to the device and into the memory format."""
@@ -106,42 +117,37 @@ class Arithmetic:
 
     def model(self, network: nn.Module) -> Callable[..., Any]:
         """``network`` as a function in this precision; its outputs are float32 (or wider)."""
-        rounded = self.precision == "bfloat16" or (self.precision == "auto" and self.device.type == "cuda")
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if self.channels_last:
-                args = pytree.tree_map_only(Tensor, _channels_last, args)
-            with torch.autocast(self.device.type, torch.bfloat16) if rounded else nullcontext():
-                outputs = network(*args, **kwargs)
-            return pytree.tree_map_only(Tensor, _float, outputs) if rounded else outputs
-
-        return call
+        function = rounded(network, self.precision, self.device)
+        if not self.channels_last:
+            return function
+        return lambda *args, **kwargs: function(*pytree.tree_map_only(Tensor, _channels_last, args), **kwargs)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _float(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
 @torch.no_grad()
 def measure(
-    objective: Objective, arithmetic: Arithmetic, network: nn.Module, batches: Iterable[Any]
+    objective: Objective,
+    arithmetic: Arithmetic,
+    network: nn.Module,
+    batches: Iterable[Any],
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """{``test_<name>``: mean over all batches}, with the network in evaluation mode."""
+    """{``test_<name>``: mean over all batches, which processes share}, with the network in evaluation mode."""
     model, training = arithmetic.model(network), network.training
-    totals: dict[str, Tensor] = {}
-    count = 0
+
+    def tested(batch: Any) -> dict[str, Tensor]:
+        batch = pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, arithmetic.device), batch)
+        sums, size = objective.test(model, batch)
+        return sums | {"count": torch.full((), size, device=arithmetic.device)}
+
     try:
         network.eval()
-        for batch in batches:
-            batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(arithmetic.device), batch)
-            sums, size = objective.test(model, batch)
-            totals = {name: totals[name] + value for name, value in sums.items()} if totals else sums
-            count += size
+        totals = processes.sums(batches, tested)
     finally:
         network.train(training)
-    require(count > 0, "test_data", "at least one batch", count)
-    return {f"test_{name}": total.item() / count for name, total in totals.items()}
+    require(bool(totals), "test_data", "at least one batch", 0)
+    count = totals.pop("count")
+    return {f"test_{name}": total / count for name, total in totals.items()}

@@ -325,6 +325,16 @@ def test_cells_stay_within_the_budget_and_are_the_best_that_do() -> None:
     assert as_rows(free, select(free)) != decided, "the limit matters here"
 
 
+def test_none_counts_in_the_budget_of_a_benchmark_cell() -> None:
+    """The budget allows no convolution."""
+    space = NasBench201Settings(channels=2, layers=1, operations=("none", "nor_conv_3x3"))
+    free = trained_cells(space=space)
+    assert sum(row[1] for row in as_rows(free, select(free)).values()) > 0, "the limit matters here"
+    costs = free.space.cost_model(Budget(max_params=10**9), (1, 8, 8))
+    run = trained_cells(space=space, budget=Budget(max_params=int(costs.tables["params"].fixed[(1,)])))
+    assert not any(any(row) for row in as_rows(run, select(run)).values())
+
+
 @pytest.mark.parametrize("method", ["pc-darts", "drnas", "gdas", "beta-darts"])
 def test_every_method_can_be_selected_from(method: str) -> None:
     space = DartsSettings(channels=8, layers=3, nodes=2, operations=("max_pool_3x3", "skip_connect", "dil_conv_3x3"))

@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import re
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ import sgenas
 from sgenas import Budget
 from sgenas.errors import InvalidValueError
 from sgenas.random import generator
+from sgenas.searching.drawing import mutated, random_alphas
 from sgenas.searching.selection import SELECTIONS, EvolutionSelection, RandomSelection
 from sgenas.searching.selection.base import quality
-from sgenas.searching.selection.sampled import mutated, random_alphas
-from sgenas.spaces import AccuracyTable, darts, nasbench201
+from sgenas.spaces import AccuracyTable, Genotype, nasbench201
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.nasbench201_space.strings import to_string
 from sgenas.tree import TensorDict
@@ -51,8 +49,8 @@ class FakePool:
     def __len__(self) -> int:
         return len(self.seen)
 
-    def measure(self, alphas: TensorDict) -> tuple[float, float]:
-        cell = to_string(self.search.derive(alphas))
+    def measure(self, architecture: Genotype) -> tuple[float, float]:
+        cell = to_string(architecture)
         self.given.append(cell)
         self.seen[cell] = self.value(cell)
         return self.seen[cell], 0.0
@@ -69,92 +67,28 @@ def choices_net() -> nn.Module:
     return net(act)
 
 
-# -- drawing ---------------------------------------------------------------------------------------------------
-
-
-def test_every_operation_of_an_edge_is_equally_likely() -> None:
-    space, draw = nasbench201(channels=1, layers=1), generator(0, "test")
-    counts: Counter[tuple[str, str]] = Counter()
-    for _ in range(1000):
-        for edge in re.findall(r"\w+~\d", to_string(space.derive(space.random_alphas(draw)))):
-            name, source = edge.split("~")
-            counts[source, name] += 1
-    for (source, _), count in counts.items():
-        edges = 3 - int(source)
-        # 5 standard deviations
-        assert abs(count - 200 * edges) < 5 * (1000 * edges * 0.2 * 0.8) ** 0.5
-    assert len(counts) == 15
-
-
-def test_edges_of_a_node_are_equally_likely_in_cells_of_darts() -> None:
-    space, draw = darts(channels=2, layers=3, nodes=2), generator(0, "test")
-    counts = Counter(
-        (edge.source, edge.target)
-        for _ in range(600)
-        for edge in space.derive(space.random_alphas(draw))["normal"].edges
-    )
-    assert counts[0, 2] == counts[1, 2] == 600
-    for source in range(3):
-        assert abs(counts[source, 3] - 400) < 5 * (600 * 2 / 9) ** 0.5
-
-
-def test_mutation_changes_one_edge() -> None:
-    search, draw = Fake(nasbench201(channels=1, layers=1)), generator(0, "test")
-    parent = random_alphas(search, draw)  # type: ignore[arg-type]
-    before = search.space.one_hot(search.derive(parent))["cell"]
-    changed = Counter()
-    for _ in range(200):
-        after = search.space.one_hot(search.derive(mutated(search, parent, draw)))["cell"]  # type: ignore[arg-type]
-        (edge,) = (before != after).any(dim=1).nonzero().flatten().tolist()
-        changed[edge] += 1
-    assert len(changed) == 6
-
-
-def test_draws_within_a_budget_are_uniform_among_those_that_meet_it() -> None:
-    space, draw = nasbench201(channels=1, layers=1, operations=("none", "nor_conv_3x3")), generator(0, "test")
-    costs = space.cost_model(Budget(max_params=400_000), (3, 32, 32))
-    search = Fake(space, costs)
-    drawn = Counter(to_string(search.derive(random_alphas(search, draw))) for _ in range(600))  # type: ignore[arg-type]
-    rows = [torch.tensor(bits, dtype=torch.float64) for bits in itertools.product((0, 1), repeat=6)]
-    everything = [space.derive({"cell": torch.stack([1 - row, row], dim=1)}) for row in rows]
-    meeting = {to_string(cell) for cell in everything if costs.is_within(cell)}
-    assert 1 < len(meeting) < 64
-    assert set(drawn) == meeting
-    expected = 600 / len(meeting)
-    assert all(abs(count - expected) < 5 * expected**0.5 for count in drawn.values())
-
-
-def test_draw_meets_a_budget_that_one_architecture_meets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgenas.searching.selection.sampled.TRIES", 3)
-    space = nasbench201(channels=1, layers=1)
-    least = space.cost_model(Budget(max_params=10**9), (3, 32, 32)).tables["params"].fixed[(1,)]
-    search = Fake(space, space.cost_model(Budget(max_params=int(least)), (3, 32, 32)))
-    found = search.derive(random_alphas(search, generator(0, "test")))  # type: ignore[arg-type]
-    assert "conv" not in to_string(found)
-
-
 # -- evolution -------------------------------------------------------------------------------------------------
 
 
 def test_evolution_is_algorithm_1_of_its_source() -> None:
     """Written out with lists: tournament of S with replacement, mutate its best, drop the oldest."""
     search = Fake(nasbench201(channels=1, layers=1))
-    pool = FakePool(search, convolutions)
+    space, pool = search.space, FakePool(search, convolutions)
     EvolutionSelection(candidates=60, population=7, sample_size=3).fill(pool, generator(5, "test"))  # type: ignore[arg-type]
 
     draw, population, history = generator(5, "test"), [], []
-    first = [random_alphas(search, draw) for _ in range(7)]  # type: ignore[arg-type]
-    for alphas in first:
-        population.append((convolutions(to_string(search.derive(alphas))), alphas))
-        history.append(to_string(search.derive(alphas)))
+    for alphas in [random_alphas(space, draw) for _ in range(7)]:
+        history.append(to_string(space.derive(alphas)))
+        population.append((convolutions(history[-1]), alphas))
     while len(set(history)) < 60:
         sample = [population[int(place)] for place in torch.randint(7, (3,), generator=draw)]
         parent = sample[0]
         for member in sample[1:]:
             parent = member if member[0] > parent[0] else parent
-        child = mutated(search, parent[1], draw)  # type: ignore[arg-type]
-        history.append(to_string(search.derive(child)))
-        population = [*population[1:], (convolutions(history[-1]), child)]
+        child = mutated(space.derive, space, (parent[1], space.derive(parent[1])), draw)
+        assert child is not None
+        history.append(to_string(child[1]))
+        population = [*population[1:], (convolutions(history[-1]), child[0])]
     assert pool.given == history
 
 
@@ -172,6 +106,51 @@ def test_evolution_beats_random_search_on_the_table() -> None:
     theirs = [best(RandomSelection(candidates=150), seed) for seed in range(4)]
     assert sum(ours) > sum(theirs)
     assert min(ours) > 93.5
+
+
+def few_within() -> tuple[Fake, set[str]]:
+    """A search whose budget 7 of 64 cells meet, and these."""
+    space = nasbench201(channels=1, layers=1, operations=("none", "nor_conv_3x3"))
+    probe = space.cost_model(Budget(max_params=10**9), (3, 32, 32))
+    rows = [torch.tensor(bits, dtype=torch.float64) for bits in itertools.product((0, 1), repeat=6)]
+    everything = [space.derive({"cell": torch.stack([1 - row, row], dim=1)}) for row in rows]
+    limit = sorted(probe.of(cell)["params"] for cell in everything)[6]
+    costs = space.cost_model(Budget(max_params=int(limit)), (3, 32, 32))
+    return Fake(space, costs), {to_string(cell) for cell in everything if costs.is_within(cell)}
+
+
+@pytest.mark.parametrize("selection", [RandomSelection(candidates=20), EvolutionSelection(candidates=20)])
+def test_all_architectures_of_a_small_budget_are_measured(selection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("drawing", "selection.sampled"):
+        monkeypatch.setattr(f"sgenas.searching.{module}.TRIES", 40)
+    search, meeting = few_within()
+    pool = FakePool(search, convolutions)
+    selection.fill(pool, generator(0, "test"))
+    assert set(pool.seen) == meeting
+    assert len(meeting) == 7
+
+
+@pytest.mark.parametrize("selection", [RandomSelection(), EvolutionSelection()])
+def test_budget_that_one_architecture_meets_takes_a_bounded_number_of_draws(
+    selection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("drawing", "selection.sampled"):
+        monkeypatch.setattr(f"sgenas.searching.{module}.TRIES", 50)
+    space = nasbench201(channels=1, layers=1, operations=("none", "nor_conv_1x1", "nor_conv_3x3"))
+    least = space.cost_model(Budget(max_params=10**9), (3, 32, 32)).tables["params"].fixed[(1,)]
+    costs = space.cost_model(Budget(max_params=int(least)), (3, 32, 32))
+    derived, derive = 0, space.derive
+
+    def counted(alphas: TensorDict) -> Any:
+        nonlocal derived
+        derived += 1
+        return derive(alphas)
+
+    monkeypatch.setattr(space, "derive", counted)
+    pool = FakePool(Fake(space, costs), convolutions)
+    selection.fill(pool, generator(0, "test"))
+    assert list(pool.seen) == ["|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"]
+    assert derived < 2000
 
 
 # -- the selection of a search ---------------------------------------------------------------------------------

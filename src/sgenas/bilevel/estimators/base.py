@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +33,7 @@ class HypergradientResult:
         cost: Passes and steps that were really taken.
         diagnostics: What the estimator measured of its own noise, by name.
         alphas: The alphas that were passed.
+        checked: The ``grad`` that the estimator found to be finite.
     """
 
     grad: Tree
@@ -43,6 +45,12 @@ class HypergradientResult:
     cost: Cost
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     alphas: Tree = field(default=None, repr=False)
+    checked: Tree = field(default=None, repr=False)
+
+    def require_finite(self) -> None:
+        """Raises DivergenceError if ``grad`` is not finite; waits for the device only if it was changed."""
+        if self.grad is not self.checked:
+            tree.require_finite({"hypergradient": self.grad})
 
     @property
     def direct_share(self) -> Tensor:
@@ -64,6 +72,38 @@ class HypergradientResult:
                 alpha.grad = grad.clone() if alpha.grad is None else alpha.grad + grad
 
 
+class Checks:
+    """Checks that values are finite: at once on a CPU; on a GPU later and together, since each waits for it."""
+
+    def __init__(self) -> None:
+        self._due: list[tuple[Tensor, Callable[[], None]]] = []
+
+    def add(self, values: Tensor, check: Callable[[], None]) -> None:
+        """If an entry of ``values`` is NaN or infinite, ``check`` raises an error that says what it is."""
+        if values.device.type == "cuda":
+            self._due.append((values, check))
+        elif not bool(torch.isfinite(values).all()):
+            check()
+
+    def settle(self, *others: Tensor) -> list[Tensor]:
+        """Makes the checks that are due; returns ``others``, all on the device of the first, copied to the CPU.
+
+        All of it in one copy, for which it waits. A CPU has nothing due, and nothing to copy.
+        """
+        due, self._due = self._due, []
+        values = [value for value, _ in due] + [other for other in others if other.device.type == "cuda"]
+        if not values:
+            return list(others)
+        together = torch.cat([value.reshape(-1) for value in values]).cpu()
+        flat = iter(torch.split(together, [value.numel() for value in values]))
+        if not all(bool(torch.isfinite(next(flat)).all()) for _ in due):
+            for _, check in due:
+                check()
+        return [
+            next(flat).to(other.dtype).view(other.shape) if other.device.type == "cuda" else other for other in others
+        ]
+
+
 @dataclass(frozen=True)
 class Context:
     """What an estimator has at hand when it computes the indirect gradient.
@@ -80,6 +120,7 @@ class Context:
         direct: d L_val / d alphas at Y^N.
         generator: For estimators that draw.
         diagnostics: To be filled by the estimator.
+        checks: Checks of what the estimator computes.
     """
 
     problem: BilevelProblem
@@ -93,6 +134,7 @@ class Context:
     direct: Tree
     generator: torch.Generator | None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    checks: Checks = field(default_factory=Checks)
 
 
 class Estimator(ABC):
@@ -112,7 +154,7 @@ class Estimator(ABC):
 
     @abstractmethod
     def indirect_gradient(self, context: Context) -> Tree:
-        """The indirect gradient J^T d L_val / d w, with the structure of the alphas."""
+        """The indirect gradient J^T d L_val / d w, with the structure of the alphas; there or on the CPU."""
 
     def indirect_cost(self, inner_steps: int) -> Cost:
         """An upper bound of what ``indirect_gradient`` spends."""
@@ -163,7 +205,7 @@ class Estimator(ABC):
         Raises:
             InvalidValueError: If an argument is unsuitable, or an estimator that draws gets neither
                 ``generator`` nor ``seed``.
-            DivergenceError: If a loss is NaN or infinite.
+            DivergenceError: If a loss or the hypergradient is NaN or infinite.
         """
         if seed is not None:
             if generator is not None:
@@ -195,15 +237,25 @@ class Estimator(ABC):
             "free of random numbers (put them, or their seed, into the batch)",
             "a pass that draws from PyTorch's global generator",
         )
-        require_finite(trajectory.losses, outer_loss)
         rest = (inner_batches, outer_batch, trajectory, outer_loss, v, direct, generator)
         context = Context(problem, state, alphas, *rest)
+        losses = torch.stack([*trajectory.losses, outer_loss])
+        context.checks.add(losses, lambda: require_finite(trajectory.losses, outer_loss))
+
+        def finite(part: Tree) -> None:
+            context.checks.add(tree.flatten(part), lambda: tree.require_finite({"hypergradient": part}))
+
+        finite(direct)
         indirect = self.indirect_gradient(context)
+        finite(indirect)
+        context.checks.settle()
+        indirect = tree.to(indirect, tree.tensors(alphas)[0].device)
         # (an embedding with max_norm does)
         require(_version(state) == version, "inner_loss", "free of changes of the weights in place", "such a change")
         end = complex_weights.complex_state(trajectory.end, like) if complex_ones else trajectory.end
-        parts = (tree.add(direct, indirect), direct, indirect, end, trajectory.losses, outer_loss)
-        return HypergradientResult(*parts, problem.counter.total, context.diagnostics, passed)
+        parts = (direct, indirect, end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
+        grad = tree.add(direct, indirect)
+        return HypergradientResult(grad, *parts, alphas=passed, checked=grad)
 
 
 def _version(state: InnerState) -> int:
@@ -216,29 +268,32 @@ ESTIMATORS: Registry[type[Estimator]] = Registry("estimator", "sgenas.estimators
 
 
 def require_finite(inner_losses: Sequence[Tensor], outer_loss: Tensor, where: str = "") -> None:
-    """Raises DivergenceError naming the first loss that is NaN or infinite. Synchronizes once."""
-    if bool(torch.isfinite(torch.stack([*inner_losses, outer_loss])).all()):
-        return
+    """Raises DivergenceError naming the first loss that is NaN or infinite; waits for each."""
     for index, loss in enumerate(inner_losses):
         if not bool(torch.isfinite(loss)):
             step = f"inner step {index + 1} of {len(inner_losses)}"
             raise DivergenceError(f"inner_loss is {loss.item()} in {step}{where}")
-    after = f" after inner step {len(inner_losses)}" if inner_losses else ""
-    raise DivergenceError(f"outer_loss is {outer_loss.item()}{after}{where}")
+    if not bool(torch.isfinite(outer_loss)):
+        after = f" after inner step {len(inner_losses)}" if inner_losses else ""
+        raise DivergenceError(f"outer_loss is {outer_loss.item()}{after}{where}")
 
 
 def require_finite_directions(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
-    """Raises DivergenceError for the first direction whose value is NaN or infinite. Synchronizes once.
+    """Adds a check that raises DivergenceError for the first direction whose value is NaN or infinite.
 
     Args:
         context: The call.
         values: What was measured along each direction, (Q,).
         perturbed: Index -> the alphas there. A trajectory is computed again only to find the inner step.
     """
-    finite = torch.isfinite(values)
-    if bool(finite.all()):
+    context.checks.add(values, partial(_find_direction, context, values, perturbed))
+
+
+def _find_direction(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
+    finite = torch.isfinite(values).tolist()
+    if all(finite):
         return
-    index = finite.tolist().index(False)
+    index = finite.index(False)
     where = f" along direction {index + 1} of {len(values)}"
     problem, alphas = context.problem, perturbed(index)
     again = problem.run(context.state, alphas, context.inner_batches)

@@ -60,11 +60,15 @@ class _Implicit(Estimator):
         residual = (tree.flatten(curved) + shift * solved - right).norm()
         residual = residual / right.norm().clamp_min(torch.finfo(right.dtype).tiny)
         context.diagnostics["residual"] = residual
-        if not bool(torch.isfinite(residual)):
-            raise DivergenceError(
-                f"the linear solver left a relative residual of {residual.item()}: use a smaller scale or more damping"
-            )
+        context.checks.add(residual, lambda: _refuse_residual(residual.item()))
         return tree.scale(mixed, -1.0)
+
+
+def _refuse_residual(residual: float) -> None:
+    if not math.isfinite(residual):
+        raise DivergenceError(
+            f"the linear solver left a relative residual of {residual}: use a smaller scale or more damping"
+        )
 
 
 @dataclass(frozen=True)

@@ -47,11 +47,11 @@ def examine() -> dict[str, Any]:
     """Examines this machine; takes about two seconds and writes nothing.
 
     Returns:
-        Plain data: ``ok``, ``versions`` (None for a missing package), ``devices`` (memory in bytes), ``cores``
-        that this process may use, ``all_cores``, ``threads`` of PyTorch, ``variables`` about threads that are
-        set, ``disk_free`` in bytes, ``data_dir``, ``data`` ({dataset: whether it is there}), ``extras`` ({extra:
-        missing modules}), ``speed`` (see `measure`; None if a pass failed), ``warnings``, and ``reasons`` why no
-        search can run.
+        Plain data: ``ok``, ``versions`` (None for a missing package), ``devices`` (memory in bytes; ``usable`` says
+        whether sgenas computes on it), ``cores`` that this process may use, ``all_cores``, ``threads`` of PyTorch,
+        ``variables`` about threads that are set, ``disk_free`` in bytes, ``data_dir``, ``data`` ({dataset: whether it
+        is there}), ``extras`` ({extra: missing modules}), ``speed`` (see `measure`; None if a pass failed),
+        ``warnings``, and ``reasons`` why no search can run.
     """
     import psutil
     import torch
@@ -64,11 +64,7 @@ def examine() -> dict[str, Any]:
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < LEAST_TORCH:
         reasons.append(f"torch must be at least {'.'.join(map(str, LEAST_TORCH))}, got {torch.__version__}")
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(Path.cwd()).free
-    devices = [{"name": "cpu", "kind": processor(), "memory": memory.total, "free": memory.available}]
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        kind = torch.cuda.get_device_name(index)
-        devices.append({"name": f"cuda:{index}", "kind": kind, "memory": total, "free": free})
+    devices = _devices(processor(), memory)
     for what, least, got in (("memory", LEAST_MEMORY, memory.available), ("disk space", LEAST_DISK, disk)):
         if got < least:
             reasons.append(f"free {what} must be at least {least:,} bytes, got {got:,}")
@@ -104,6 +100,26 @@ def examine() -> dict[str, Any]:
         "warnings": warnings,
         "reasons": reasons,
     }
+
+
+def _devices(processor: str, memory: Any) -> list[dict[str, Any]]:
+    """What PyTorch sees here: the CPU, its GPUs, and an accelerator of another kind."""
+    import torch
+
+    from sgenas.errors import one_line
+
+    found = [{"name": "cpu", "kind": processor, "memory": memory.total, "free": memory.available, "usable": True}]
+    for index in range(torch.cuda.device_count()):
+        row: dict[str, Any] = {"name": f"cuda:{index}", "kind": torch.cuda.get_device_name(index)}
+        try:
+            row["free"], row["memory"] = torch.cuda.mem_get_info(index)
+        except RuntimeError as error:
+            row |= {"kind": f"{row['kind']} ({one_line(error)})", "free": 0, "memory": 0}
+        found.append(row | {"usable": row["memory"] > 0})
+    other = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if other is not None and other.type != "cuda":
+        found.append({"name": other.type, "kind": "not supported", "memory": 0, "free": 0, "usable": False})
+    return found
 
 
 def measure() -> dict[str, Any]:
@@ -177,7 +193,8 @@ def checkup_text(found: dict[str, Any]) -> str:
     variables = "".join(f", {name}={value}" for name, value in found["variables"].items())
     rows = [("versions", named([f"{name} {version or 'missing'}" for name, version in found["versions"].items()]))]
     for each in found["devices"]:
-        rows.append((each["name"], f"{each['kind']}; {memory(each['free'])} of {memory(each['memory'])} free"))
+        there_is = f"{memory(each['free'])} of {memory(each['memory'])} free" if each["usable"] else "cannot be used"
+        rows.append((each["name"], f"{each['kind']}; {there_is}"))
     usable = f"{found['cores']} usable cores of {found['all_cores']}"
     rows += [
         ("threads", f"{found['threads']} on {usable}{variables}"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sgenas.cli import flags
 from sgenas.cli.console import DONE, STOPPED, say, stop_signals
 from sgenas.cli.parsing import Parser, command
-from sgenas.errors import InvalidValueError, RunDirError, require
+from sgenas.errors import RunDirError, require
 
 if TYPE_CHECKING:
     from sgenas.run.callbacks import Callback
@@ -111,6 +111,14 @@ def check_rank_timeout(arguments: argparse.Namespace) -> None:
     require(timeout == RANK_TIMEOUT or not alone, "rank_timeout", "left out without torchrun", timeout)
 
 
+def check_new(path: str | Path, arguments: argparse.Namespace) -> None:
+    """Refuses a run directory that is not new, before the images are read."""
+    from sgenas.run.run_dir import RunDir
+
+    processes = getattr(arguments, "processes", None)
+    RunDir(path, writer=processes is None or processes.first).check_new(overwrite=arguments.overwrite)
+
+
 def carry_out(run: Callable[..., Any], config: Any, path: str | Path, arguments: argparse.Namespace) -> int:
     """Runs a search or a training until it is done or stopped, draws its pictures, and prints what came out.
 
@@ -158,17 +166,16 @@ def opening(record: Mapping[str, Any]) -> str:
     images = facts.get("images", {})
     counts = ", ".join(f"{count} {name}" for name, count in images.items())
     where = f"{counts} images, {len(facts.get('classes', ()))} classes"
-    device = facts.get("device")
+    device, many = facts.get("device"), facts.get("processes", 1)
+    shared = f" in {many} processes" if many > 1 else ""
     if record["kind"] == "training":
-        return f"training on {data}: {where}; network of {facts.get('weights', 0):,} weights on {device}"
-    many = facts.get("processes", 1)
+        return f"training on {data}: {where}; network of {facts.get('weights', 0):,} weights on {device}{shared}"
     what = f"{config['method']} with {config['estimator']['name']}"
     if config.get("strategy", "gradient") != "gradient":
         what = f"{config['strategy']} search"
     return (
         f"{what} on {data}: {where}; supernet of"
-        f" {facts['weights']:,} weights and {facts['alphas']} alphas on {device}"
-        + (f" in {many} processes" if many > 1 else "")
+        f" {facts['weights']:,} weights and {facts['alphas']} alphas on {device}{shared}"
     )
 
 
@@ -226,14 +233,11 @@ def search(arguments: argparse.Namespace) -> int:
     check_rank_timeout(arguments)
     config = search_config(arguments)
     from sgenas.bilevel.estimators import ESTIMATORS
-    from sgenas.run.run_dir import RunDir
 
     name = ESTIMATORS.name_of(type(config.estimator))
     what = f"{config.method}-{name}" if config.strategy == "gradient" else config.strategy
     path = arguments.out or default_path(what, config)
-    processes = getattr(arguments, "processes", None)
-    # before the images are read
-    RunDir(path, writer=processes is None or processes.first).check_new(overwrite=arguments.overwrite)
+    check_new(path, arguments)
 
     def run(**more: Any) -> Any:
         return config.run(path, overwrite=arguments.overwrite, resume=False, **more)
@@ -261,8 +265,6 @@ def resume(arguments: argparse.Namespace) -> int:
 
         config = SearchConfig.from_dict(record["config"])
     else:
-        if hasattr(arguments, "processes"):
-            raise InvalidValueError(f"{path} must be a search to run on several processes, got a training")
         from sgenas.training.config import TrainConfig
 
         config = TrainConfig.from_dict(record["config"])

@@ -5,7 +5,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sgenas.cli import flags
-from sgenas.cli.commands.run import carry_out, default_path, given, read_config, run_arguments
+from sgenas.cli.commands.run import (
+    carry_out,
+    check_new,
+    check_rank_timeout,
+    default_path,
+    given,
+    rank_timeout,
+    read_config,
+    run_arguments,
+)
 from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import InvalidValueError, require
@@ -55,20 +64,21 @@ def _train_arguments(parser: Parser) -> None:
                  " flags change them", metavar="PATH")  # fmt: skip
     values = schema.effective("", "", None, parser.value_of("--recipe"))
     flags.add_flags(parser, schema, values, None if parser.shows_all else COMMON_FLAGS)
+    rank_timeout(parser)
 
 
 @command(
     "Train",
     _train_arguments,
     example="sgenas train --genotype runs/first --data cifar10 --recipe source --out runs/first-trained",
+    distributed=True,
 )
 def train(arguments: argparse.Namespace) -> int:
     """Train the network of a genotype from scratch, test it, and write a run directory."""
+    check_rank_timeout(arguments)
     config = train_config(arguments)
-    from sgenas.run.run_dir import RunDir
-
     path = arguments.out or default_path("train", config)
-    RunDir(path).check_new(overwrite=arguments.overwrite)
+    check_new(path, arguments)
 
     def run(**more: Any) -> Any:
         return config.run(path, overwrite=arguments.overwrite, resume=False, **more)

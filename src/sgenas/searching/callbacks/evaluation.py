@@ -79,20 +79,8 @@ class Evaluation(Callback):
     @torch.no_grad()
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
         """Means over all batches; the processes of a run share the batches."""
-        sums: list[dict[str, Tensor] | None] = []
-        batch: Any = None
-        for index, batch in enumerate(self.batches()):
-            mine = index % run.processes.size == run.processes.rank
-            sums.append(self.measure(model, _on(run.device, batch)) if mine else None)
-        known = next((each for each in sums if each is not None), None)
-        if known is None:
-            # more processes than batches: measured for the names alone
-            known = self.measure(model, _on(run.device, batch))
-        zeros = {name: torch.zeros_like(value) for name, value in known.items()}
-        # each process has zeros for the batches of the others; added in the order of a single process
-        stacked = {name: torch.stack([(each or zeros)[name] for each in sums]) for name in sorted(known)}
-        totals = dict(zip(stacked, run.processes.total(list(stacked.values())), strict=True))
-        each = {name: sum(t.unbind(), torch.zeros((), device=run.device)).item() for name, t in totals.items()}
+        each = run.processes.sums(self.batches(), lambda batch: self.measure(model, _on(run.device, batch)))
+        require(bool(each), "batches", "at least one", 0)
         count = each.pop("count")
         return {name: value / count for name, value in each.items()}
 

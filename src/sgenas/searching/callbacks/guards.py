@@ -3,9 +3,9 @@
 import warnings
 from typing import Any
 
+from sgenas import tree
 from sgenas.errors import DivergenceError, RangeWarning, require, require_choice
 from sgenas.run.callbacks import Callback
-from sgenas.run.state import require_finite
 
 POLICIES = ("stop", "skip", "rollback")
 MAX_LOST_STEPS = 10
@@ -42,7 +42,7 @@ class NaNGuard(Callback):
             self._kept = run.snapshot()
 
     def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
-        require_finite({"logged value": values, "weight": run.state.weights, "alpha": run.alphas})
+        tree.require_finite({"logged value": values, "weight": run.state.weights, "alpha": run.alphas})
 
     def on_divergence(self, run: Any, error: DivergenceError) -> bool:
         if self._recent == MAX_LOST_STEPS:

@@ -11,11 +11,9 @@ from sgenas.errors import require
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
 from sgenas.searching.callbacks.evaluation import Evaluation, TabulatedAccuracy, validation
+from sgenas.searching.drawing import different_architectures
 from sgenas.spaces import AccuracyTable, load_table
 from sgenas.spaces.nasbench201_space.table import CLASSES
-
-TRIES = 1000
-"""Draws without a new architecture after which the space is taken to have no other one."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +60,27 @@ def rank_supernet(
 
     Raises:
         InvalidValueError: If the table is of another space, or of datasets with other numbers of classes.
+        DataError: If the table lacks one of the architectures.
     """
-    require(count >= 2, "count", ">= 2", count)
-    require(batches is None or batches >= 1, "batches", ">= 1 or None", batches)
+    _check(count, batches)
     TabulatedAccuracy(table).check(run.space)
-    space, draw = run.space, generator(seed, "ranking")
-    dataset = next(name for name in table.datasets if CLASSES[name] == space.num_classes)
-    found: list[Any] = []
-    known = 0
-    while len(found) < count and known < TRIES:
-        architecture = space.derive(space.random_alphas(draw))
-        known = known + 1 if architecture in found else 0
-        found += [architecture] * (not known)
+    dataset = next(name for name in table.datasets if CLASSES[name] == run.space.num_classes)
+    found = tuple(itertools.islice(different_architectures(run.space, generator(seed, "ranking")), count))
+    # first, since measuring takes minutes
+    tabulated = tuple(table.query(architecture)[dataset] for architecture in found)
     given, measure = validation(run)
     evaluation = Evaluation(lambda: itertools.islice(given(), batches), measure)
-    mixing = (tree.to(space.one_hot(architecture), run.device) for architecture in found)
-    means = [evaluation.means(run, run.supernet(weights)) for weights in mixing]
-    require("accuracy" in means[0], "measure", "one that gives accuracy", sorted(means[0]))
-    supernet = [each["accuracy"] for each in means]
-    tabulated = [table.query(architecture)[dataset] for architecture in found]
-    return Ranking(dataset, *rank_correlations(supernet, tabulated), tuple(found), tuple(supernet), tuple(tabulated))
+    supernet: list[float] = []
+    for architecture in found:
+        means = evaluation.means(run, run.supernet(tree.to(run.space.one_hot(architecture), run.device)))
+        require("accuracy" in means, "measure", "one that gives accuracy", sorted(means))
+        supernet.append(means["accuracy"])
+    return Ranking(dataset, *rank_correlations(supernet, tabulated), found, tuple(supernet), tabulated)
+
+
+def _check(count: int, batches: int | None) -> None:
+    require(count >= 2, "count", ">= 2", count)
+    require(batches is None or batches >= 1, "batches", ">= 1 or None", batches)
 
 
 class SupernetRanking(Callback):
@@ -111,6 +110,7 @@ class SupernetRanking(Callback):
         seed: int = 0,
     ) -> None:
         require(every >= 1, "every", ">= 1", every)
+        _check(count, batches)
         self._table = table if isinstance(table, AccuracyTable) else load_table(table)
         self._every = every
         self._settings: dict[str, Any] = {"count": count, "batches": batches, "seed": seed}

@@ -111,7 +111,8 @@ class _Projection:
                 self._finetune()
             for place in places:
                 decide(place)
-                relaxation = Decided(self._space.relaxation, self._decided, self._rows)
+                decided, rows = (tree.to(tables, search.device) for tables in (self._decided, self._rows))
+                relaxation = Decided(self._space.relaxation, decided, rows)
                 search.space = self._space.with_parts(relaxation=relaxation)
         return search.space.derive(search.alphas)
 
@@ -170,7 +171,14 @@ class _Projection:
         scored = copy.copy(costs)
         scored.space = self._space.with_parts(relaxation=Given(scores))
         found = self._space.one_hot(scored.best(tree.map(lambda alpha: alpha.detach().cpu(), self._search.alphas)))
-        return not any(bool((found[name].bool().cpu() & ~table).any()) for name, table in allowed.items())
+        return all(bool((table | ~self._used(found[name], name)).all()) for name, table in allowed.items())
+
+    def _used(self, one_hot: Tensor, name: str) -> Tensor:
+        """Which operations of a table an architecture has; ``none`` counts if it is an operation like the others."""
+        used, labels = one_hot.bool().cpu(), list(self._space.columns[name])
+        if self._rule.keeps_none and "none" in labels:
+            used[..., labels.index("none")] |= ~used.any(dim=-1)
+        return used
 
     def _finetune(self) -> None:
         search = self._search

@@ -1,7 +1,6 @@
 """Random search and regularized evolution on a trained supernet, whose weights all architectures share."""
 
 import itertools
-import json
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,12 @@ from sgenas.errors import require
 from sgenas.fields import option
 from sgenas.random import generator
 from sgenas.searching.callbacks.evaluation import Measure
+from sgenas.searching.drawing import TRIES, different_architectures, key_of, mutated, random_alphas
 from sgenas.searching.selection.base import SELECTIONS, Batches, Selection, measured, quality
 from sgenas.spaces.base import SearchSpace
-from sgenas.tree import TensorDict
 
 if TYPE_CHECKING:
     from sgenas.searching.loop import Search
-
-TRIES = 1000
-"""Draws after which another one outside the budget, or measured before, is taken as it is."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +61,9 @@ class RandomSelection(SampledSelection):
     """The best of random architectures (Li and Talwalkar, arXiv:1902.07638)."""
 
     def fill(self, pool: "Pool", draw: torch.Generator) -> None:
-        known = 0
-        # the space or the budget may have fewer architectures
-        while len(pool) < self.candidates and known < TRIES:
-            before = len(pool)
-            pool.measure(random_alphas(pool.search, draw))
-            known = 0 if len(pool) > before else known + 1
+        found = different_architectures(pool.search.space, draw, pool.search.costs)
+        for architecture in itertools.islice(found, self.candidates):
+            pool.measure(architecture)
 
 
 @dataclass(frozen=True)
@@ -97,14 +90,18 @@ class EvolutionSelection(SampledSelection):
         require(self.sample_size >= 1, "EvolutionSelection.sample_size", ">= 1", self.sample_size)
 
     def fill(self, pool: "Pool", draw: torch.Generator) -> None:
-        first = [random_alphas(pool.search, draw) for _ in range(self.population)]
-        members = deque((pool.measure(alphas), alphas) for alphas in first)
+        search = pool.search
+        first = [random_alphas(search.space, draw, search.costs) for _ in range(self.population)]
+        members = deque((pool.measure(found := search.derive(alphas)), (alphas, found)) for alphas in first)
         known = 0
         while len(pool) < self.candidates and known < TRIES:
             places = torch.randint(self.population, (self.sample_size,), generator=draw).tolist()
             _, parent = max((members[place] for place in places), key=lambda member: member[0])
-            child, before = mutated(pool.search, parent, draw), len(pool)
-            members.append((pool.measure(child), child))
+            child, before = mutated(search.derive, search.space, parent, draw), len(pool)
+            if child is None:
+                # the space or the budget has no other architecture
+                break
+            members.append((pool.measure(child[1]), child))
             members.popleft()
             known = 0 if len(pool) > before else known + 1
 
@@ -120,42 +117,17 @@ class Pool:
     def __len__(self) -> int:
         return len(self._known)
 
-    def measure(self, alphas: TensorDict) -> tuple[float, float]:
-        """The `quality` of the architecture of ``alphas``, within the budget."""
+    def measure(self, architecture: Any) -> tuple[float, float]:
+        """The `quality` of an architecture."""
         space = self.search.space
-        architecture = self.search.derive(alphas)
-        plain = space.architecture_to_dict(architecture)
-        key = json.dumps(plain, sort_keys=True)
+        key = key_of(space, architecture)
         if key not in self._known:
-            mixing = space.one_hot(architecture)
+            plain, mixing = space.architecture_to_dict(architecture), space.one_hot(architecture)
             found = quality(measured(self.search, self._batches, self._measure, mixing, architecture=plain))
             if self.best is None or found > max(self._known.values()):
                 self.best = architecture
             self._known[key] = found
         return self._known[key]
-
-
-def random_alphas(search: "Search", draw: torch.Generator) -> TensorDict:
-    """Alphas whose derivation is a random architecture.
-
-    It is uniform among those within the budget if one in `TRIES` is. If not, it is what ``search.derive`` makes of the
-    last draw.
-    """
-    for _ in range(TRIES):
-        alphas = search.space.random_alphas(draw)
-        if search.costs is None or search.costs.is_within(search.space.derive(alphas)):
-            break
-    return alphas
-
-
-def mutated(search: "Search", parent: TensorDict, draw: torch.Generator) -> TensorDict:
-    """``parent`` with one row drawn again, so that another architecture is derived within the budget."""
-    before = search.derive(parent)
-    for _ in range(TRIES):
-        child = search.space.mutated_alphas(parent, draw)
-        if search.derive(child) != before:
-            break
-    return child
 
 
 SELECTIONS.register("random", RandomSelection)

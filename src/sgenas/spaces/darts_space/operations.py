@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sgenas.device import moved
 from sgenas.errors import GenotypeError, InvalidValueError, require
 from sgenas.spaces.kernels import subsample_pointwise
 from sgenas.spaces.nonlinearity import maximum
@@ -109,7 +110,7 @@ def path_scales(
     keep = 1 - probability
     where = device if generator is None else generator.device
     uniform = torch.rand(paths, images, 1, 1, 1, generator=generator, device=where)
-    return ((uniform < keep) / keep).to(device)
+    return moved((uniform < keep) / keep, device)
 
 
 def drop_path(x: Tensor, scale: Tensor | None) -> Tensor:

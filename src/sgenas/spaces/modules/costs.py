@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import InvalidValueError, one_line
 from sgenas.spaces.base import Option
 from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
@@ -59,6 +61,7 @@ class ModuleCostModel(CostModel):
                 raise InvalidValueError(f"Budget.{name} must be None for a module", field=f"Budget.{name}")
         self._example = example.to(space.device) if isinstance(example, Tensor) else example
         self._quantities = budget.quantities
+        self._placed: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         if "macs" in self._quantities and example is None:
             raise InvalidValueError("example must be an argument of the model to count macs, got None", field="example")
         self._groups, self._fixed = self._count()
@@ -77,17 +80,28 @@ class ModuleCostModel(CostModel):
         """
         if self.budget.penalty is None:
             return None
-        column = self._quantities.index(self.budget.penalty)
-        costs = [(group.names, group.costs[..., column]) for group in self._groups]
-        uniform = sum(float(values.mean()) for _, values in costs)
         mixing = self.space.mixing(alphas)
         total = torch.zeros_like(next(iter(mixing.values())).sum())
-        for names, values in costs if uniform else ():
-            left = torch.as_tensor(self.budget.penalty_weight * values / uniform).to(total)
-            for name in names:
+        for group, left in zip(self._groups, self._shares(total), strict=False):
+            for name in group.names:
                 left = torch.tensordot(mixing[name], left, dims=([0], [0]))
             total = total + left
         return total
+
+    def _shares(self, like: Tensor) -> list[Tensor]:
+        """What the options of each group add to the penalty, copied to a device once; empty if all cost the same."""
+        place = (like.device, like.dtype)
+        found = self._placed.get(place)
+        if found is None:
+            column = self._quantities.index(self.budget.penalty or "")
+            costs = [group.costs[..., column] for group in self._groups]
+            uniform = sum(float(values.mean()) for values in costs)
+            shares = [torch.as_tensor(self.budget.penalty_weight * each / uniform) for each in costs] if uniform else []
+            found = [moved(share.to(like.dtype), like.device) for share in shares]
+            if not tree.transformed():
+                # (a tensor that is made inside torch.func belongs to it)
+                self._placed[place] = found
+        return found
 
     def is_within(self, architecture: Mapping[str, Option]) -> bool:
         return bool(((self._sum(architecture) - self._fixed)[self._limited] <= self._allowed).all())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.estimators.sge.directions import group_size, independent, random_share
+from sgenas.device import moved
 from sgenas.tree import Tree
 
 AGGREGATIONS = ("mean", "least-squares")
@@ -32,10 +33,11 @@ class Aggregate:
 
     def report(self, diagnostics: dict[str, Tensor], alphas: Tree) -> Tree:
         """The gradient as a tree; adds ``coefficient`` and ``standard_error`` to the diagnostics."""
+        device = tree.tensors(alphas)[0].device
         if self.coefficient is not None:
-            diagnostics["coefficient"] = self.coefficient
+            diagnostics["coefficient"] = moved(self.coefficient, device)
         if self.variance is not None:
-            diagnostics["standard_error"] = self.variance.sqrt()
+            diagnostics["standard_error"] = moved(self.variance.sqrt(), device)
         return tree.unflatten(self.gradient, alphas)
 
 

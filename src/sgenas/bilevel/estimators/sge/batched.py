@@ -102,6 +102,9 @@ def _chunk(task: Perturbation, room: float) -> int:
     """How many go together if ``room`` would fit; with shards, what fits in all processes of the group."""
     limits = (room, len(task.directions), math.inf if task.chunk is None else task.chunk)
     number, shards = int(min(limits)), task.context.problem.shards
+    if number >= 1 and task.context.problem.replays is not None:
+        # equal chunks, since each size is recorded by itself, and with a share of free memory it would drift
+        number = math.ceil(len(task.directions) / math.ceil(len(task.directions) / number))
     return number if shards is None else shards.least(number)
 
 
@@ -127,6 +130,8 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
                 )
                 raise
             size = (before + 1) // 2
+            if task.context.problem.replays is not None:
+                task.context.problem.replays.forget()
             task.on_smaller_chunk(size)
             warnings.warn(
                 f"out of memory with {before} batched directions of SGE; continues with {size} at a time",
@@ -161,9 +166,9 @@ def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
     weights, slots = tree.map(lambda value: value.expand(len(members), *value.shape), (start.weights, start.slots))
 
     def gradient(weights: Tree, batch: Any) -> Tree:
-        apart = tree.unflatten_rows(weights["all"], context.state.weights) if joined else weights
-        found = problem.stacked_inner_gradient(apart, alphas, batch)
-        return {"all": tree.flatten_rows(found)} if joined else found
+        if not joined:
+            return problem.stacked_inner_gradient(weights, alphas, batch)
+        return {"all": problem.stacked_inner_gradient(weights["all"], alphas, batch, like=context.state.weights)}
 
     for index, batch in enumerate(batches[:-1]):
 
@@ -195,10 +200,12 @@ def _one_by_one(function: Callable[..., Tree]) -> Callable[..., Tree]:
 
 
 def trajectory_bytes(state: InnerState, saved_bytes: float) -> float:
-    """Memory of one trajectory: what its forward pass saves, a quarter of that for the backward pass, and its
-    weights, slots and gradient with the copies that calls make of them."""
+    """Memory of one trajectory: what its forward pass saves, and its weights, slots and gradient with the copies that
+    calls make of them. On a CPU a quarter of what is saved more, for the libraries' own memory and the gaps between
+    tensors, which belong to the process and to no tensor."""
     weights, slots = (sum(t.nbytes for t in tree.tensors(values)) for values in (state.weights, state.slots))
-    return 1.25 * saved_bytes + 4 * weights + max(weights, slots)
+    share = 1.0 if tree.tensors(state.weights)[0].device.type == "cuda" else 1.25
+    return share * saved_bytes + 4 * weights + max(weights, slots)
 
 
 def members_that_fit(

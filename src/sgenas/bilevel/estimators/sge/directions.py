@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import require, require_choice
 from sgenas.tree import Tree
 
@@ -71,7 +72,7 @@ def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator) -> Ten
     def normal(rows: int) -> Tensor:
         return torch.randn(rows, size, generator=generator, device=generator.device, dtype=first.dtype)
 
-    return DIRECTIONS[kind](count, size, normal).to(first.device)
+    return moved(DIRECTIONS[kind](count, size, normal), first.device)
 
 
 def group_size(kind: str) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -31,6 +32,11 @@ COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
 """How the projections are computed; all give the same numbers up to rounding."""
 MOST_DIRECTIONS = 32
 """The most directions that a search chooses."""
+
+
+def _refuse_baseline(estimator: Estimator, baseline: Tensor) -> None:
+    if not bool(torch.isfinite(baseline).all()):
+        raise DivergenceError(f"the indirect gradient of the control variate {estimator} is NaN or infinite")
 
 
 @dataclass(frozen=True)
@@ -186,19 +192,24 @@ class SGE(Estimator):
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
             chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")
             task = replace(task, smoothing=chosen.smoothing, chunk=min(chunks, default=self.chunk))
-            diagnostics |= {name: matrix.new_tensor(value) for name, value in vars(chosen).items()}
+            # (new_full, since a copy of a number would wait for a GPU)
+            diagnostics |= {name: matrix.new_full((), value) for name, value in vars(chosen).items()}
         projections = self._projections(task)
         require_finite_directions(context, projections, task.perturbed)
 
         estimator, baseline = self._baseline(), None
         if estimator is not None:
             baseline = tree.flatten(estimator.indirect_gradient(replace(context, diagnostics={})))
-            if not bool(torch.isfinite(baseline).all()):
-                raise DivergenceError(f"the indirect gradient of the control variate {estimator} is NaN or infinite")
-        found = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+            context.checks.add(baseline, partial(_refuse_baseline, estimator, baseline))
         diagnostics["projections"] = projections
+        if baseline is not None or self.aggregate != "mean":
+            # a fit takes many small steps, most of which wait for a GPU
+            given = (matrix, projections, *([] if baseline is None else [baseline]))
+            matrix, projections, *others = context.checks.settle(*given)
+            baseline = others[0] if others else None
+        found = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
         if chunks:
-            diagnostics["chunk"] = matrix.new_tensor(min(chunks))
+            diagnostics["chunk"] = torch.tensor(min(chunks))
         return found.report(diagnostics, alphas)
 
     def _projections(self, task: Perturbation) -> Tensor:

@@ -53,7 +53,9 @@ def choose_smoothing(
     """
     signs = (1.0, -1.0) if central else (1.0,)
     scaled = [tree.scale(direction, sign * step) for sign in signs for step in LADDER]
-    moved = compute(replace(task, directions=scaled, smoothing=1.0)).cpu().double().reshape(len(signs), -1)
+    found = compute(replace(task, directions=scaled, smoothing=1.0))
+    # on the CPU, in one wait
+    moved = task.context.checks.settle(found)[0].double().reshape(len(signs), -1)
     odd = (moved[0] - moved[1]) / 2 if central else moved[0]
     derivatives = odd / torch.tensor(LADDER, dtype=odd.dtype)
     return best_step(derivatives.tolist(), 2 if central else 1)

@@ -1,8 +1,9 @@
-"""What each process does in test_distributed.py: the runs of a JSON list, one after the other.
+"""What each process of a `Torchrun` does: the runs of a JSON list, one after the other.
 
     torchrun ... distributed_worker.py RUNS.json
 
-A run is {"config" or "module", "run_dir", "stop" (after so many steps, None for never)}.
+A run is {"config" (of a search or a training), "run_dir", "stop" (after so many steps, None for never)}, and more as
+`do` has it.
 """
 
 import itertools
@@ -13,11 +14,14 @@ from typing import Any
 
 import torch
 from tiny_searches import module_search
+from torch.utils.data import DataLoader, TensorDataset
 
+import sgenas
 from sgenas import SGE, SearchConfig
 from sgenas.errors import ProcessError, SgenasError
 from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
+from sgenas.training import TrainConfig
 
 
 class Disturbance(Callback):
@@ -38,8 +42,15 @@ def do(run: dict[str, Any], processes: Processes) -> None:
 
     callbacks = [Disturbance()] if run.get("disturbed") else []
     settings: dict[str, Any] = {"stop": stop, "processes": processes, "callbacks": callbacks, "progress": False}
-    if "config" in run:
-        result = SearchConfig.from_dict(run["config"]).run(run["run_dir"], **settings)
+    if run.get("unseeded"):
+        torch.manual_seed(0)
+        network, rows = torch.nn.Linear(3, 2), TensorDataset(torch.randn(24, 3), torch.arange(24) % 2)
+        # each process draws an order of its own
+        torch.manual_seed(processes.rank)
+        result: Any = sgenas.train(network, DataLoader(rows, 8, shuffle=True), epochs=1, shards=2, **settings)
+    elif "config" in run:
+        kind = TrainConfig if "genotype" in run["config"] else SearchConfig
+        result = kind.from_dict(run["config"]).run(run["run_dir"], **settings)
     else:
         estimator = SGE(num_directions=3, smoothing=0.1, computation="sequential")
         result = module_search(estimator=estimator, run_dir=run["run_dir"], log_every=1, **settings)
@@ -54,5 +65,5 @@ if __name__ == "__main__":
                 do(row, here)
             except SgenasError as error:
                 sys.stdout.write(f"{here.rank} {type(error).__name__} {error}\n")
-                if isinstance(error, ProcessError) and not row.get("disturbed"):
+                if isinstance(error, ProcessError) and not (row.get("disturbed") or row.get("unseeded")):
                     sys.exit(1)

@@ -1,0 +1,20 @@
+"""What a process finds out about a loss once."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Findings:
+    """What estimators found out about an inner loss, so that no call finds it out again.
+
+    Attributes:
+        saved_bytes: Bytes that a pass saves for its backward pass.
+        routes: HVP setting -> (route, whether with plain kernels) after others turned out to have no rule.
+        trusted: Whether kernels were plain when double backward was found to be right.
+        batches: Whether torch.func.vmap can run the loss.
+    """
+
+    saved_bytes: float | None = None
+    routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    trusted: set[bool] = field(default_factory=set)
+    batches: bool = True

@@ -1,0 +1,84 @@
+"""The study and the comparison of cures: their settings, and figures of runs that are written here."""
+
+import dataclasses
+import itertools
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import cures
+import nasbench201_study as study
+import pytest
+
+import sgenas
+from sgenas.report.run_record import RunRecord
+from sgenas.searching.callbacks.collapse import epoch_to_return_to
+from sgenas.searching.selection import RandomSelection
+from sgenas.spaces import AccuracyTable
+from sgenas.spaces.nasbench201_space.strings import all_strings, from_string
+
+ACCURACIES = {arch: (10 + 80 * n * 7919 % 9973 / 9973,) for n, arch in enumerate(all_strings())}
+NAMES = list(ACCURACIES)
+
+
+@pytest.fixture(scope="module")
+def table() -> AccuracyTable:
+    return AccuracyTable(["cifar10"], ACCURACIES)
+
+
+def record(name: str, passes: list[int]) -> RunRecord:
+    rows = [
+        {"forward": forward, "seconds": 1.0, "tabulated_cifar10": ACCURACIES[name][0] + n}
+        for n, forward in enumerate(passes)
+    ]
+    return RunRecord(Path("run"), "search", {}, {}, epochs=tuple(rows), genotype=from_string(name))
+
+
+def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
+    table: AccuracyTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = {
+        ("first-order", 0): record(NAMES[10], [5, 10]),
+        ("first-order", 1): record(NAMES[20], [5, 10]),
+        ("sge", 0): record(NAMES[30], [9, 18, 27]),
+        ("sge", 1): record(NAMES[40], [11, 22]),
+        ("sge", 2): record(NAMES[50], [9, 18]),
+    }
+    monkeypatch.setattr(study, "directory", lambda given, method, arm, seed: (arm, seed))
+    monkeypatch.setattr(study, "finished", runs.get)
+    found = study.row(Namespace(seeds=[0, 1, 2, 3]), table, "darts", "sge")
+    own = {name: ACCURACIES[NAMES[name]][0] for name in (10, 20, 30, 40)}
+    assert found["seeds"] == [0, 1, 2]
+    assert found["differences"] == [own[30] - own[10], own[40] - own[20]]
+    # the second one has no epoch with as few passes
+    assert found["at_equal_passes"] == [own[30], None]
+    assert found["passes"] == [27, 22, 18]
+
+
+def test_table_arms_take_as_many_candidates_as_the_strategies(table: AccuracyTable) -> None:
+    drawn = {}
+    for kind, seed in itertools.product(study.STRATEGIES, (0, 1)):
+        found = study.from_table(Namespace(seeds=[seed]), table, kind)
+        drawn[kind, seed] = found["final"][0]["cifar10"]
+    pool: Any = study.TablePool(table)
+    RandomSelection().fill(pool, sgenas.random.generator(0, "selection"))
+    assert drawn["random", 0] == max(pool.known.values())
+    assert len(pool) == 100
+    assert drawn["random", 0] != drawn["random", 1]
+
+
+def test_early_stop_may_take_a_cell_after_a_fifth_of_the_epochs() -> None:
+    given = Namespace(data="digits", table=None, **dict.fromkeys(cures.SIZES) | {"epochs": 20})
+    config = cures.configuration(given, "early-stop", 0)
+    assert (config.early_stop, config.early_stop_from) == (True, 4)
+    plain = cures.configuration(given, "darts", 0)
+    assert dataclasses.replace(config, early_stop=False, eigenvalue_every=0, early_stop_from=10) == plain
+
+
+def test_early_stop_that_could_never_stop_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cures.AccuracyTable, "load", lambda path: None)
+    monkeypatch.setattr("sys.argv", ["cures.py", "--arms", "early-stop", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="at least 9, got 4"):
+        cures.main()
+    assert epoch_to_return_to([(n, 1.0 + n) for n in range(9)], 0) is not None
+    assert epoch_to_return_to([(n, 1.0 + n) for n in range(8)], 0) is None
