@@ -76,7 +76,7 @@ def test_early_stop_may_take_a_cell_after_a_fifth_of_the_epochs() -> None:
 
 
 def test_early_stop_that_could_never_stop_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cures.AccuracyTable, "load", lambda path: None)
+    monkeypatch.setattr(AccuracyTable, "load", lambda path: None)
     monkeypatch.setattr("sys.argv", ["cures.py", "--arms", "early-stop", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="at least 9, got 4"):
         cures.main()

@@ -25,7 +25,7 @@ from sgenas.bilevel.estimators.base import Checks
 from sgenas.bilevel.hvp import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.linear_solvers import conjugate_gradient
 from sgenas.errors import DivergenceError
-from sgenas.optim import SGD, l2_coefficient
+from sgenas.optim import SGD, InnerState, l2_coefficient
 
 GPU = torch.device("cuda")
 OPTIMIZER = SGD(0.3, 0.9, weight_decay=0.05, grad_clip=0.05)
@@ -140,11 +140,11 @@ class Plain:
     def __init__(self) -> None:
         self._sgd = SGD(0.1, weight_decay=0.3)
 
-    def init(self, weights: tree.Tree) -> object:
+    def init(self, weights: tree.Tree) -> InnerState:
         return self._sgd.init(weights)
 
-    def step(self, state: object, grad: tree.Tree) -> object:
-        return self._sgd.step(state, grad)  # type: ignore[arg-type]
+    def step(self, state: InnerState, grad: tree.Tree) -> InnerState:
+        return self._sgd.step(state, grad)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

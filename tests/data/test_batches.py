@@ -6,6 +6,7 @@ from itertools import islice
 import pytest
 import torch
 import torch.nn.functional as F
+from pretended_gpu import gpu_machine
 
 from sgenas.data import Augmentation, BatchStream, ImageSet, balanced, ordered_batches
 from sgenas.errors import DataError, InvalidValueError
@@ -161,3 +162,35 @@ def test_ordered_batches_are_not_augmented(numbered):
     for batch_size in (4, 100):
         images = torch.cat([images for images, _ in ordered_batches(data, batch_size, CHANGE)])
         assert torch.equal(images, CHANGE.plain(data.images))
+
+
+@pytest.mark.parametrize("free", [10**6, 700])
+def test_gpu_batches_equal_cpu_batches_wherever_the_images_are(numbered, free, monkeypatch):
+    """23 images of 4 bytes on the GPU, or in the machine's memory if they would take half of what is free."""
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    data, gpu = numbered(23), torch.device("cuda", 0)
+    expected = take(stream(data, 5, CHANGE, class_weights=weights), 6)
+    ordered = list(ordered_batches(data, 5, CHANGE))
+    with gpu_machine() as machine:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (free // 4, 10**9))
+        near = data.near(gpu)
+        assert near.images.device.type == ("cuda" if free > 1000 else "cpu")
+        source = stream(near, 5, CHANGE, class_weights=weights, device=gpu)
+        machine.reset()
+        batches = take(source, 6)
+        tests = list(ordered_batches(near, 5, CHANGE, gpu))
+        assert not any("batches" in place or "augmentation" in place for place in machine.waits), machine.waits
+        assert {part.device for batch in batches + tests for part in batch} == {gpu}
+        for found, wanted in ((batches, expected), (tests, ordered)):
+            assert same([[part.cpu() for part in batch] for batch in found], wanted)
+
+
+def test_batch_on_a_gpu_takes_few_launches(numbered):
+    """Two gathers of images and labels, a copy, seven launches for crop, flip and normalization, three for cutout."""
+    with gpu_machine() as machine:
+        source = stream(numbered(23).near(torch.device("cuda", 0)), 5, CHANGE)
+        take(source, 1)
+        machine.reset()
+        take(source, 3)
+        assert machine.launches <= 3 * 13
+        assert sum(machine.copies.values()) == 3, "one copy to the GPU per batch"

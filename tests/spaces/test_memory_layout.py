@@ -50,10 +50,9 @@ CASES = [
 ]
 
 
-def forward(
-    name: str, settings: dict[str, Any], side: int, members: int, where: torch.device, *, backward: bool = False
-) -> Layouts:
-    """A pass of all operations of a space with these members."""
+def passed(case: Any, members: int, where: torch.device, *, backward: bool = False) -> Layouts:
+    """What a pass of all operations of a space with these members reads."""
+    name, settings, side = case
     sizes = {"layers": 3, "nodes": 2} if name == "darts" else {"layers": 1}
     method = "pc-darts" if "partial_channels" in settings else "darts"
     space = METHODS.get(method).apply(SPACES.get(name)(channels=4, **sizes, **settings).build(3, 3))
@@ -74,7 +73,7 @@ def forward(
 
 @pytest.mark.parametrize(("case", "members"), [(CASES[0], 1), (CASES[7], 1), *((case, 3) for case in CASES)], ids=str)
 def test_every_operation_of_a_pass_reads_channels_last_images(case: Any, members: int) -> None:
-    seen = forward(*case, members, torch.device("cpu"))
+    seen = passed(case, members, torch.device("cpu"))
     assert seen.read > 30
     assert not seen.wrong
 
@@ -86,7 +85,7 @@ def test_layout_of_a_gpu_is_a_choice_for_both_passes(
 ) -> None:
     monkeypatch.setitem(device.CHANNELS_LAST, "cuda", last)
     with gpu_machine():
-        seen = forward(*case, members, torch.device("cuda"), backward=True)
+        seen = passed(case, members, torch.device("cuda"), backward=True)
     assert seen.read > 1000
     assert not seen.wrong
 
@@ -94,4 +93,4 @@ def test_layout_of_a_gpu_is_a_choice_for_both_passes(
 def test_maximum_of_deterministic_runs_on_a_gpu_keeps_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(device.CUBLAS_WORKSPACE, device.CUBLAS_DETERMINISTIC[0])
     with gpu_machine(), deterministic_algorithms(True, torch.device("cuda")):
-        assert not forward(*CASES[4], 3, torch.device("cuda")).wrong
+        assert not passed(CASES[4], 3, torch.device("cuda")).wrong

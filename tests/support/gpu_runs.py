@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
 import torch
 from bilevel_cases import close
-from pretended_gpu import CUDA, gpu_machine
+from pretended_gpu import CUDA, Machine, gpu_machine
 from tiny_searches import cells, steps, unstarted
 from torch import Tensor
 
@@ -19,9 +19,11 @@ from sgenas.run.meter import MEASURED
 from sgenas.searching.loop import Search
 from sgenas.searching.results import SearchResult
 from sgenas.spaces import DartsSettings, NasBench201Settings
+from sgenas.training import TrainResult
 
+Result = TypeVar("Result", SearchResult, TrainResult)
 SMALLEST = DartsSettings(channels=2, layers=3, nodes=1, operations=("skip_connect", "dil_conv_3x3"))
-BENCHMARK = NasBench201Settings(channels=2, layers=1, operations=("none", "skip_connect", "nor_conv_3x3"))
+BENCHMARK = NasBench201Settings(channels=2, layers=1, operations=("skip_connect", "nor_conv_3x3"))
 
 
 def pictures(count: int = 24, side: int = 8, tested: int = 8, classes: int = 4) -> ImageData:
@@ -82,18 +84,31 @@ def assert_same_steps(count: int = 1, **changes: Any) -> Search:
     return theirs
 
 
-def assert_same_histories(run: Callable[[str], SearchResult]) -> SearchResult:
+def assert_same_histories(run: Callable[[str], Result], tolerance: float = 1e-6) -> Result:
     """Fails unless ``run(device)`` finds the same on both, up to rounding; returns what it found on the GPU."""
-    with in_double():
-        expected = run("cpu")
-        with gpu_machine():
-            found = run("cuda")
+    expected = run("cpu")
+    with gpu_machine():
+        found = run("cuda")
     assert found.finished
-    assert found.architecture == expected.architecture
     for ours, theirs in zip(expected.history, found.history, strict=True):
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - set(MEASURED):
-            assert theirs[name] == (
-                pytest.approx(ours[name], rel=1e-6, abs=1e-12) if isinstance(ours[name], float) else ours[name]
-            ), name
+            number = isinstance(ours[name], float)
+            assert theirs[name] == (pytest.approx(ours[name], tolerance, 1e-12) if number else ours[name]), name
     return found
+
+
+def last_step(machine: Machine, count: int, **changes: Any) -> None:
+    """Takes ``count`` steps in float32; the counts of ``machine`` are those of the last one."""
+    run = unstarted(lambda: config("cuda", epochs=count, **changes).run(images=pictures(), progress=False))
+    with run.arithmetic():
+        for _ in steps(run, count - 1):
+            pass
+        machine.reset()
+        next(steps(run, 1))
+
+
+def assert_one_wait(machine: Machine) -> None:
+    """Fails unless the process waits at most once, in the estimator, after all passes of the step."""
+    assert machine.waits.total() <= 1, machine.waits
+    assert all(place.startswith("bilevel/estimators/base.py:") for place in machine.waits), machine.waits

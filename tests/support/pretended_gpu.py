@@ -29,8 +29,10 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import torch
-import torch.utils._device as default_device
 from torch import Tensor
+from torch.jit._builtins import _get_builtin_table, _register_builtin
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext, _device_constructors
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -83,39 +85,39 @@ class GpuTensor(torch.Tensor):
     Attributes:
         on_cpu: Its numbers.
         number: Index of its GPU.
-        storage: The bytes that it takes there, shared by all tensors of a storage.
+        room: The bytes that it takes there, shared by all tensors of a storage.
     """
 
     on_cpu: Tensor
     number: int
-    storage: "Storage"
+    room: "Storage"
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, on_cpu: Tensor, number: int, storage: "Storage") -> "GpuTensor":
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, on_cpu: Tensor, number: int, room: "Storage") -> "GpuTensor":
+        made = torch.Tensor._make_wrapper_subclass(
             cls,
             on_cpu.size(),
             strides=on_cpu.stride(),
             storage_offset=on_cpu.storage_offset(),
             dtype=on_cpu.dtype,
             layout=on_cpu.layout,
-            device="meta",
+            device=torch.device("meta"),
         )
-        made.on_cpu, made.number, made.storage = on_cpu, number, storage
+        made.on_cpu, made.number, made.room = on_cpu, number, room
         return made
 
-    device = property(lambda self: torch.device("cuda", self.number))  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: torch.device("cuda", self.number))
+    is_cuda = property(lambda self: True)
+    is_meta = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.number
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         _current().wait("pickled")
-        return self.on_cpu.__reduce_ex__(protocol)
+        return self.on_cpu.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "GpuTensor":
         if id(self) in memo:
@@ -124,11 +126,11 @@ class GpuTensor(torch.Tensor):
             raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
         copy = self.detach().clone().requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
-            copy._is_param = True  # type: ignore[attr-defined]
+            copy._is_param = True
         memo[id(self)] = copy
         return copy  # type: ignore[return-value]
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"GpuTensor({self.on_cpu}, device='{self.device}')"
 
     def numpy(self, **_: Any) -> Any:
@@ -148,17 +150,17 @@ class GpuTensor(torch.Tensor):
         return False
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         return self.detach()
 
     @data.setter
     def data(self, new: Any) -> None:
         if type(new) is not GpuTensor or new.shape != self.shape or new.stride() != self.stride():
             raise RuntimeError("set_data: the pretended GPU takes tensors of the same device, shape and strides")
-        self.on_cpu, self.number, self.storage = new.on_cpu, new.number, new.storage
+        self.on_cpu, self.number, self.room = new.on_cpu, new.number, new.room
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         return _current().compute(func, args, kwargs or {})
 
 
@@ -186,7 +188,7 @@ class Memory:
         self.peak = max(self.peak, self.used)
 
 
-class Machine(TorchDispatchMode):
+class Machine(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The rules and counts of a machine with GPUs; see this module.
 
     Attributes:
@@ -200,7 +202,7 @@ class Machine(TorchDispatchMode):
     current: ClassVar["Machine | None"] = None
 
     def __init__(self, memory: int, gpus: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.gpus, self.present = [Memory(memory) for _ in range(gpus)], 0
         self.named_meta = 0
         self.sync_debug_mode = 0
@@ -309,7 +311,7 @@ class Machine(TorchDispatchMode):
             same = {id(leaf.on_cpu): leaf for leaf in gpu}
             return _each(lambda new: same[id(new)] if id(new) in same else self.to_gpu(new, number), found)
         if kind.is_view:
-            storages = {leaf.on_cpu.untyped_storage().data_ptr(): leaf.storage for leaf in gpu}
+            storages = {leaf.on_cpu.untyped_storage().data_ptr(): leaf.room for leaf in gpu}
             return _each(
                 lambda new: (
                     GpuTensor(new, number, storages[new.untyped_storage().data_ptr()])
@@ -325,9 +327,7 @@ class Machine(TorchDispatchMode):
         if wanted.type == "cuda":
             return int(self.numbered(wanted).index)
         # C++ asks for the device of a GpuTensor: for it, that is meta
-        default = default_device.CURRENT_DEVICE
-        meant = self.named_meta or (default is not None and default.type == "meta")
-        if wanted.type != "meta" or meant or any(leaf.device.type == "meta" for leaf in leaves):
+        if wanted.type != "meta" or self.named_meta or any(leaf.device.type == "meta" for leaf in leaves):
             return None
         return gpu[0].number if gpu else self.present
 
@@ -457,11 +457,11 @@ def _current() -> Machine:
 
 def _place() -> str:
     """``file:line`` of the innermost frame inside the package, ``outside`` without one."""
-    frame = sys._getframe(1)
+    frame: Any = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):
             return f"{frame.f_code.co_filename[len(PACKAGE) + 1 :]}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "outside"
 
 
@@ -536,8 +536,10 @@ def _replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
         named = naming(function)
 
         def made(data: Any, *args: Any, **kwargs: Any) -> Any:
-            device = kwargs.get("device") or default_device.CURRENT_DEVICE
-            if device is None or machine.numbered(device).type != "cuda":
+            modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+            contexts = [mode.device for mode in modes if isinstance(mode, DeviceContext)]
+            device = kwargs.get("device") or next(iter(contexts), CPU)
+            if machine.numbered(device).type != "cuda":
                 return named(data, *args, **kwargs)
             if isinstance(data, GpuTensor):
                 return data.to(device)
@@ -559,7 +561,7 @@ def _replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
         meta = any(isinstance(value, torch.device) and value.type == "meta" for value in (*args, *kwargs.values()))
         machine.named_meta += meta
         try:
-            return plain_to(self, *args, **kwargs)
+            return plain_to(self.on_cpu if meta and type(self) is GpuTensor else self, *args, **kwargs)
         finally:
             machine.named_meta -= meta
 
@@ -571,6 +573,16 @@ def _replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
             return plain_new(self, data, **kwargs)
         return torch.tensor(data, **{"dtype": self.dtype, "device": self.device} | kwargs)
 
+    plain_context = DeviceContext.__torch_function__
+
+    def in_context(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        machine.named_meta += self.device.type == "meta"
+        try:
+            return plain_context(self, func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        finally:
+            machine.named_meta -= self.device.type == "meta"
+
+    yield DeviceContext, "__torch_function__", in_context
     for name in FACTORIES:
         yield torch, name, naming(getattr(torch, name))
     for name in ("tensor", "as_tensor", "asarray"):
@@ -578,6 +590,8 @@ def _replacements(machine: Machine) -> Iterator[tuple[Any, str, Any]]:
     yield from ((Tensor, "to", to), (Tensor, "cuda", cuda), (Tensor, "new_tensor", new_tensor))
     # (without a driver there is no pinned memory)
     yield Tensor, "pin_memory", lambda self, *_: self.clone()
+    # so that processes talk over gloo
+    yield torch.distributed, "is_nccl_available", lambda: False
 
 
 Generator = torch.Generator
@@ -593,6 +607,8 @@ class _AnyGenerator(type(Generator)):  # type: ignore[misc]
 class GpuGenerator(Generator, metaclass=_AnyGenerator):
     """In place of ``torch.Generator``: makes that of the CPU, and for ``cuda:N`` one that draws there only."""
 
+    number: int
+
     def __new__(cls, device: Any = "cpu") -> Any:
         if torch.device(device).type != "cuda":
             return Generator(device)
@@ -603,7 +619,7 @@ class GpuGenerator(Generator, metaclass=_AnyGenerator):
 
     def __init__(self, device: Any = "cpu") -> None: ...
 
-    device = property(lambda self: torch.device("cuda", self.number))  # type: ignore[assignment]
+    device = property(lambda self: torch.device("cuda", self.number))
 
     def __del__(self) -> None:
         _NUMBERS.pop(self._cdata, None)  # type: ignore[attr-defined]
@@ -678,8 +694,8 @@ class Graph:
             taken, memory.peak = memory.peak - before, max(peak, memory.peak)
         graph._memory = Storage(memory, taken)
         # nothing was computed on a GPU
-        for _, _, _, found in graph._tape:
-            for value in _collect([found], []):
+        for operation in graph._tape:
+            for value in _collect(operation[3:], []):
                 if value.is_floating_point():
                     value.fill_(float("nan"))
 
@@ -706,7 +722,7 @@ def _answers(machine: Machine) -> dict[str, Callable[..., Any]]:
 
     def properties(device: Any = None) -> Any:
         total = memory(device).total
-        return SimpleNamespace(name="pretended", total_memory=total, major=9, minor=0, multi_processor_count=132)
+        return SimpleNamespace(name="pretended", uuid=f"GPU-{index(device)}", total_memory=total, major=9, minor=0)
 
     def set_state(state: Tensor, device: Any = "cuda") -> None:
         machine.generators[index(device)].set_state(state)
@@ -770,12 +786,18 @@ def _answers(machine: Machine) -> dict[str, Callable[..., Any]]:
 def gpu_machine(memory: int = 8 * GIB, gpus: int = 1) -> Iterator[Machine]:
     """Inside ``with`` this process has ``gpus`` GPUs, each with that many bytes; see this module."""
     machine = Machine(memory, gpus)
+    # remembers the factories at its first call, which must be PyTorch's own
+    _device_constructors()
     with contextlib.ExitStack() as stack:
         for name, answer in _answers(machine).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, answer))
         stack.enter_context(mock.patch.object(torch.cuda, "default_generators", tuple(machine.generators)))
         for place, name, instead in [*_replacements(machine), (torch, "Generator", GpuGenerator)]:
             stack.enter_context(mock.patch.object(place, name, instead))
+            if name in FACTORIES:
+                # PyTorch compiles formulas of forward mode at their first use, and looks for its own factories
+                _register_builtin(instead, f"aten::{name}")  # type: ignore[no-untyped-call]
+                stack.callback(_get_builtin_table().pop, id(instead))  # type: ignore[no-untyped-call]
         for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
             if hasattr(torch.optim.Optimizer, name):  # asks the driver for a stream
                 stack.enter_context(mock.patch.object(torch.optim.Optimizer, name, return_value=None))

@@ -15,14 +15,14 @@ SUPPORT = Path(__file__).parent
 class Torchrun:
     """Starts programs on several processes, and leaves none behind."""
 
-    def __init__(self, path: Path) -> None:
-        self._runs = path / "runs.json"
+    def __init__(self, path: Path, worker: str = "distributed_worker.py") -> None:
+        self._runs, self._worker = path / "runs.json", str(SUPPORT / worker)
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, processes: int, *runs: dict[str, Any]) -> subprocess.Popen[str]:
         """The worker with these runs."""
         self._runs.write_text(json.dumps(runs, default=str))
-        return self.program(processes, str(SUPPORT / "distributed_worker.py"), str(self._runs))
+        return self.program(processes, self._worker, str(self._runs))
 
     def program(self, processes: int, *line: str) -> subprocess.Popen[str]:
         """Any program."""

@@ -76,14 +76,14 @@ class Augmentation:
         there = moved(torch.cat(places, dim=1), images.device) if places else None
         if there is not None and gathers:
             # one flat gather: 4 times as fast on the CPU as indexing with (batch, :, rows, columns)
-            rows, columns = there[:, : height + width].split([height, width], dim=1)  # type: ignore[no-untyped-call]
+            rows, columns = there[:, :height], there[:, height : height + width]
             pixels = (rows[:, :, None] + columns[:, None, :]).view(batch, 1, -1)
             padded = F.pad(images, 4 * (self.pad,)).view(batch, channels, -1)
             images = padded.gather(2, pixels.expand(-1, channels, -1)).view(images.shape)
         out = self.plain(images)
         if there is not None and self.cutout:
-            rows, columns = there[:, -height - width :].bool().split([height, width], dim=1)  # type: ignore[no-untyped-call]
-            out.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
+            covered = there[:, -height - width :].bool()
+            out.masked_fill_(covered[:, None, :height, None] & covered[:, None, None, height:], 0.0)
         return out
 
     def plain(self, images: Tensor) -> Tensor:

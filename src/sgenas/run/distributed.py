@@ -256,8 +256,7 @@ class Processes:
     def sums(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
         """Sums over all batches of the numbers that ``measure`` gives for one; the processes share the batches.
 
-        They are added in the order of a single process, so they are the same on any number of them. Empty if there is
-        no batch.
+        Added in the order of a single process, so the same on any number of them. Empty if there is no batch.
         """
         found: list[dict[str, Tensor] | None] = []
         batch: Any = None

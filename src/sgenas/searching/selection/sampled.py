@@ -41,7 +41,8 @@ class SampledSelection(Selection):
 
     def check(self, space: SearchSpace) -> None:
         threshold = getattr(space.discretization, "threshold", None)
-        require(threshold is None, "discretization", "one without a threshold for sampled architectures", threshold)
+        limit = "one without a threshold (top-edges, argmax) for sampled architectures"
+        require(threshold is None, "discretization", limit, space.discretization)
 
     def cost(self, search: "Search", batches: int) -> Cost:
         return Cost(forward=self.candidates * min(batches, self.batches or batches))
