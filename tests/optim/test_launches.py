@@ -8,7 +8,7 @@ from pretended_gpu import gpu_machine
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.bilevel.gradients import gradient, laid_out
+from sgenas.bilevel.gradients import gradient, laid_out_as
 from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer, grad_cotangent, projection, step_vjp
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -88,12 +88,12 @@ def test_gradients_on_a_gpu_have_the_layout_of_their_weights(shape: tuple[int, .
         weight, part = tree.to(torch.ones(shape), GPU), tree.to(last(values), GPU)
         assert part.stride() != weight.stride()
         machine.reset()
-        found = laid_out(part, weight)
+        found = laid_out_as(part, weight)
         assert found.stride() == weight.stride()
         # a view where only dimensions of size 1 differ
         assert machine.launches == (0 if 1 in shape[1:3] else 1)
         torch.testing.assert_close(found.cpu(), values)
-    assert laid_out(last(values), torch.ones(shape)).stride() == last(values).stride(), "on a CPU it is as it comes"
+    assert laid_out_as(last(values), torch.ones(shape)).stride() == last(values).stride(), "on a CPU it is as it comes"
 
 
 def test_scaled_sums_that_need_gradients_get_the_right_ones() -> None:

@@ -35,10 +35,10 @@ def gradient(loss: Tensor, leaves: list[Tensor], *, create_graph: bool = False) 
     # torch 2.9 gives zeros for an unused leaf that require a gradient themselves
     if create_graph:
         return [_dense(part) for part in found]
-    return [laid_out(_dense(part).detach(), leaf) for part, leaf in zip(found, leaves, strict=True)]
+    return [laid_out_as(_dense(part).detach(), leaf) for part, leaf in zip(found, leaves, strict=True)]
 
 
-def laid_out(part: Tensor, leaf: Tensor) -> Tensor:
+def laid_out_as(part: Tensor, leaf: Tensor) -> Tensor:
     """A gradient in the memory layout of its leaf, without which `tree` takes them tensor by tensor on a GPU.
 
     A view if they differ only in the strides of dimensions of size 1, as for pointwise and depthwise convolutions.
@@ -95,7 +95,7 @@ class GradientGraph:
         found = torch.autograd.grad(
             parts, inputs, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return [laid_out(_dense(part).detach(), leaf) for part, leaf in zip(found, inputs, strict=True)]
+        return [laid_out_as(_dense(part).detach(), leaf) for part, leaf in zip(found, inputs, strict=True)]
 
     def untrusted(self) -> tuple[set[str], set[str]]:
         """What the loss uses: names of ``torch.autograd.Function`` classes in Python, and of ``WRONG_TWICE``."""

@@ -71,6 +71,21 @@ def is_elementwise(optimizer: InnerOptimizer) -> bool:
     return offers(optimizer, "elementwise") and bool(optimizer.elementwise)  # type: ignore[attr-defined]
 
 
+def can_join(optimizer: InnerOptimizer, weights: Tree) -> bool:
+    """Whether ``optimizer`` steps through the `joined` weights as through these: elementwise, and all of one type."""
+    return is_elementwise(optimizer) and len({weight.dtype for weight in tree.tensors(weights)}) == 1
+
+
+def joined(values: Tree) -> Tree:
+    """A tree of one vector with all entries."""
+    return {"all": tree.flatten(values)}
+
+
+def joined_state(state: InnerState) -> InnerState:
+    """``state`` with its weights and each slot `joined`."""
+    return InnerState(joined(state.weights), {name: joined(slot) for name, slot in state.slots.items()}, state.step)
+
+
 def _leaves(values: Tree) -> Tree:
     return tree.map(lambda tensor: tensor.detach().requires_grad_(tensor.is_floating_point()), values)
 
@@ -93,16 +108,7 @@ def _vjp(after: InnerState, weights: Tree, slots: dict[str, Tree] | None, inputs
 def _is_better_joined(optimizer: InnerOptimizer, grad: Tree) -> bool:
     """Whether a step is differentiated with all entries in one tensor: on a GPU, where each tensor costs kernels."""
     values = tree.tensors(grad)
-    gpu = len(values) > 1 and values[0].device.type == "cuda"
-    return gpu and is_elementwise(optimizer) and len({value.dtype for value in values}) == 1
-
-
-def _joined(values: Tree) -> Tree:
-    return {"all": tree.flatten(values)}
-
-
-def _joined_slots(slots: dict[str, Tree] | None) -> dict[str, Tree] | None:
-    return None if slots is None else {name: _joined(slot) for name, slot in slots.items()}
+    return len(values) > 1 and values[0].device.type == "cuda" and can_join(optimizer, grad)
 
 
 def step_vjp(
@@ -123,8 +129,8 @@ def step_vjp(
     if offers(optimizer, "step_vjp"):
         return optimizer.step_vjp(grad, weights, slots)  # type: ignore[attr-defined]
     if _is_better_joined(optimizer, grad):
-        state = InnerState(_joined(state.weights), _joined_slots(state.slots) or {}, state.step)
-        w, s, g = step_vjp(optimizer, state, _joined(grad), _joined(weights), _joined_slots(slots))
+        adjoints = None if slots is None else {name: joined(slot) for name, slot in slots.items()}
+        w, s, g = step_vjp(optimizer, joined_state(state), joined(grad), joined(weights), adjoints)
         apart = {name: tree.unflatten(slot["all"], grad) for name, slot in s.items()}
         return tree.unflatten(w["all"], grad), apart, tree.unflatten(g["all"], grad)
     before = (_leaves(state.weights), _leaves(state.slots), _leaves(grad))

@@ -18,7 +18,7 @@ from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
 from sgenas.bilevel.gradients import lacks_rule
 from sgenas.device import ran_out
 from sgenas.errors import InvalidValueError, MemoryWarning, one_line, require
-from sgenas.optim import InnerState, is_elementwise, projection
+from sgenas.optim import InnerState, can_join, joined, joined_state, projection
 from sgenas.tree import Tree
 
 SMALL_PASS = 512 * 2**20
@@ -151,22 +151,21 @@ def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
     """
     context, last = task.context, task.context.trajectory.steps[-1]
     problem, optimizer, batches = context.problem, context.problem.inner_optimizer, context.inner_batches
-    joined = is_elementwise(optimizer) and len({w.dtype for w in tree.tensors(context.state.weights)}) == 1
-    each = torch.func.vmap if joined else _one_by_one
+    joins = can_join(optimizer, context.state.weights)
+    each = torch.func.vmap if joins else _one_by_one
 
     def form(values: Tree) -> Tree:
-        return {"all": tree.flatten(values)} if joined else values
+        return joined(values) if joins else values
 
     def formed(state: InnerState) -> InnerState:
-        slots = {name: form(slot) for name, slot in state.slots.items()}
-        return InnerState(form(state.weights), slots, state.step)
+        return joined_state(state) if joins else state
 
     alphas = tree.stack([task.perturbed(index) for index in members])
     start, origin = formed(context.state), formed(last.before)
     weights, slots = tree.map(lambda value: value.expand(len(members), *value.shape), (start.weights, start.slots))
 
     def gradient(weights: Tree, batch: Any) -> Tree:
-        if not joined:
+        if not joins:
             return problem.stacked_inner_gradient(weights, alphas, batch)
         return {"all": problem.stacked_inner_gradient(weights["all"], alphas, batch, like=context.state.weights)}
 
