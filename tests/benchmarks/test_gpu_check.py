@@ -165,6 +165,7 @@ def test_process_that_cannot_start_fails_its_parts_and_ends() -> None:
 # -- parts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_estimator_agrees_in_the_small_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     found = numbers.spaces()
     monkeypatch.setattr(numbers, "spaces", lambda: {name: found[name] for name in ("nasbench201", "module")})

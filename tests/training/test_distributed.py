@@ -25,6 +25,7 @@ def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
     made.end()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(training: Make, torchrun: Torchrun, tmp_path: Path) -> None:
     """Drop path, batch normalization and a moving average; a stop that one asks for; batches that differ."""
     config = training(data={"data_parallel": 2})
