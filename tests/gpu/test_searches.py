@@ -118,7 +118,6 @@ def test_search_with_everything_that_is_measured_is_that_of_the_cpu(monkeypatch:
         partial(
             search,
             eigenvalue_every=1,
-            early_stop=True,
             on_nonfinite="skip",
             deterministic=True,
             budget=Budget(max_params=10**6, channels=4, layers=3, penalty="params", penalty_weight=0.1),

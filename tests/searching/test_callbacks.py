@@ -20,6 +20,7 @@ from sgenas import SGE, tree
 from sgenas.errors import DataError, DivergenceError, InvalidValueError, RangeWarning
 from sgenas.optim import SGD, Adam
 from sgenas.run.callbacks import Callback
+from sgenas.searching import images
 from sgenas.searching.callbacks import (
     EarlyStopping,
     Evaluation,
@@ -30,7 +31,7 @@ from sgenas.searching.callbacks import (
     classification,
 )
 from sgenas.searching.callbacks.collapse import epoch_to_return_to
-from sgenas.spaces import NasBench201Settings
+from sgenas.spaces import AccuracyTable, Budget, NasBench201Settings
 from sgenas.spaces.nasbench201_space.strings import all_strings, to_string
 
 SMALL = NasBench201Settings(channels=4, layers=1, activation="relu")
@@ -94,9 +95,9 @@ def test_evaluation_equals_a_plain_loop() -> None:
     found = evaluation.means(run, run.supernet())
     model, loss, hits, count = run.space.bind(run.state.weights, run.alphas), 0.0, 0, 0
     batches = list(evaluation.batches())
-    for images, labels in batches:
+    for pixels, labels in batches:
         with torch.no_grad():
-            logits = model(images)
+            logits = model(pixels)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         hits, count = hits + int((logits.argmax(1) == labels).sum()), count + len(labels)
     assert count == 24
@@ -206,6 +207,32 @@ def test_early_stop_returns_the_earlier_architecture(tmp_path: Path) -> None:
         settings["callbacks"] = [Eigenvalues(), EarlyStopping(3)]
         assert module_search(run_dir=tmp_path / "parts", **settings).choices == result.choices
         assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_last_row_of_an_early_stop_measures_the_selected_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "HessianEigenvalue", lambda batches, every: Eigenvalues())
+    table = AccuracyTable(["cifar10"], {arch: (number / 200,) for number, arch in enumerate(all_strings())})
+    monkeypatch.setattr(TabulatedAccuracy, "__init__", lambda self, path: setattr(self, "_table", table))
+    config = cells(
+        epochs=10,
+        space=SMALL,
+        arch_optimizer=SGD(3.0),
+        table="table.csv",
+        eigenvalue_every=1,
+        early_stop=True,
+        early_stop_from=3,
+        budget=Budget(max_params=10**6, channels=4, layers=1),
+    )
+    result = config.run(progress=False)
+    last, selected = result.history[-1], result.history[4]
+    assert last["stopped_early_with_epoch"] == 4
+    assert result.history[8] == last
+    for name in ("architecture", "skips_cell", "derived_params", "tabulated_cifar10"):
+        assert last[name] == selected[name], name
+    assert last["tabulated_cifar10"] == table.query(result.genotype)["cifar10"]
+    # the alphas went on
+    going_on = dataclasses.replace(config, epochs=9, early_stop=False, early_stop_from=10).run(progress=False)
+    assert going_on.history[-1]["tabulated_cifar10"] != last["tabulated_cifar10"]
 
 
 # -- guards -------------------------------------------------------------------------------------------------

@@ -141,14 +141,18 @@ def test_run_without_a_table_or_from_python_is_refused(tmp_path: Path) -> None:
         rank_run(tmp_path / "nothing")
 
 
-def test_checkpoint_needs_the_weights_of_its_search_alone(file: Path, tmp_path: Path) -> None:
+def test_checkpoint_needs_the_weights_and_the_data_of_its_search_alone(file: Path, tmp_path: Path) -> None:
     cells(space=SPACE, epochs=1).run(tmp_path / "run", progress=False)
     path = tmp_path / "run" / "checkpoint.safetensors"
     whole, settings = load_checkpoint(path), {"count": 3, "batches": 1}
     found = rank_run(tmp_path / "run", file, **settings)
-    save_checkpoint(path, {"epoch": 1, "own": {"weights": whole["own"]["weights"]}})
+    own = {name: whole["own"][name] for name in ("weights", "fingerprint")}
+    save_checkpoint(path, {"epoch": 1, "own": own})
     assert rank_run(tmp_path / "run", file, **settings) == found
-    save_checkpoint(path, {"epoch": 1, "own": {"weights": {}}})
+    save_checkpoint(path, {"epoch": 1, "own": own | {"fingerprint": "0"}})
+    with pytest.raises(DataError, match="images must be those"):
+        rank_run(tmp_path / "run", file, **settings)
+    save_checkpoint(path, {"epoch": 1, "own": own | {"weights": {}}})
     with pytest.raises(CheckpointError) as caught:
         rank_run(tmp_path / "run", file, **settings)
     assert "\n" not in str(caught.value)

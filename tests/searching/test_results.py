@@ -270,6 +270,8 @@ CONFIGS: list[tuple[Callable[[], Any], str]] = [
     (lambda: cells(checkpoint_every=0), "checkpoint_every"),
     (lambda: cells(eigenvalue_every=-1), "eigenvalue_every"),
     (lambda: cells(early_stop=True), "early_stop"),
+    (lambda: cells(early_stop=True, eigenvalue_every=1, epochs=8), "early_stop"),
+    (lambda: cells(early_stop=True, eigenvalue_every=1, epochs=9, early_stop_from=6), "early_stop_from"),
     (lambda: cells(table="t.csv"), "table"),
     (lambda: cells(derived_every=-1), "derived_every"),
     (lambda: cells(threads=0), "threads"),

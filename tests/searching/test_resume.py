@@ -41,7 +41,7 @@ CELLS: dict[str, Any] = {
     "first order": {},
     "sge": {"estimator": SGE(num_directions=2, control_variate="finite-difference"), "inner_steps": 2},
     "gumbel": {"method": "gdas", "data": {"cutout": 2}},
-    "eigenvalues": {"eigenvalue_every": 1, "early_stop": True, "alpha_every": 2, "on_nonfinite": "skip"},
+    "eigenvalues": {"eigenvalue_every": 1, "alpha_every": 2, "on_nonfinite": "skip"},
 }
 
 

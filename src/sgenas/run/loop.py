@@ -144,7 +144,10 @@ class Loop(ABC):
         return self._log_every or max(LOG_EVERY, math.ceil(steps / MAX_ROWS))
 
     def request_stop(self) -> None:
-        """Ends the run after this epoch, as finished. For callbacks."""
+        """Ends the run after this epoch, as finished. For callbacks.
+
+        The epoch's row describes the architecture before the selection of a search, if it has one.
+        """
         self._stop_requested = True
 
     # -- the loop -------------------------------------------------------------------------------------------

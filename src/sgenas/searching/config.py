@@ -24,6 +24,7 @@ from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
 from sgenas.searching.alpha_noise import AlphaNoise
+from sgenas.searching.callbacks.collapse import require_can_stop
 from sgenas.searching.callbacks.guards import POLICIES
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
@@ -174,6 +175,8 @@ class SearchConfig:
             "False without eigenvalue_every",
             True,
         )
+        if self.early_stop:
+            require_can_stop(self.epochs, self.eigenvalue_every, self.early_stop_from)
         require(
             self.table is None or self.space.name in TABLES,
             "table",

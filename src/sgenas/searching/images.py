@@ -51,16 +51,18 @@ class ImageParts:
             return data.ordered_batches(validation, size, augmentation, device)
 
         self.batches, self.device = batches, device
-        self.callbacks: list[Callback] = [Evaluation(batches, derived_every=config.derived_every)]
+        self.callbacks: list[Callback] = []
+        if config.eigenvalue_every:
+            self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
+        if config.early_stop:
+            # before those that measure the derived cell
+            self.callbacks.append(EarlyStopping(config.early_stop_from))
+        self.callbacks.append(Evaluation(batches, derived_every=config.derived_every))
         if config.table is not None:
             tabulated = TabulatedAccuracy(config.table)
             # before the run directory is made
             tabulated.check(self.space)
             self.callbacks.append(tabulated)
-        if config.eigenvalue_every:
-            self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
-        if config.early_stop:
-            self.callbacks.append(EarlyStopping(config.early_stop_from))
         if config.on_nonfinite != "stop":
             self.callbacks.append(NaNGuard(config.on_nonfinite))
         self.facts: dict[str, Any] = {

@@ -39,6 +39,7 @@ class Search(Loop):
         state: Weights and slots of their optimizer.
         alphas: Architecture parameters, by table.
         cost: Passes so far.
+        fingerprint: Of the data; a checkpoint with another one is refused.
         alpha_history: Alphas before the first epoch and after each.
         selection: How the final architecture is chosen.
         candidates: What the selection has measured, one row each.
@@ -88,7 +89,7 @@ class Search(Loop):
         self._trajectory_optimizer, self._regularizer = trajectory_optimizer, regularizer
         self._alpha_every, self.inner_steps = alpha_every, inner_steps
         self._warmup_epochs = warmup_epochs if space.relaxation.learns else self.epochs
-        self.alpha_noise, self.flatness, self.seed, self._fingerprint = alpha_noise, flatness, seed, fingerprint
+        self.alpha_noise, self.flatness, self.seed, self.fingerprint = alpha_noise, flatness, seed, fingerprint
         limit = f"from 0 to epochs - 1 = {self.epochs - 1}"
         require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
         if train.length is not None:
@@ -314,7 +315,7 @@ class Search(Loop):
     def own_state(self) -> dict[str, Any]:
         return {
             **self.snapshot(),
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint,
             "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
             "directions": self._directions.get_state(),
             "noise": self._noise.get_state(),
@@ -331,7 +332,7 @@ class Search(Loop):
         return {"chunk": getattr(self.estimator, "chunk", None)}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        if state["fingerprint"] != self._fingerprint:
+        if state["fingerprint"] != self.fingerprint:
             raise InvalidValueError("it was saved with other data", field="train_data")
         self.restore(state)
         self.cost = Cost(*state["cost"])

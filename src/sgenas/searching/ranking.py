@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgenas.errors import CheckpointError, InvalidValueError, RunDirError
+from sgenas.errors import CheckpointError, DataError, InvalidValueError, RunDirError
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import RunDir
 from sgenas.run.state import matching
@@ -28,10 +28,14 @@ class _Ranker(Callback):
     def on_start(self, run: Any) -> None:
         try:
             # nothing else, so that a checkpoint of another version is good enough
-            weights, epochs = self._state["own"]["weights"], int(self._state["epoch"])
-            run.state = replace(run.state, weights=matching(run.state.weights, weights, run.device, "weights"))
+            own, epochs = self._state["own"], int(self._state["epoch"])
+            same = own["fingerprint"] == run.fingerprint
+            weights = matching(run.state.weights, own["weights"], run.device, "weights")
         except (LookupError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"the checkpoint of {self._path} must hold the weights of its search") from None
+        if not same:
+            raise DataError(f"the images must be those of the search in {self._path}, got others under the same name")
+        run.state = replace(run.state, weights=weights)
         raise _Ranked(rank_supernet(run, self._table, **self._settings), epochs)
 
 
@@ -49,7 +53,7 @@ def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: A
         RunDirError: If the directory holds no such run.
         CheckpointError: If it has no checkpoint yet, or a damaged one.
         InvalidValueError: If there is no table, or it is of another space or of datasets with other numbers of classes.
-        DataError: If the table or the images cannot be read.
+        DataError: If the table or the images cannot be read, or the images are others than in the search.
     """
     directory = RunDir(run_dir)
     record = directory.read_config("search")

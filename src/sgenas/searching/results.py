@@ -123,23 +123,29 @@ class SearchResult:
 
 def epoch_row(run: Any) -> dict[str, Any]:
     """What a search says of itself at the end of an epoch: passes so far, gradients, current architecture."""
-    architecture = run.architecture
     row: dict[str, Any] = {
         "forward": run.cost.forward,
         "backward": run.cost.backward,
         "inner_steps": run.cost.inner_steps,
         **run.statistics.end_epoch(run.estimator),
-        "architecture": run.space.architecture_to_dict(architecture),
+        **architecture_row(run),
     }
+    mixing = run.space.mixing(tree.detach(run.alphas))
+    row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
+    if run._penalty is not None:
+        row["cost_penalty"] = float(run._penalty(run.alphas))
+    return row
+
+
+def architecture_row(run: Any) -> dict[str, Any]:
+    """The current architecture of a search, its skip connections and what it costs."""
+    architecture = run.architecture
+    row: dict[str, Any] = {"architecture": run.space.architecture_to_dict(architecture)}
     if isinstance(architecture, Genotype):
         for name, cell in architecture.cells:
             row[f"skips_{name}"] = sum(edge.operation == "skip_connect" for edge in cell.edges)
-    mixing = run.space.mixing(tree.detach(run.alphas))
-    row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
     if run.costs is not None:
         row |= {f"derived_{name}": value for name, value in run.costs.of(architecture).items()}
-    if run._penalty is not None:
-        row["cost_penalty"] = float(run._penalty(run.alphas))
     return row
 
 

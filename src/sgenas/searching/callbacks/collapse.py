@@ -12,6 +12,7 @@ from sgenas.bilevel.hvp import hessian_operator, largest_eigenvalue
 from sgenas.errors import require
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
+from sgenas.searching.results import architecture_row
 
 WINDOW, RATIO = 5, 1.3
 
@@ -47,7 +48,8 @@ class EarlyStopping(Callback):
 
     With m(i) the mean of the 5 eigenvalues up to the i-th, stops at i if m(i) / m(i - 4) > 1.3 and selects
     the epoch of measurement i - 4, unless it is before ``first_epoch``. A ratio to a mean that is not positive
-    never stops. Needs `HessianEigenvalue` earlier in the list of callbacks.
+    never stops. Needs `HessianEigenvalue` earlier in the list of callbacks, and those that measure the derived
+    architecture later, so that they measure the selected one.
 
     Args:
         first_epoch: First epoch, counted from 1, whose cell may be selected.
@@ -67,13 +69,20 @@ class EarlyStopping(Callback):
             run.select_epoch(epoch)
             run.request_stop()
             row["stopped_early_with_epoch"] = epoch
-            row["architecture"] = run.space.architecture_to_dict(run.architecture)
+            row |= architecture_row(run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured": self._measured}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._measured = [(epoch, value) for epoch, value in state["measured"]]
+
+
+def require_can_stop(epochs: int, every: int, first_epoch: int) -> None:
+    """Raises InvalidValueError if a search of ``epochs`` that measures each ``every`` of them can never stop early."""
+    back = epochs // every - WINDOW + 1
+    require(back >= WINDOW, "early_stop", f"False with fewer than {(2 * WINDOW - 1) * every} epochs", True)
+    require(first_epoch <= back * every, "early_stop_from", f"at most {back * every} of {epochs} epochs", first_epoch)
 
 
 def epoch_to_return_to(measured: Sequence[tuple[int, float]], first: int) -> int | None:
