@@ -177,8 +177,7 @@ def test_stopped_search_resumes_bit_for_bit_and_its_checkpoint_is_read_on_a_cpu(
 def test_search_stays_on_the_gpu_that_it_is_given() -> None:
     with gpu_machine(gpus=2) as machine:
         search("cuda:1", estimator=SGE(1), data={"train_images": 8})
-        # (numbers that C++ makes without saying on which GPU)
-        assert machine.gpus[0].peak <= 64 < machine.gpus[1].peak
+        assert machine.gpus[0].peak == 0 < machine.gpus[1].peak
 
 
 def test_directions_are_batched_as_far_as_there_is_room() -> None:

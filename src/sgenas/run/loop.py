@@ -159,6 +159,9 @@ class Loop(ABC):
         with ExitStack() as stack:
             stack.enter_context(self.meter)
             stack.enter_context(self.arithmetic())
+            if self.device.type == "cuda":
+                # numbers that C++ makes without saying on which GPU belong on this one
+                stack.enter_context(torch.cuda.device(self.device))
             self._open_logs(stack)
             self._compare_processes("at the start")
             if self.step == 0:
