@@ -75,7 +75,7 @@ def test_the_papers_settings_come_on_top_of_the_sources() -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("space_name", ["darts", "nasbench201"])
+@pytest.mark.parametrize("space_name", ["nasbench201", pytest.param("darts", marks=pytest.mark.slow)])
 def test_every_method_runs_and_derives_in_both_cell_spaces(name: str, space_name: str) -> None:
     settings = SPACES.get(space_name)(channels=8, layers=3 if space_name == "darts" else 1)
     space = METHODS.get(name).apply(settings.build(1, 3))

@@ -87,7 +87,11 @@ EXACT = [
 by_name = pytest.mark.parametrize("solver", EXACT, ids=lambda solver: type(solver).__name__)
 
 
-@by_name
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(each, marks=pytest.mark.slow) if isinstance(each, StocBiO) else each for each in EXACT],
+    ids=lambda solver: type(solver).__name__,
+)
 def test_full_batches_reach_the_optimum_of_nested_trees(solver: Solver) -> None:
     toy, inner, outer = Quadratic.random(generator(), rho=12.0), draw(7, seed=7), draw(7, seed=8)
 

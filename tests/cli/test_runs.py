@@ -195,7 +195,7 @@ def test_second_ctrl_c_ends_at_once_without_a_traceback(
 def test_signal_stops_after_a_checkpoint_and_resume_ends_in_the_same_place(
     command: tuple[str, ...], number: int, tmp_path: Path, start: Start, wait_for_rows: Wait
 ) -> None:
-    longer = (*command, "--epochs", "4", "--checkpoint-every", "1")
+    longer = (*command, "--epochs", "2", "--checkpoint-every", "1")
     path = tmp_path / "stopped"
     process = start(*longer, "--out", str(path))
     wait_for_rows(path, 4, process)

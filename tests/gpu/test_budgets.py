@@ -51,7 +51,14 @@ counted = pytest.mark.skipif(not torch.__version__.startswith("2.14."), reason="
 
 
 @counted
-@pytest.mark.parametrize(("space", "estimator"), LAUNCHES)
+@pytest.mark.parametrize(
+    ("space", "estimator"),
+    [
+        # the other ones in the space that is smaller
+        case if case[0] == "nasbench201" or case[1] == "first-order" else pytest.param(*case, marks=pytest.mark.slow)
+        for case in LAUNCHES
+    ],
+)
 def test_step_launches_no_more_than_it_did_and_waits_once(space: str, estimator: str) -> None:
     with gpu_machine() as machine:
         last_step(machine, 2, space=SPACES[space], estimator=ESTIMATORS[estimator], graphs=False)

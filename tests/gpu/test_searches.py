@@ -135,7 +135,9 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name", ["evolution", *(pytest.param(each, marks=pytest.mark.slow) for each in ("random", "perturbation"))]
+)
 def test_every_selection_chooses_what_it_chooses_on_the_cpu(name: str) -> None:
     assert_same_histories(partial(search, **STRATEGIES[name]))
 

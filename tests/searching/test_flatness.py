@@ -164,6 +164,7 @@ def test_predicted_passes_are_those_of_the_search() -> None:
         )
 
 
+@pytest.mark.slow
 def test_stopped_search_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     config = cells(flatness=0.2, alpha_noise=0.3, estimator=SGE(num_directions=2, smoothing=0.1), inner_steps=2)
     config.run(tmp_path / "whole", progress=False)

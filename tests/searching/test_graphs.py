@@ -66,7 +66,13 @@ ESTIMATORS: list[Estimator] = [
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 @pytest.mark.parametrize(
-    "changes", [{}, {"alpha_noise": 0.3, "flatness": 0.1}, {"inner_steps": 2, "shards": 2}], ids=repr
+    "changes",
+    [
+        {},
+        {"inner_steps": 2, "shards": 2},
+        pytest.param({"alpha_noise": 0.3, "flatness": 0.1}, marks=pytest.mark.slow),
+    ],
+    ids=repr,
 )
 def test_search_in_a_module(recorder: PretendedRecorder, estimator: Estimator, changes: dict[str, Any]) -> None:
     same(partial(module_search, estimator=estimator, regularizer=BetaDecay(), batch_size=8, **changes))
@@ -75,6 +81,7 @@ def test_search_in_a_module(recorder: PretendedRecorder, estimator: Estimator, c
     assert recorder.forgotten == 2
 
 
+@pytest.mark.slow
 def test_search_in_cells_with_everything_that_changes_from_step_to_step() -> None:
     """A regularizer that rises, noise of the relaxation and of the architecture, batched directions, shards.
 

@@ -321,7 +321,7 @@ def test_every_method_goes_with_every_estimator(method: str, name: str) -> None:
     moves(unstarted(lambda: module_search(**settings)), 2)
 
 
-@pytest.mark.parametrize("name", ["sge", "neumann"])
+@pytest.mark.parametrize("name", ["sge", pytest.param("neumann", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("method", "space"), [(name, space) for name in METHODS for space in METHODS.get(name).spaces if space in SPACES]
 )

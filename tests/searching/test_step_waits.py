@@ -29,7 +29,10 @@ STEPS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("penalty", "control variate") else name for name in STEPS],
+)
 def test_a_step_of_a_search_waits_once(name: str) -> None:
     settings, waits = STEPS[name]
     if "budget" in settings:

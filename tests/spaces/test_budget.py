@@ -127,7 +127,7 @@ SPACES: dict[str, Callable[[], CellSpace]] = {
 
 
 @pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("budgets", [1, 2])
+@pytest.mark.parametrize("budgets", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_derived_cell_is_the_best_of_all_cells_within_the_budget(name: str, budgets: int) -> None:
     space = SPACES[name]()
     changed = 0
@@ -153,7 +153,7 @@ def test_derived_cell_is_the_best_of_all_cells_within_the_budget(name: str, budg
     assert changed >= 3
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 @pytest.mark.parametrize(
     "make",
     [

@@ -79,7 +79,11 @@ def test_every_operation_of_a_pass_reads_channels_last_images(case: Any, members
 
 
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize(("case", "members"), [(CASES[1], 3), (CASES[5], 1), (CASES[5], 3)], ids=str)
+@pytest.mark.parametrize(
+    ("case", "members"),
+    [(CASES[5], 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((CASES[1], 3), (CASES[5], 1)))],
+    ids=str,
+)
 def test_layout_of_a_gpu_is_a_choice_for_both_passes(
     case: Any, members: int, last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,10 @@ def test_supernet_equals_the_plain_definition(case: Case) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9, msg=f"{label} differs")
 
 
-@pytest.mark.parametrize("case", [CASES[i] for i in (1, 3, 6, 9, 10, 12, 13, 14)])
+@pytest.mark.parametrize(
+    "case",
+    [*(CASES[i] for i in (3, 6, 10, 12, 14)), *(pytest.param(CASES[i], marks=pytest.mark.slow) for i in (1, 9, 13))],
+)
 def test_stacked_members_equal_one_member_at_a_time(case: Case) -> None:
     space, images = make(case)
     members = [drawn(space, seed) for seed in range(3)]

@@ -249,7 +249,11 @@ def test_search_is_as_before_after_the_fine_tuning() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"inner_steps": 2, "alpha_every": 2}, {"estimator": SGE(num_directions=2), "flatness": 0.1}],
+    [
+        {},
+        {"inner_steps": 2, "alpha_every": 2},
+        pytest.param({"estimator": SGE(num_directions=2), "flatness": 0.1}, marks=pytest.mark.slow),
+    ],
     ids=["first order", "every second step", "sge"],
 )
 def test_predicted_passes_are_those_of_the_search(changes: dict[str, Any]) -> None:
@@ -335,7 +339,9 @@ def test_none_counts_in_the_budget_of_a_benchmark_cell() -> None:
     assert not any(any(row) for row in as_rows(run, select(run)).values())
 
 
-@pytest.mark.parametrize("method", ["pc-darts", "drnas", "gdas", "beta-darts"])
+@pytest.mark.parametrize(
+    "method", ["drnas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pc-darts", "gdas", "beta-darts"))]
+)
 def test_every_method_can_be_selected_from(method: str) -> None:
     space = DartsSettings(channels=8, layers=3, nodes=2, operations=("max_pool_3x3", "skip_connect", "dil_conv_3x3"))
     selection = PerturbationSelection(finetune_epochs=1)

@@ -282,7 +282,10 @@ def test_search_within_a_budget_resumes_to_the_same_end(tmp_path: Path) -> None:
 
 # batches of 8 images of one pixel at the end have a steep loss
 @pytest.mark.filterwarnings("ignore::sgenas.errors.RangeWarning")
-@pytest.mark.parametrize("estimator", ESTIMATORS.names())
+@pytest.mark.parametrize(
+    "estimator",
+    [name if name in ("first-order", "sge") else pytest.param(name, marks=pytest.mark.slow) for name in ESTIMATORS],
+)
 def test_every_estimator_searches_the_space(estimator: str) -> None:
     config = replace(cells(epochs=1, data={"train_images": 32}), space=MacroSettings(channels=1, activation="silu"))
     few = {"num_directions": 2, "max_hvps": 2}
