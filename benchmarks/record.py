@@ -198,8 +198,10 @@ def add_result(name: str, figures: Mapping[str, Any], *, device: str = "cpu") ->
         | {package: version(package) for package in ("torch", "torchvision", "sgenas")},
         **figures,
     }
+    # no paths of this machine
+    text = json.dumps(line, default=str).replace(f"{ROOT.parent}/", "../")
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, default=str) + "\n")
+        file.write(text + "\n")
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
+import record
 from record import difference_text, finished, interval, mean_text, run_unfinished
 from scipy import stats
 
@@ -70,6 +71,14 @@ def test_unfinished_runs_are_started_and_their_failures_printed(
             write(tmp_path / name, {}, {})
         return CompletedProcess([], 1, "", "Traceback\nsgenas: no memory\n")
 
-    run_unfinished("abc", 1, directory=tmp_path.joinpath, start=start, result=lambda record: record.path.name * 2)
+    run_unfinished("abc", 1, directory=tmp_path.joinpath, start=start, result=lambda found: found.path.name * 2)
     assert started == ["b", "c"]
     assert capsys.readouterr().out == "b: bb\nc: FAILED with 1: sgenas: no memory\n"
+
+
+def test_results_hold_no_path_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "ROOT", tmp_path / "project")
+    record.add_result("figures", {"data": f"parquet:{tmp_path / 'shared' / 'a.parquet'}", "out": tmp_path / "project"})
+    (line,) = (tmp_path / "project" / "benchmarks" / "results" / "figures.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert (found["data"], found["out"]) == ("parquet:../shared/a.parquet", "../project")
