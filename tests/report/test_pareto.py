@@ -126,13 +126,14 @@ def test_figure_marks_the_runs_that_are_not_dominated() -> None:
 
 
 def test_page_of_several_runs_has_the_plot_and_its_table(make_run: Make, genotype: Genotype) -> None:
-    paths = [make_run(name, 2, {"seed": n, "method": "darts"}) for n, name in enumerate(("one", "other"))]
+    *paths, last = [make_run(name, 2, {"seed": n, "method": "darts"}) for n, name in enumerate(("one", "two", "last"))]
     for path in paths:
         rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
         rows[-1]["derived_accuracy"] = 0.5
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = render_comparison([read_run(path, brief=True) for path in paths], "title")
+    page = render_comparison([read_run(path, brief=True) for path in (*paths, last)], "title")
     assert "Accuracy and size" in page
+    assert "One point per run, except for 1 without this accuracy" in page
     assert f"{network_size(genotype, num_classes=10).params:,}" in page
 
 

@@ -188,11 +188,16 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
 
 def _pareto(groups: Sequence[RunGroup]) -> dict[str, Any]:
     """The plot of accuracy against size and the table of the runs that no other one dominates; None without points."""
-    found = pareto([(group.name, record) for group in groups for record in group.records])
+    runs = [(group.name, record) for group in groups for record in group.records]
+    found = pareto(runs)
     if found is None:
         return {"pareto": None}
-    image = data_uri(image_bytes(draw_pareto(found, [group.name for group in groups])))
-    return {"pareto": image, "pareto_accuracy": found.accuracy, "pareto_tables": _not_dominated(found)}
+    return {
+        "pareto": data_uri(image_bytes(draw_pareto(found, [group.name for group in groups]))),
+        "pareto_accuracy": found.accuracy,
+        "pareto_left_out": len(runs) - len(found.points),
+        "pareto_tables": _not_dominated(found),
+    }
 
 
 def _not_dominated(found: Pareto) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
