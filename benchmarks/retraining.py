@@ -106,7 +106,7 @@ def chosen_epochs(given: argparse.Namespace, configs: dict[Run, sgenas.TrainConf
     images = {data: load_images(config.data, 0, test=True) for (data, _), config in networks.items()}
     minutes: dict[Any, list[float]] = {network: [] for network in networks}
     for _, (network, config) in itertools.product(range(TIMINGS), networks.items()):
-        minutes[network].append(60 * run_hours(config, *timed(config, images[network[0]])) / config.epochs)
+        minutes[network].append(60 * run_hours(config, timed(config, images[network[0]])) / config.epochs)
     for run, config in missing.items():
         per_epoch = median(minutes[run[0], config.genotype])
         # the learning rate rises in the first epochs

@@ -2,6 +2,8 @@
 
     hours = jobs * (P_search * s_search + P_training * s_training) / 3600
 
+On a GPU the steps that are timed also show the memory that a run takes.
+
 P counts the passes of a run; a forward pass of an evaluation is a third of a pass. s is the time of one pass: here the
 median of a few steps of the run itself, on an A100 the batch divided by the assumed images per second.
 """
@@ -17,6 +19,7 @@ import torch
 
 from sgenas.bilevel import Cost
 from sgenas.data import ImageData
+from sgenas.device import peak_memory
 from sgenas.errors import require_choice
 from sgenas.experiments.grid import Entry, Job
 from sgenas.experiments.outcome import device_text
@@ -44,6 +47,21 @@ TIMED_STEPS, UNTIMED_STEPS = 2, 1
 
 
 @dataclass(frozen=True)
+class Speed:
+    """How fast a machine takes the steps of a run.
+
+    Args:
+        batches: Training batches per epoch.
+        seconds: Seconds of a pass.
+        memory: Peak of the GPU's tensors in bytes; None if it was not measured.
+    """
+
+    batches: int
+    seconds: float
+    memory: int | None = None
+
+
+@dataclass(frozen=True)
 class RowForecast:
     """What the jobs of a row on a dataset take.
 
@@ -52,12 +70,14 @@ class RowForecast:
         jobs: Jobs that are not done; each is counted whole.
         search_hours: Hours of the search of one job.
         training_hours: Hours of the training of one job.
+        memory: Peak of the GPU's tensors in bytes, in the search or the training; None if it was not measured.
     """
 
     entry: Entry
     jobs: int
     search_hours: float
     training_hours: float
+    memory: int | None = None
 
     @property
     def hours(self) -> float:
@@ -83,12 +103,13 @@ class TableForecast:
         return sum(row.hours for row in self.rows)
 
     def __str__(self) -> str:
-        found = [("Data", "Row", "Jobs", "Search, h", "Training, h", "In all, h")]
+        found = [("Data", "Row", "Jobs", "Search, h", "Training, h", "In all, h", "Memory, GiB")]
         for row in self.rows:
             search, training, hours = (f"{value:.2f}" for value in (row.search_hours, row.training_hours, row.hours))
-            found.append((row.entry.dataset.name, row.entry.row.name, str(row.jobs), search, training, hours))
+            memory = "-" if row.memory is None else f"{row.memory / 2**30:.1f}"
+            found.append((row.entry.dataset.name, row.entry.row.name, str(row.jobs), search, training, hours, memory))
         widths = [max(map(len, column)) for column in zip(*found, strict=True)]
-        sides = (str.ljust, str.ljust, *4 * (str.rjust,))
+        sides = (str.ljust, str.ljust, *5 * (str.rjust,))
         lines = [
             "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True))
             for line in found
@@ -114,26 +135,22 @@ def forecast(jobs: Sequence[Job], preset: str, machine: str = "auto") -> TableFo
     if machine == "auto":
         machine = "a100" if GRID_PRESETS[preset].gpu and not torch.cuda.is_available() else "here"
     basis, speed = (ASSUMPTION, assumed) if machine == "a100" else (_this_machine(), timed)
-    trained: dict[TrainConfig, float] = {}
+    trained: dict[TrainConfig, Speed] = {}
     rows = []
     for entry in dict.fromkeys(job.entry for job in jobs):
         search, training = entry.search, entry.training
         if training not in trained:
-            trained[training] = run_hours(training, *speed(training))
+            trained[training] = speed(training)
         count = sum(job.entry == entry for job in jobs)
-        rows.append(RowForecast(entry, count, run_hours(search, *speed(search)), trained[training]))
+        searched, later = speed(search), trained[training]
+        memory = max((each.memory for each in (searched, later) if each.memory is not None), default=None)
+        rows.append(RowForecast(entry, count, run_hours(search, searched), run_hours(training, later), memory))
     return TableForecast(basis, tuple(rows))
 
 
-def run_hours(config: SearchConfig | TrainConfig, batches: int, seconds: float) -> float:
-    """Hours of a run.
-
-    Args:
-        config: The run.
-        batches: Training batches per epoch.
-        seconds: Seconds of a pass.
-    """
-    settings = config.data
+def run_hours(config: SearchConfig | TrainConfig, speed: Speed) -> float:
+    """Hours of a run at this speed."""
+    settings, batches = config.data, speed.batches
     if isinstance(config, SearchConfig):
         share = config.data.train_fraction
         evaluation = batches * (1 - share) / share
@@ -143,7 +160,7 @@ def run_hours(config: SearchConfig | TrainConfig, batches: int, seconds: float) 
     else:
         evaluation = math.ceil((config.data.test_images or CIFAR[1]) / settings.batch_size)
         passes = config.epochs * batches
-    return (passes + config.epochs * evaluation * FORWARD) * seconds / 3600
+    return (passes + config.epochs * evaluation * FORWARD) * speed.seconds / 3600
 
 
 def _moving(config: SearchConfig) -> Cost:
@@ -157,25 +174,25 @@ def _moving(config: SearchConfig) -> Cost:
 # -- the speed of a machine ----------------------------------------------------------------------------------------
 
 
-def assumed(config: SearchConfig | TrainConfig) -> tuple[int, float]:
-    """(training batches per epoch, seconds per pass) on an A100, by `ASSUMPTION`."""
+def assumed(config: SearchConfig | TrainConfig) -> Speed:
+    """The speed of an A100, by `ASSUMPTION`."""
     images, size = config.data.train_images or CIFAR[0], config.data.batch_size
     if isinstance(config, SearchConfig):
         images = round(config.data.train_fraction * images)
         space: Any = config.space
         edges = space.nodes * (space.nodes + 3) / 2  # from two inputs and the nodes before
         work = space.channels * space.layers * edges / (16 * 8 * 14 * _partial_channels(config))
-        return images // size, size * work / SEARCHED
+        return Speed(images // size, size * work / SEARCHED)
     channels, layers = config.channels or 36, config.layers or 20
-    return images // size, size * channels * layers / (36 * 20) / TRAINED
+    return Speed(images // size, size * channels * layers / (36 * 20) / TRAINED)
 
 
 def _partial_channels(config: SearchConfig) -> int:
     return config.space.partial_channels or METHODS.get(config.method).spaces["darts"].get("partial_channels", 1)
 
 
-def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -> tuple[int, float]:
-    """(training batches per epoch, seconds per pass) on this machine, from the first steps of the run itself."""
+def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -> Speed:
+    """The speed of this machine, from the first steps of the run itself."""
     steps = _Steps()
     run: Callable[..., Any] = config.run
     passes = 1.0
@@ -184,18 +201,21 @@ def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -
         run, passes = replace(config, warmup_epochs=0, alpha_every=1).run, _moving(config).forward
     run(images=images, callbacks=[steps], stop=steps.enough, progress=False)
     inner = getattr(config, "inner_steps", 1)
-    return steps.per_epoch * inner, statistics.median(steps.seconds) / passes
+    return Speed(steps.per_epoch * inner, statistics.median(steps.seconds) / passes, steps.memory)
 
 
 class _Steps(Callback):
-    """Times the first steps of a run after UNTIMED_STEPS."""
+    """Times the first steps of a run after UNTIMED_STEPS, and reads the peak memory of a GPU."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.per_epoch = 0
+        self.memory: int | None = None
 
     def on_start(self, run: Any) -> None:
         self.per_epoch = run.steps_per_epoch
+        if run.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(run.device)
 
     def on_step_start(self, run: Any) -> None:
         self._start = time.perf_counter()
@@ -203,6 +223,7 @@ class _Steps(Callback):
     def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
+            self.memory = peak_memory(run.device)
         if run.step > UNTIMED_STEPS:
             self.seconds.append(time.perf_counter() - self._start)
 
