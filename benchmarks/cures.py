@@ -42,7 +42,7 @@ from record import (
 
 import sgenas
 from sgenas.report.run_record import RunRecord
-from sgenas.searching.callbacks.collapse import WINDOW
+from sgenas.searching.callbacks.collapse import FEWEST
 from sgenas.spaces import AccuracyTable
 
 PERTURBATION: dict[str, Any] = {"selection": {"name": "perturbation"}}
@@ -57,8 +57,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "early-stop": {"eigenvalue_every": 1, "early_stop": True},
     "beta-darts": {"method": "beta-darts"},
 }
-FEWEST = 2 * WINDOW - 1
-"""Epochs before an early stop has two means to compare."""
 EARLIEST = 10 / 50
 """Share of the epochs before an early stop may take a cell: the source's 10 of 50."""
 COLUMNS = ("arm", "each seed", "CIFAR-10", "against darts", "CIFAR-100", "ImageNet16-120", "skips", "passes", "minutes")

@@ -10,25 +10,18 @@ from gpu_runs import assert_same_histories, in_double, pictures
 from pretended_gpu import gpu_machine
 from same_runs import assert_same_runs
 from stopping import stop_after
+from tiny_cells import TINY_CELLS
 from torch import nn
 from torch.utils.data import TensorDataset
 
 import sgenas
 from sgenas.data import TrainImageSettings
 from sgenas.device import CUBLAS_DETERMINISTIC, CUBLAS_WORKSPACE
-from sgenas.spaces.genotype import Cell, Edge, Genotype
 from sgenas.spaces.nasbench201_space.strings import from_string
 from sgenas.training import TrainConfig, TrainResult, evaluate_run
 
-CELLS = Genotype(
-    "darts",
-    (
-        ("normal", Cell((Edge(0, 2, "sep_conv_3x3"), Edge(1, 2, "skip_connect")), (2,), nodes=1)),
-        ("reduce", Cell((Edge(0, 2, "max_pool_3x3"), Edge(1, 2, "dil_conv_3x3")), (2,), nodes=1)),
-    ),
-)
 CONFIG = TrainConfig(
-    CELLS,
+    TINY_CELLS,
     epochs=2,
     threads=1,
     precision="ieee",

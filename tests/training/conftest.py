@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_cells import TINY_CELLS
 
 from sgenas.data import TrainImageSettings
-from sgenas.spaces.genotype import Cell, Edge, Genotype
 from sgenas.training import TrainConfig, Training
 
 torch.set_num_threads(1)
 
-TINY_CELLS = Genotype(
-    "darts",
-    (
-        ("normal", Cell((Edge(0, 2, "sep_conv_3x3"), Edge(1, 2, "skip_connect")), (2,), nodes=1)),
-        ("reduce", Cell((Edge(0, 2, "max_pool_3x3"), Edge(1, 2, "dil_conv_3x3")), (2,), nodes=1)),
-    ),
-)
 TRAINING = TrainConfig(
     TINY_CELLS,
     epochs=3,

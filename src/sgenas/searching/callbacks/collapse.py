@@ -15,6 +15,8 @@ from sgenas.run.callbacks import Callback
 from sgenas.searching.results import architecture_row
 
 WINDOW, RATIO = 5, 1.3
+FEWEST = 2 * WINDOW - 1
+"""Measurements before there are two means to compare."""
 
 
 class HessianEigenvalue(Callback):
@@ -80,16 +82,16 @@ class EarlyStopping(Callback):
 
 def require_can_stop(epochs: int, every: int, first_epoch: int) -> None:
     """Raises InvalidValueError if a search of ``epochs`` that measures each ``every`` of them can never stop early."""
-    back = epochs // every - WINDOW + 1
-    require(back >= WINDOW, "early_stop", f"False with fewer than {(2 * WINDOW - 1) * every} epochs", True)
-    require(first_epoch <= back * every, "early_stop_from", f"at most {back * every} of {epochs} epochs", first_epoch)
+    require(epochs >= FEWEST * every, "early_stop", f"False with fewer than {FEWEST * every} epochs", True)
+    last = (epochs // every - WINDOW + 1) * every
+    require(first_epoch <= last, "early_stop_from", f"at most {last} of {epochs} epochs", first_epoch)
 
 
 def epoch_to_return_to(measured: Sequence[tuple[int, float]], first: int) -> int | None:
     """The epoch that `EarlyStopping` selects after these (epoch, eigenvalue); None to go on."""
-    back = len(measured) - WINDOW
-    if back < WINDOW - 1:
+    if len(measured) < FEWEST:
         return None
+    back = len(measured) - WINDOW
     now, then = (
         sum(value for _, value in measured[last - WINDOW + 1 : last + 1]) / WINDOW for last in (len(measured) - 1, back)
     )
