@@ -1,22 +1,13 @@
 """Two processes, each with a pretended GPU of its own: the run of one process with one GPU, bit for bit."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from gpu_runs import config
 from pretended_gpu import gpu_machine
 from same_runs import assert_same_runs
 from torchrun import Torchrun
 
 from sgenas import SGE
-
-
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
-    made = Torchrun(tmp_path, worker="gpu_worker.py")
-    yield made
-    made.end()
 
 
 def test_search_of_two_gpus_is_that_of_one(torchrun: Torchrun, tmp_path: Path) -> None:
@@ -26,7 +17,7 @@ def test_search_of_two_gpus_is_that_of_one(torchrun: Torchrun, tmp_path: Path) -
     shards = config("auto", data=data | {"data_parallel": 2})
     configs = {"directions": directions, "shards": shards}
     runs = [{"config": each.to_dict(), "run_dir": tmp_path / "two" / name} for name, each in configs.items()]
-    assert torchrun.done(2, *runs) == []
+    assert torchrun.done(2, *runs, worker="gpu_worker.py") == []
     for name, each in configs.items():
         with gpu_machine():
             each.run(tmp_path / "one" / name, progress=False)

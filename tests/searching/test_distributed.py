@@ -3,7 +3,6 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,6 @@ from sgenas.run.distributed import Processes
 from sgenas.searching.selection import EvolutionSelection, RandomSelection
 
 SGE_ = SGE(num_directions=3, smoothing=0.1, computation="sequential")
-
-
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
-    made = Torchrun(tmp_path)
-    yield made
-    made.end()
 
 
 def wait_for_rows(path: Path, count: int, process: subprocess.Popen[str]) -> None:

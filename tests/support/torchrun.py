@@ -15,14 +15,16 @@ SUPPORT = Path(__file__).parent
 class Torchrun:
     """Starts programs on several processes, and leaves none behind."""
 
-    def __init__(self, path: Path, worker: str = "distributed_worker.py") -> None:
-        self._runs, self._worker = path / "runs.json", str(SUPPORT / worker)
+    def __init__(self, path: Path) -> None:
+        self._runs = path / "runs.json"
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self, processes: int, *runs: dict[str, Any]) -> subprocess.Popen[str]:
+    def start(
+        self, processes: int, *runs: dict[str, Any], worker: str = "distributed_worker.py"
+    ) -> subprocess.Popen[str]:
         """The worker with these runs."""
         self._runs.write_text(json.dumps(runs, default=str))
-        return self.program(processes, self._worker, str(self._runs))
+        return self.program(processes, str(SUPPORT / worker), str(self._runs))
 
     def program(self, processes: int, *line: str) -> subprocess.Popen[str]:
         """Any program."""
@@ -37,9 +39,9 @@ class Torchrun:
         self._started.append(started)
         return started
 
-    def done(self, processes: int, *runs: dict[str, Any]) -> list[str]:
+    def done(self, processes: int, *runs: dict[str, Any], **worker: str) -> list[str]:
         """What the processes print, sorted."""
-        started = self.start(processes, *runs)
+        started = self.start(processes, *runs, **worker)
         out, err = started.communicate(timeout=240)
         assert started.returncode == 0, err
         return sorted(out.splitlines())

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,6 @@ from sgenas.run.distributed import Processes
 from sgenas.training import TrainConfig
 
 Make = Callable[..., TrainConfig]
-
-
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Iterator[Torchrun]:
-    made = Torchrun(tmp_path)
-    yield made
-    made.end()
 
 
 @pytest.mark.slow
