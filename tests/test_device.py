@@ -14,7 +14,6 @@ from sgenas.device import (
     deterministic_algorithms,
     fastest_threads,
     find_device,
-    limit_spinning,
     ran_out,
 )
 from sgenas.errors import InvalidValueError
@@ -185,20 +184,6 @@ def test_cublas_needs_its_workspace_for_deterministic_sums(monkeypatch: pytest.M
 )
 def test_out_of_memory_is_recognized(error: Exception, expected: bool) -> None:
     assert ran_out(error) == expected
-
-
-def test_spinning_is_limited_unless_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    limit_spinning()
-    assert module.os.environ["GOMP_SPINCOUNT"] == module.SPIN_COUNT
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    limit_spinning()
-    assert module.os.environ["GOMP_SPINCOUNT"] == "7"
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    limit_spinning()
-    assert "GOMP_SPINCOUNT" not in module.os.environ
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2)])

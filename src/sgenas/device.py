@@ -187,16 +187,6 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 # -- threads ------------------------------------------------------------------------------------------------
 
-SPIN_COUNT = "10000"
-"""GOMP_SPINCOUNT that is as fast as the default on an idle machine, and 5 times as fast beside another busy
-process (docs: performance). libgomp reads it when torch is imported."""
-
-
-def limit_spinning() -> None:
-    """Limits how long OpenMP threads spin while they wait, unless the user has set it; before torch is imported."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-
 
 def usable_cores() -> int:
     """CPU cores that this process may run on."""

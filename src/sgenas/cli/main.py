@@ -5,10 +5,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-if "OMP_WAIT_POLICY" not in os.environ:
-    # before torch is imported; `sgenas.device` says why
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-
 import sgenas
 from sgenas.cli.console import BAD_INPUT, DONE, FAILED, LOST, STOPPED, complain, plain_warnings
 from sgenas.errors import (
@@ -18,9 +14,13 @@ from sgenas.errors import (
     SgenasError,
     did_you_mean,
 )
+from sgenas.experiments.worker import spin_limit
 
 if TYPE_CHECKING:
     from sgenas.cli.parsing import Command
+
+# libgomp reads it when PyTorch is imported, which nothing above does
+os.environ.update(spin_limit())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
