@@ -86,6 +86,21 @@ def test_stop_request_ends_the_search_as_finished(tmp_path: Path) -> None:
         assert [row["mine"] for row in result.history] == [0]
 
 
+def test_stop_request_in_a_step_ends_the_search_after_the_epoch(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_step_end(self, run: Any, values: dict[str, Any]) -> None:
+            if run.step == 1:
+                run.request_stop()
+
+    whole = module_search(epochs=9, callbacks=[Stop()], run_dir=tmp_path / "whole")
+    assert (whole.finished, len(whole.history)) == (True, 1)
+    # the same if it was stopped after the request, whose checkpoint remembers it
+    stopped = module_search(epochs=9, callbacks=[Stop()], run_dir=tmp_path / "parts", stop=stop_after(3))
+    assert (stopped.finished, len(stopped.history)) == (False, 0)
+    module_search(epochs=9, callbacks=[Stop()], run_dir=tmp_path / "parts")
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
 # -- evaluation ---------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from same_runs import assert_same_runs
+from same_runs import assert_same_runs, without_measures
 from stopping import stop_after
 from tiny_searches import cells, module_search, net, rows, steps, unstarted_cells
 from torch import nn
@@ -211,8 +211,11 @@ def test_callback_that_ends_the_search_does_not_skip_the_selection(tmp_path: Pat
             run.request_stop()
 
     result = strategy("random", epochs=5).run(tmp_path / "run", progress=False, callbacks=[Enough()])
-    assert len(result.history) == 1
-    assert (tmp_path / "run" / "selection.json").exists()
+    # the row is that of a search with one epoch, whose row is written after its selection
+    last = strategy("random", epochs=1).run(tmp_path / "one", progress=False)
+    assert list(map(without_measures, result.history)) == list(map(without_measures, last.history))
+    assert result.history[0]["architecture"] == result.genotype.to_dict()
+    assert (tmp_path / "run" / "selection.json").read_text() == (tmp_path / "one" / "selection.json").read_text()
 
 
 # -- cost ------------------------------------------------------------------------------------------------------

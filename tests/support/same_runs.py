@@ -27,8 +27,8 @@ def _outcome(path: Path) -> dict[str, Any]:
     state = load_checkpoint(path / "checkpoint.safetensors")
     for name in ("measured", "log_bytes"):
         del state[name]
-    state["history"] = [_without_measures(row) for row in state["history"]]
-    found: dict[str, Any] = {"metrics": [_without_measures(row) for row in rows(path)], "state": state}
+    state["history"] = [without_measures(row) for row in state["history"]]
+    found: dict[str, Any] = {"metrics": [without_measures(row) for row in rows(path)], "state": state}
     for name in ("genotype.json", "choices.json"):
         found[name] = (path / name).read_text() if (path / name).exists() else None
     arrays = np.load(path / "alphas.npz") if (path / "alphas.npz").exists() else {}
@@ -36,7 +36,8 @@ def _outcome(path: Path) -> dict[str, Any]:
     return found
 
 
-def _without_measures(row: dict[str, Any]) -> dict[str, Any]:
+def without_measures(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without times and memory."""
     return {name: value for name, value in row.items() if name not in MEASURED}
 
 

@@ -34,6 +34,9 @@ class Callback:
         Call ``run.request_stop()`` to end the run after this epoch.
         """
 
+    def on_early_end(self, run: Any, row: dict[str, Any]) -> None:
+        """When a callback has ended the run in this epoch: enter again what ``row`` says of the run's result."""
+
     def on_candidate(self, run: Any) -> None:
         """After each candidate that the selection of a search has measured, the last one of ``run.candidates``."""
 

@@ -92,6 +92,10 @@ class Loop(ABC):
     def end_epoch(self) -> dict[str, Any]:
         """What the epoch measured, as entries of its row."""
 
+    def end_early(self) -> dict[str, Any]:
+        """What the end of the run by a callback changes, as entries of the epoch's row."""
+        return {}
+
     @abstractmethod
     def own_state(self) -> dict[str, Any]:
         """What the next step depends on besides the counters, equal on all processes."""
@@ -125,7 +129,7 @@ class Loop(ABC):
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do."""
-        return self.epoch >= self.epochs or self._stop_requested
+        return self.epoch >= self.epochs or (self._stop_requested and self.step_in_epoch == 0)
 
     @property
     def work_done(self) -> float:
@@ -144,10 +148,7 @@ class Loop(ABC):
         return self._log_every or max(LOG_EVERY, math.ceil(steps / MAX_ROWS))
 
     def request_stop(self) -> None:
-        """Ends the run after this epoch, as finished. For callbacks.
-
-        The epoch's row describes the architecture before the selection of a search, if it has one.
-        """
+        """Ends the run after this epoch, as finished. For callbacks; in ``on_row`` too late to change the row."""
         self._stop_requested = True
 
     # -- the loop -------------------------------------------------------------------------------------------
@@ -229,8 +230,7 @@ class Loop(ABC):
         # reading a value waits for the device, so only rows that are kept are read
         if notes or self.step % self.log_every == 0 or self.epoch_is_over():
             row: dict[str, Any] = {"kind": "step", "epoch": self.epoch, "step": self.step}
-            if lr is not None:
-                row["lr"] = lr
+            row |= {} if lr is None else {"lr": lr}
             row |= notes | dict(zip(values, tree.numbers(list(values.values())), strict=True))
             self._write(row | {"seconds": self.meter.seconds})
 
@@ -240,6 +240,10 @@ class Loop(ABC):
         row |= self.end_epoch()
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
+        if self._stop_requested:
+            row |= self.end_early()
+            for callback in self.callbacks:
+                callback.on_early_end(self, row)
         row |= self.meter.read()
         self.epoch, self.step_in_epoch = self.epoch + 1, 0
         self._zero_sums()

@@ -55,7 +55,6 @@ class ImageParts:
         if config.eigenvalue_every:
             self.callbacks.append(HessianEigenvalue(batches, every=config.eigenvalue_every))
         if config.early_stop:
-            # before those that measure the derived cell
             self.callbacks.append(EarlyStopping(config.early_stop_from))
         self.callbacks.append(Evaluation(batches, derived_every=config.derived_every))
         if config.table is not None:

@@ -21,7 +21,7 @@ from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Seeded
-from sgenas.searching.results import epoch_row, predicted_cost, write_results
+from sgenas.searching.results import epoch_row, predicted_cost, result_row, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.searching.selection.base import Selection, choose
 from sgenas.searching.variance import GradientStatistics
@@ -49,10 +49,7 @@ class Search(Loop):
     noun: ClassVar[str] = "search"
     lower: ClassVar[str] = "a lower learning rate of weights or alphas"
     smaller: ClassVar[str] = "a lower batch_size or a smaller supernet"
-    summed: ClassVar[tuple[str, ...]] = (
-        *("inner_loss", "outer_loss", "weight_grad_norm"),
-        *("direct_norm", "indirect_norm"),
-    )
+    summed: ClassVar[tuple[str, ...]] = ("inner_loss", "outer_loss", "weight_grad_norm", "direct_norm", "indirect_norm")
 
     def __init__(
         self,
@@ -97,7 +94,6 @@ class Search(Loop):
             require(inner_steps <= train.length, "inner_steps", limit, inner_steps)
             steps = self.epochs * (train.length // inner_steps)
             require(alpha_every <= steps, "alpha_every", f"at most the {steps} steps of the search", alpha_every)
-
         self.state = weight_optimizer.init(tree.to(space.initial_weights(generator(seed, "weights")), self.device))
         self.alphas: TensorDict = tree.to(space.initial_alphas(generator(seed, "alphas")), self.device)
         self._arch_optimizer = make_arch_optimizer(arch_optimizer, self.alphas)
@@ -223,10 +219,14 @@ class Search(Loop):
             choose(self)
         return epoch_row(self)
 
+    def end_early(self) -> dict[str, Any]:
+        choose(self)
+        return result_row(self)
+
     def _end_epoch(self) -> None:
         super()._end_epoch()
         if self.finished:
-            choose(self)  # for a callback that ended the search early
+            choose(self)  # for a callback that ended the search when it saw the row
         write_results(self)
 
     @property

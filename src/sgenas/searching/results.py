@@ -123,13 +123,7 @@ class SearchResult:
 
 def epoch_row(run: Any) -> dict[str, Any]:
     """What a search says of itself at the end of an epoch: passes so far, gradients, current architecture."""
-    row: dict[str, Any] = {
-        "forward": run.cost.forward,
-        "backward": run.cost.backward,
-        "inner_steps": run.cost.inner_steps,
-        **run.statistics.end_epoch(run.estimator),
-        **architecture_row(run),
-    }
+    row = result_row(run) | run.statistics.end_epoch(run.estimator)
     mixing = run.space.mixing(tree.detach(run.alphas))
     row |= {f"entropy_{name}": entropy(table).mean().item() for name, table in mixing.items()}
     if run._penalty is not None:
@@ -137,10 +131,15 @@ def epoch_row(run: Any) -> dict[str, Any]:
     return row
 
 
-def architecture_row(run: Any) -> dict[str, Any]:
-    """The current architecture of a search, its skip connections and what it costs."""
+def result_row(run: Any) -> dict[str, Any]:
+    """Passes of a search so far, its current architecture, the skip connections in it and what it costs."""
     architecture = run.architecture
-    row: dict[str, Any] = {"architecture": run.space.architecture_to_dict(architecture)}
+    row: dict[str, Any] = {
+        "forward": run.cost.forward,
+        "backward": run.cost.backward,
+        "inner_steps": run.cost.inner_steps,
+        "architecture": run.space.architecture_to_dict(architecture),
+    }
     if isinstance(architecture, Genotype):
         for name, cell in architecture.cells:
             row[f"skips_{name}"] = sum(edge.operation == "skip_connect" for edge in cell.edges)

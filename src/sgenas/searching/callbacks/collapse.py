@@ -12,7 +12,6 @@ from sgenas.bilevel.hvp import hessian_operator, largest_eigenvalue
 from sgenas.errors import require
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
-from sgenas.searching.results import architecture_row
 
 WINDOW, RATIO = 5, 1.3
 FEWEST = 2 * WINDOW - 1
@@ -50,8 +49,7 @@ class EarlyStopping(Callback):
 
     With m(i) the mean of the 5 eigenvalues up to the i-th, stops at i if m(i) / m(i - 4) > 1.3 and selects
     the epoch of measurement i - 4, unless it is before ``first_epoch``. A ratio to a mean that is not positive
-    never stops. Needs `HessianEigenvalue` earlier in the list of callbacks, and those that measure the derived
-    architecture later, so that they measure the selected one.
+    never stops. Needs `HessianEigenvalue` earlier in the list of callbacks.
 
     Args:
         first_epoch: First epoch, counted from 1, whose cell may be selected.
@@ -71,7 +69,6 @@ class EarlyStopping(Callback):
             run.select_epoch(epoch)
             run.request_stop()
             row["stopped_early_with_epoch"] = epoch
-            row |= architecture_row(run)
 
     def state_dict(self) -> dict[str, Any]:
         return {"measured": self._measured}

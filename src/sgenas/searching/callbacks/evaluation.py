@@ -69,12 +69,19 @@ class Evaluation(Callback):
         if number % self._every == 0:
             row |= {f"val_{name}": value for name, value in self.means(run, run.supernet()).items()}
         if self._derived_every and number % self._derived_every == 0:
-            one_hot = tree.to(run.space.one_hot(run.architecture), run.device)
-            found = self.means(run, run.supernet(one_hot))
-            if "accuracy" in found:
-                row["derived_accuracy"] = found["accuracy"]
-                if "val_accuracy" in row:
-                    row["accuracy_gap"] = row["val_accuracy"] - found["accuracy"]
+            self._measure_derived(run, row)
+
+    def on_early_end(self, run: Any, row: dict[str, Any]) -> None:
+        if "derived_accuracy" in row:
+            self._measure_derived(run, row)
+
+    def _measure_derived(self, run: Any, row: dict[str, Any]) -> None:
+        one_hot = tree.to(run.space.one_hot(run.architecture), run.device)
+        found = self.means(run, run.supernet(one_hot))
+        if "accuracy" in found:
+            row["derived_accuracy"] = found["accuracy"]
+            if "val_accuracy" in row:
+                row["accuracy_gap"] = row["val_accuracy"] - found["accuracy"]
 
     @torch.no_grad()
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
@@ -143,6 +150,9 @@ class TabulatedAccuracy(Callback):
 
     def on_start(self, run: Any) -> None:
         self.check(run.space)
+
+    def on_early_end(self, run: Any, row: dict[str, Any]) -> None:
+        self.on_epoch_end(run, row)
 
     def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
         found = run.architecture
