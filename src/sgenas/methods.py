@@ -228,7 +228,7 @@ which the paper does not give either, is that of its reference [11] (PZOBO, arXi
 NASBENCH201: dict[str, Any] = {
     "space": "nasbench201",
     "space.channels": 8,
-    "space.layers": 2,
+    "space.layers": 4,
     "data.image_size": 16,
     "batch_size": 64,
     "epochs": 4,

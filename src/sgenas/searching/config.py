@@ -232,7 +232,7 @@ class SearchConfig:
         """Settings that suit estimators that take differences, unless they were given.
 
         Perturbed passes see the kinks of ReLU and max pooling as noise: hence SiLU, and larger perturbations
-        where max pooling stays. Evidence: docs/estimators.
+        where max pooling stays. Evidence: docs/benchmarks/evidence.md.
         """
         if not isinstance(self.estimator, SGE | EvolutionStrategies):
             return self
