@@ -52,12 +52,14 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml $(VENV)/bin/python
 	@echo "installing sgenas and what it needs into $(VENV); PyTorch is large, the first time takes minutes"
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
-	@touch $@
+# one installation, which serves `make demo` too; --no-compile: Python compiles what is imported, at first use
+$(VENV)/.installed-test: pyproject.toml $(VENV)/bin/python
+	@echo "installing sgenas and its tests into $(VENV); PyTorch is large, the first time takes minutes"
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,lint]'
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-coverage: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[coverage]'
