@@ -71,7 +71,9 @@ def test_every_example_has_a_test() -> None:
     assert {path.stem for path in FOLDER.glob("*.py")} - {"demo"} == set(QUICK)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "custom_parts" else ()) for name in QUICK]
+)
 def test_example_runs_quickly(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     constants, arguments = QUICK[name]
     module = load(name)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from gpu_runs import config
 from pretended_gpu import gpu_machine
 from same_runs import assert_same_runs
@@ -10,6 +11,7 @@ from torchrun import Torchrun
 from sgenas import SGE
 
 
+@pytest.mark.slow
 def test_search_of_two_gpus_is_that_of_one(torchrun: Torchrun, tmp_path: Path) -> None:
     """One run shares directions, the other one shards of batches."""
     data = {"data": "digits", "train_images": 24}
