@@ -7,9 +7,8 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "sgenas"
 RANKS = {
-    **dict.fromkeys(
-        ("errors", "tree", "registry", "random", "fields", "files", "device", "functional", "losses", "fingerprint"), 0
-    ),
+    **dict.fromkeys(("errors", "tree", "registry", "random", "fields", "files", "device", "threads"), 0),
+    **dict.fromkeys(("functional", "losses", "fingerprint"), 0),
     **dict.fromkeys(("optim", "bilevel", "spaces"), 1),
     **dict.fromkeys(("methods", "data", "run"), 2),
     **dict.fromkeys(("searching", "training", "report", "extensions"), 3),

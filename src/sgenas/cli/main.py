@@ -14,7 +14,7 @@ from sgenas.errors import (
     SgenasError,
     did_you_mean,
 )
-from sgenas.experiments.worker import spin_limit
+from sgenas.threads import spin_limit
 
 if TYPE_CHECKING:
     from sgenas.cli.parsing import Command

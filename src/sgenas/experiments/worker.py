@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sgenas.files import open_for_appending
+from sgenas.threads import spin_limit
 
 RUN_NAMED = "sgenas.experiments.run_job:run_named"
 
@@ -17,17 +18,6 @@ def environment(threads: int, gpu: str | None = None) -> dict[str, str]:
     """Environment variables of a job that uses that many CPU threads and that GPU."""
     found = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)} | spin_limit()
     return found | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-
-
-def spin_limit() -> dict[str, str]:
-    """How long OpenMP threads spin while they wait, an environment variable; empty if the user has said how they wait.
-
-    10000 is as fast as libgomp's default on an idle machine, and 5 times as fast beside another busy process (docs:
-    speed).
-    """
-    if "OMP_WAIT_POLICY" in os.environ:
-        return {}
-    return {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "10000")}
 
 
 def log_to(path: Path) -> None:
