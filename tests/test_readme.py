@@ -31,4 +31,4 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 800
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 700
