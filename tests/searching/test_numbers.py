@@ -1,7 +1,7 @@
 """The numbers of a search: against plain PyTorch, and against bilevel problems stepped by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from tiny_searches import cells, module_search, net, rows, squared_error, steps, unstarted, unstarted_cells
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from sgenas import tree
 from sgenas.bilevel import SGE, BilevelProblem, ConjugateGradient, Estimator, FirstOrder, Neumann, Unrolled
@@ -79,7 +80,7 @@ def by_hand(
     penalty: Callable[[int, tree.TensorDict], Tensor] = lambda step, alphas: torch.zeros(()),
 ) -> tuple[tree.Tree, tree.Tree, int]:
     """The search written out from Algorithm 1: weights, alphas, forward passes."""
-    step = drawn = passes = 0
+    step = rounds = drawn = passes = 0
     loss: Callable[..., Tensor] = lambda w, a, batch: squared_error(run.space.bind(w, a), batch)  # noqa: E731
     training = BilevelProblem(loss, lambda w, a, batch: loss(w, a, batch) + penalty(step - 1, a), optimizer)
     own = training if trajectory is None else replace(training, inner_optimizer=trajectory)
@@ -89,8 +90,9 @@ def by_hand(
     for epoch in range(epochs):
         for first in range(0, len(train), inner_steps):
             inner, step = train[first : first + inner_steps], step + 1
-            full = len(inner) == inner_steps
-            if epoch < warmup_epochs or not full or step % alpha_every:
+            counts = epoch >= warmup_epochs and len(inner) == inner_steps
+            rounds += counts
+            if not counts or rounds % alpha_every:
                 state, passes = training.run(state, alphas, inner).end, passes + len(inner)
                 continue
             start = state if trajectory is None else trajectory.init(state.weights)
@@ -261,7 +263,27 @@ def test_alphas_move_at_every_kth_step_after_the_warm_up() -> None:
             moved.append(number + 1)
             assert "outer_loss" in values
         before = run.alphas["whose"].clone()
-    assert moved == [6, 9, 12]
+    assert moved == [7, 10]
+
+
+def test_what_is_left_over_at_the_end_of_an_epoch_does_not_count() -> None:
+    """Steps 1 and 2 of each epoch have 3 and 1 batches: with every second one counted, none would move the alphas."""
+    run = unstarted(lambda: module_search(epochs=4, inner_steps=3, alpha_every=2))
+    moved = [number + 1 for number, values in enumerate(steps(run, 8)) if "outer_loss" in values]
+    assert moved == [3, 7]
+
+
+def test_search_of_unknown_length_whose_alphas_cannot_move_is_refused_after_an_epoch() -> None:
+    class Unknown(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(batches(3, 1))
+
+    data = DataLoader(Unknown(), batch_size=None)
+    for settings, field in (({"inner_steps": 4}, "inner_steps"), ({"alpha_every": 7}, "alpha_every")):
+        with pytest.raises(InvalidValueError) as caught:
+            module_search(train_data=data, epochs=2, **settings)
+        assert caught.value.field == field
+    assert module_search(train_data=data, epochs=2, inner_steps=3, alpha_every=2).history[-1]["outer_loss"] is not None
 
 
 @pytest.mark.parametrize("computation", ["sequential", "batched"])

@@ -209,6 +209,8 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
     ({"inner_steps": 5}, "inner_steps"),
     ({"alpha_every": 0}, "alpha_every"),
     ({"alpha_every": 9}, "alpha_every"),
+    ({"alpha_every": 5, "warmup_epochs": 1}, "alpha_every"),
+    ({"alpha_every": 3, "inner_steps": 3}, "alpha_every"),
     ({"warmup_epochs": 2}, "warmup_epochs"),
     ({"warmup_epochs": -1}, "warmup_epochs"),
     ({"batch_size": 0}, "batch_size"),

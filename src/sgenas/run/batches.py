@@ -32,6 +32,7 @@ class Stream:
 
     Attributes:
         length: Batches of a pass, None if unknown.
+        taken: Batches taken in this pass.
         faults: What may be wrong with the batches.
 
     Raises:
@@ -62,14 +63,14 @@ class Stream:
         self._drop_single_rows = drop_single_rows and self.length is None
         self._pass: Iterator[Any] | None = None
         self._start: list[Tensor] = []
-        self._taken = 0
+        self.taken = 0
         self._ahead: list[Any] = []
 
     @property
     def at_end(self) -> bool:
         """Whether the last batch was the last of its pass."""
         if self.length is not None:
-            return self._taken == self.length
+            return self.taken == self.length
         if not self._ahead:
             self._ahead = [batch for _, batch in zip(range(1), self._rest, strict=False)]
         return not self._ahead
@@ -85,24 +86,24 @@ class Stream:
 
     def __next__(self) -> Any:
         batch = self._on_device(self._next())
-        self.faults.look_at(batch, self._taken)
+        self.faults.look_at(batch, self.taken)
         return batch
 
     def _next(self) -> Any:
         if self._resumable:
-            self._taken = self._taken % (self.length or 1) + 1
+            self.taken = self.taken % (self.length or 1) + 1
             return next(self._source)
         for batch in self._ahead or self._rest:
             self._ahead = []
-            self._taken += 1
+            self.taken += 1
             return batch
         # what decides about a pass is the generators' state at its first batch
-        self._start, self._taken = self._random_state(), 0
+        self._start, self.taken = self._random_state(), 0
         self._pass = self._begin_pass()
         if self._drop_single_rows:
             self._pass = self._full_batches(self._pass)
         for batch in self._pass:
-            self._taken = 1
+            self.taken = 1
             return batch
         raise DataError(f"{self._name} must give at least one batch per pass, got none")
 
@@ -149,8 +150,8 @@ class Stream:
         """The position: of other sources the state of their generators when the pass began, and the batches
         taken since."""
         if self._resumable:
-            return {"taken": self._taken, "source": self._source.state_dict()}
-        return {"taken": self._taken, "start": self._start, "random": self._random_state()}
+            return {"taken": self.taken, "source": self._source.state_dict()}
+        return {"taken": self.taken, "start": self._start, "random": self._random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of ``state_dict``, through the batches before it.
@@ -159,15 +160,15 @@ class Stream:
             ValueError: If the source has too few batches.
         """
         if self._resumable:
-            self._taken = state["taken"]
+            self.taken = state["taken"]
             self._source.load_state_dict(state["source"])
             return
-        self._pass, self._taken, self._ahead = None, 0, []
+        self._pass, self.taken, self._ahead = None, 0, []
         if state["taken"]:
             self._set_random_state(state["start"])
             for number in range(state["taken"]):
                 self._next()
-                if self._taken != number + 1:
+                if self.taken != number + 1:
                     raise ValueError(f"a pass must have {state['taken']} batches, got {number}")
 
     def restore_generators(self, state: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Seeded
-from sgenas.searching.results import epoch_row, predicted_cost, result_row, write_results
+from sgenas.searching.results import epoch_row, predicted_cost, require_alpha_steps, result_row, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.searching.selection.base import Selection, choose
 from sgenas.searching.variance import GradientStatistics
@@ -87,17 +87,14 @@ class Search(Loop):
         self._alpha_every, self.inner_steps = alpha_every, inner_steps
         self._warmup_epochs = warmup_epochs if space.relaxation.learns else self.epochs
         self.alpha_noise, self.flatness, self.seed, self.fingerprint = alpha_noise, flatness, seed, fingerprint
-        limit = f"from 0 to epochs - 1 = {self.epochs - 1}"
-        require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
-        if train.length is not None:
-            limit = f"at most the {train.length} batches of an epoch"
-            require(inner_steps <= train.length, "inner_steps", limit, inner_steps)
-            steps = self.epochs * (train.length // inner_steps)
-            require(alpha_every <= steps, "alpha_every", f"at most the {steps} steps of the search", alpha_every)
+        last = self.epochs - 1
+        require(0 <= warmup_epochs <= last, "warmup_epochs", f"from 0 to epochs - 1 = {last}", warmup_epochs)
+        require_alpha_steps(self, train.length)
+        self._rounds = 0
         self.state = weight_optimizer.init(tree.to(space.initial_weights(generator(seed, "weights")), self.device))
         self.alphas: TensorDict = tree.to(space.initial_alphas(generator(seed, "alphas")), self.device)
         self._arch_optimizer = make_arch_optimizer(arch_optimizer, self.alphas)
-        self._penalty = None if costs is None or costs.penalty(self.alphas) is None else costs.penalty
+        self._penalty: Any = None if costs is None or costs.penalty(self.alphas) is None else costs.penalty
         self._directions, self._noise = generator(seed, "directions"), generator(seed, "relaxation")
         self.statistics = GradientStatistics(self.alphas)
         self.cost = Cost()
@@ -122,10 +119,12 @@ class Search(Loop):
     def epoch_is_over(self) -> bool:
         return self._train.at_end
 
-    def moves_alphas(self, batches: int) -> bool:
-        """Whether the next step, with that many inner batches, moves the alphas too."""
-        warm = self.epoch < self._warmup_epochs
-        return not warm and batches == self.inner_steps and (self.step + 1) % self._alpha_every == 0
+    def _moves_alphas(self, batches: int) -> bool:
+        """Whether this step, with that many inner batches, moves the alphas too; counts what may move them."""
+        if self.epoch < self._warmup_epochs or batches < self.inner_steps:
+            return False
+        self._rounds += 1
+        return self._rounds % self._alpha_every == 0
 
     def learning_rate(self) -> float | None:
         lr = getattr(self._weight_optimizer, "lr", None)
@@ -138,12 +137,8 @@ class Search(Loop):
 
     def penalties(self) -> list[Penalty]:
         """What this step adds to the outer loss: the method's regularizer and the expected cost."""
-        found: list[Penalty] = []
-        if self._regularizer is not None:
-            found.append(self._regularizer.at_step(self.step))
-        if self._penalty is not None:
-            found.append(self._penalty)  # type: ignore[arg-type]
-        return found
+        found: list[Any] = [] if self._regularizer is None else [self._regularizer.at_step(self.step)]
+        return found if self._penalty is None else [*found, self._penalty]
 
     def objectives(self) -> Objectives:
         """The losses with the relaxation of this epoch."""
@@ -157,7 +152,7 @@ class Search(Loop):
         objectives, optimizer = self.objectives(), self.weight_optimizer()
         noise = objectives.space.draw_noise(self.alphas, self._noise)
         problem = objectives.problem(optimizer, self.penalties(), noise)
-        if not self.moves_alphas(len(inner)):
+        if not self._moves_alphas(len(inner)):
             trajectory = problem.run(self.state, self.alphas, inner)
             self.state = trajectory.end
             self.cost += Cost(len(inner), len(inner), len(inner))
@@ -201,8 +196,7 @@ class Search(Loop):
         return Seeded(batch, seed, noise)
 
     def _gradient_norm(self) -> dict[str, Tensor]:
-        norm = self.state.grad_norm
-        return {} if norm is None else {"weight_grad_norm": norm}
+        return {} if self.state.grad_norm is None else {"weight_grad_norm": self.state.grad_norm}
 
     def _keep_chunk(self, result: HypergradientResult) -> None:
         """After memory ran out, later steps begin with the smaller chunk that was enough."""
@@ -214,6 +208,8 @@ class Search(Loop):
     # -- what an epoch measures -----------------------------------------------------------------------------
 
     def end_epoch(self) -> dict[str, Any]:
+        if self.epoch == 0:
+            require_alpha_steps(self, self._train.taken)
         self.alpha_history.append(tree.clone(self.alphas))
         if self.epoch + 1 == self.epochs:
             choose(self)
@@ -276,12 +272,15 @@ class Search(Loop):
         training = self.training_cost(self.epochs, self._warmup_epochs, estimator=estimator)
         return training + self.selection.cost(self, self._val.length or 0)
 
-    def training_cost(self, epochs: int, warmup: int = 0, first: int = 0, estimator: Estimator | None = None) -> Cost:
-        """Passes of ``epochs`` epochs that begin with step ``first``, at most."""
+    def training_cost(
+        self, epochs: int, warmup: int = 0, *, continued: bool = False, estimator: Estimator | None = None
+    ) -> Cost:
+        """Passes of ``epochs`` epochs, at most; ``continued``: of those that follow the search."""
         count, batches = self.inner_steps, self._train.length
         assert batches is not None, "needs data of known length"
         moving = self.flatness.cost(estimator or self.estimator, count)
         moving += Cost() if self._trajectory_optimizer is None else Cost(count, count, count)
+        first = (self.epochs - self._warmup_epochs) * (batches // count) if continued else 0
         return predicted_cost(moving, batches, count, epochs, warmup, self._alpha_every, first)
 
     def finite_norms(self) -> dict[str, Tensor]:
@@ -319,8 +318,8 @@ class Search(Loop):
             "cost": [self.cost.forward, self.cost.backward, self.cost.inner_steps],
             "directions": self._directions.get_state(),
             "noise": self._noise.get_state(),
-            "train": self._train.state_dict(),
-            "val": self._val.state_dict(),
+            "rounds": self._rounds,
+            "streams": [stream.state_dict() for stream in self.streams],
             "alpha_history": self.alpha_history,
             "selected": self._selected,
             "candidates": self.candidates,
@@ -338,10 +337,11 @@ class Search(Loop):
         self.cost = Cost(*state["cost"])
         self._directions.set_state(state["directions"])
         self._noise.set_state(state["noise"])
-        for stream, name in ((self._train, "train"), (self._val, "val")):
-            stream.load_state_dict(state[name])
-        for stream, name in ((self._train, "train"), (self._val, "val")):
-            stream.restore_generators(state[name])
+        self._rounds = state["rounds"]
+        for stream, kept in zip(self.streams, state["streams"], strict=True):
+            stream.load_state_dict(kept)
+        for stream, kept in zip(self.streams, state["streams"], strict=True):
+            stream.restore_generators(kept)
         self.alpha_history = [matching(self.alphas, each, self.device, "alphas") for each in state["alpha_history"]]
         self._selected = state["selected"]
         self.candidates, chosen = list(state.get("candidates", ())), state.get("chosen")

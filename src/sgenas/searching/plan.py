@@ -192,7 +192,7 @@ def compared(run: Search) -> Iterator[Search]:
     batches = run._train.length or 0
     for other in others:
         estimator, inner_steps, every = other
-        fits = inner_steps <= batches and every <= run.epochs * (batches // inner_steps)
+        fits = inner_steps <= batches and every <= (run.epochs - run._warmup_epochs) * (batches // inner_steps)
         if other not in seen and fits and (exact or isinstance(estimator, FirstOrder)):
             seen.append(other)
             yield variant(run, *other)

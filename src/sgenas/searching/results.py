@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sgenas import tree
 from sgenas.bilevel import Cost
-from sgenas.errors import InvalidValueError, require_choice
+from sgenas.errors import InvalidValueError, require, require_choice
 from sgenas.losses import Loss
 from sgenas.run.batches import Stream
 from sgenas.spaces.base import SearchSpace
@@ -196,17 +196,28 @@ def predicted_cost(
         inner_steps: N, batches per step; those left over at the end of an epoch train the weights alone.
         epochs: Number of epochs.
         warmup_epochs: First epochs, whose steps train the weights alone.
-        alpha_every: Steps between two that move the alphas.
-        first: Steps before the first of these epochs.
+        alpha_every: Groups of N batches after the warm-up, of which the last one moves the alphas.
+        first: Such groups before the first of these epochs.
     """
     full, rest = divmod(batches, inner_steps)
-    total, step = Cost(), first
+    total, rounds = Cost(), first
     for epoch in range(epochs):
         moves = 0
         if epoch >= warmup_epochs:
-            moves = (step + full) // alpha_every - step // alpha_every
+            moves = (rounds + full) // alpha_every - rounds // alpha_every
+            rounds += full
         trained = (full - moves) * inner_steps + rest
         total += Cost(trained, trained, trained)
         total += Cost(moves * moving.forward, moves * moving.backward, moves * moving.inner_steps)
-        step += full + (rest > 0)
     return total
+
+
+def require_alpha_steps(run: Any, batches: int | None) -> None:
+    """Refuses settings with which no step would move the alphas, given the training batches per epoch if known."""
+    count, epochs = run.inner_steps, run.epochs - run._warmup_epochs
+    if batches is None or epochs == 0:
+        return
+    require(count <= batches, "inner_steps", f"at most the {batches} batches of an epoch", count)
+    steps = epochs * (batches // count)
+    limit = f"at most {steps}, the steps of {count} batches after the warm-up"
+    require(run._alpha_every <= steps, "alpha_every", limit, run._alpha_every)

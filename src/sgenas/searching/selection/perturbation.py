@@ -76,9 +76,7 @@ class PerturbationSelection(Selection):
         removals = sum(len(_columns(space, rule, name)) for each in rounds for name, _ in each)
         removals += sum(len(edges) for each in nodes for _, edges in each)
         epochs = self.epochs(search) * (len(rounds) + len(nodes) - 1)
-        # the steps go on counting
-        first = search.epochs * (search.steps_per_epoch or 0)
-        return Cost(forward=removals * batches) + search.training_cost(epochs, first=first)
+        return Cost(forward=removals * batches) + search.training_cost(epochs, continued=True)
 
     def select(self, search: "Search", batches: Batches, measure: Measure) -> Any:
         with _restored(search):
@@ -196,7 +194,7 @@ class _Projection:
 @contextlib.contextmanager
 def _restored(search: "Search") -> Iterator[None]:
     """Fine-tuning inside; weights, alphas, step, schedule and space of the search as before afterwards."""
-    kept, names = search.snapshot(), ("space", "step", "_schedule")
+    kept, names = search.snapshot(), ("space", "step", "_rounds", "_schedule")
     before = {name: getattr(search, name) for name in names}
     search._schedule = lambda lr, epoch, epochs: LR_SCALE * lr
     try:
