@@ -157,6 +157,12 @@ def test_ordered_batches_hold_every_image_once_in_order(numbered):
         ordered_batches(data, 0, SHOW)
 
 
+def test_ordered_batches_have_the_factors_of_class_weights(numbered):
+    data, weights = numbered(23), torch.tensor([1.0, 2.0, 3.0])
+    for _, labels, factors in ordered_batches(data, 5, SHOW, class_weights=weights):
+        torch.testing.assert_close(factors, weights[labels] * len(labels) / weights[labels].sum())
+
+
 def test_ordered_batches_are_not_augmented(numbered):
     data = numbered(23)
     for batch_size in (4, 100):

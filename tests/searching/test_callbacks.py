@@ -31,6 +31,7 @@ from sgenas.searching.callbacks import (
     classification,
 )
 from sgenas.searching.callbacks.collapse import epoch_to_return_to
+from sgenas.searching.images import ImageParts
 from sgenas.spaces import AccuracyTable, NasBench201Settings
 from sgenas.spaces.nasbench201_space.strings import all_strings, to_string
 
@@ -177,6 +178,20 @@ def test_eigenvalue_is_that_of_the_whole_hessian() -> None:
     run.epoch = 1
     HessianEigenvalue([batch], every=3).on_epoch_end(run, row := {})
     assert not row
+
+
+def test_eigenvalue_is_that_of_the_weighted_loss() -> None:
+    batches = {weights: next(iter(_parts(weights).batches())) for weights in ("none", "balanced")}
+    assert len(batches["none"]) == 2
+    images, _, factors = batches["balanced"]
+    assert torch.equal(images, batches["none"][0])
+    assert factors.mean() == pytest.approx(1.0)
+    assert len(factors.unique()) > 1
+
+
+def _parts(weights: str) -> ImageParts:
+    config = cells(data={"class_weights": weights, "train_images": 45}, eigenvalue_every=1)
+    return ImageParts(config, None, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,7 @@ class BatchStream:
         indices = self._device_order[start : start + self._batch_size]
         self._batch += 1
         images = self._augmentation(moved(self._images.images[indices], self._device), self._generator)
-        labels = moved(self._images.labels[indices], self._device)
-        if self._class_weights is None:
-            return images, labels
-        weights = self._class_weights[labels]
-        return images, labels, weights / weights.mean()
+        return _with_factors(images, moved(self._images.labels[indices], self._device), self._class_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the stream: tensors and integers, copied."""
@@ -129,10 +125,24 @@ class BatchStream:
         self._device_order = moved(order, self._images.images.device)
 
 
+def _with_factors(images: Tensor, labels: Tensor, class_weights: Tensor | None) -> tuple[Tensor, ...]:
+    """(images, labels), or (images, labels, factors) as in the formula of this module."""
+    if class_weights is None:
+        return images, labels
+    weights = class_weights[labels]
+    return images, labels, weights / weights.mean()
+
+
 def ordered_batches(
-    images: ImageSet, batch_size: int, augmentation: Augmentation, device: torch.device | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    images: ImageSet,
+    batch_size: int,
+    augmentation: Augmentation,
+    device: torch.device | None = None,
+    class_weights: Tensor | None = None,
+) -> Iterator[tuple[Tensor, ...]]:
     """Every image once, in order, normalized only, in batches of ``batch_size`` or a little more, on ``device``.
+
+    With ``class_weights`` (k,) also the factors of `BatchStream`.
 
     The remainder is spread over all batches, because a short last batch would have poor batch statistics.
     Fewer images than ``batch_size`` make one batch.
@@ -141,4 +151,7 @@ def ordered_batches(
     count = max(1, len(images) // batch_size)
     where = device or images.images.device
     parts = zip(images.images.tensor_split(count), images.labels.tensor_split(count), strict=True)
-    return ((augmentation.plain(moved(part, where)), moved(labels, where)) for part, labels in parts)
+    return (
+        _with_factors(augmentation.plain(moved(part, where)), moved(labels, where), class_weights)
+        for part, labels in parts
+    )

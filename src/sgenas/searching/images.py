@@ -48,7 +48,8 @@ class ImageParts:
         self.space = config.space.build(self.images.channels, len(self.images.classes))
 
         def batches() -> Iterable[Any]:
-            return data.ordered_batches(validation, size, augmentation, device)
+            # the eigenvalue is that of the outer loss, which has the factors; accuracies do without
+            return data.ordered_batches(validation, size, augmentation, device, weights)
 
         self.batches, self.device = batches, device
         self.callbacks: list[Callback] = []
