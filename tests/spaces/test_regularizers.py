@@ -98,3 +98,13 @@ def test_bad_regularizers_raise(make: Callable[[], Regularizer], field: str) -> 
     with pytest.raises(InvalidValueError) as error:
         make()
     assert error.value.field == field
+
+
+def test_beta_decay_leaves_the_weights_of_edges_alone() -> None:
+    """PC-DARTS' tables (E,) next to (E, O); a choice whose name ends in the same way is one of its own."""
+    cells = tables()
+    weighed = cells | {f"{name}_edges": torch.ones(len(table)) for name, table in cells.items()}
+    assert torch.equal(BetaDecay().value(weighed), BetaDecay().value(cells))
+    choices = {"a": torch.tensor([0.0, 1.0]), "a_edges": torch.tensor([2.0, 3.0])}
+    expected = torch.stack([choice.logsumexp(0) for choice in choices.values()]).mean()
+    torch.testing.assert_close(BetaDecay().value(choices), expected)

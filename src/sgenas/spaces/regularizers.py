@@ -58,7 +58,8 @@ class BetaDecay(Regularizer):
     """Mean over edges of logsumexp over the operations of an edge (beta-DARTS, arXiv:2203.01665).
 
     Its gradient is softmax(alpha) / edges: the largest alphas are pulled down most. The mean is over the
-    edges of all tables together; the released code has one table. The coefficient rises with the steps,
+    edges of all tables together; the released code has one table. Weights of edges (PC-DARTS) are left alone. The
+    coefficient rises with the steps,
     weight * step / 39,100: alphas move by about one learning rate per step, so a shorter search needs a
     weaker pull. A search of 2,000 steps ends at 2.6.
 
@@ -71,8 +72,10 @@ class BetaDecay(Regularizer):
     weight: float = 50.0
 
     def value(self, alphas: TensorDict) -> Tensor:
-        # a table without rows, the alphas of one choice, is an edge
-        return torch.cat([table.logsumexp(dim=-1).flatten() for table in alphas.values()]).mean()
+        # (E,) next to (E, O); a choice has a table (K,), whatever its name
+        weights = {f"{kind}_edges": table.ndim - 1 for kind, table in alphas.items()}
+        tables = [table for name, table in alphas.items() if weights.get(name) != table.ndim]
+        return torch.cat([table.logsumexp(dim=-1).flatten() for table in tables]).mean()
 
 
 @dataclass(frozen=True)
