@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_searches import module_search, net, rows, squared_error
+from tiny_searches import module_search, net, rows, squared_error, unstarted
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import sgenas
 from sgenas import Budget
 from sgenas.errors import InvalidValueError
 from sgenas.random import generator
+from sgenas.searching.callbacks.evaluation import Evaluation, validation
 from sgenas.searching.drawing import mutated, random_alphas
 from sgenas.searching.selection import SELECTIONS, EvolutionSelection, RandomSelection
-from sgenas.searching.selection.base import quality
+from sgenas.searching.selection.base import measured, quality
 from sgenas.spaces import AccuracyTable, Genotype, nasbench201
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.nasbench201_space.strings import to_string
@@ -208,3 +210,40 @@ def test_setting_out_of_range_is_refused(name: str, settings: dict[str, int], fi
     with pytest.raises(InvalidValueError) as caught:
         SELECTIONS.get(name)(**settings)
     assert caught.value.field == field
+
+
+class Seen(TensorDataset):
+    """Notes the rows that are read."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.randn(20, 1), torch.zeros(20, dtype=torch.long))
+        self.rows: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.rows.append(index)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["global generator", "own generator"])
+@pytest.mark.parametrize("as_evaluation", [False, True], ids=["val_data", "Evaluation"])
+def test_candidates_are_measured_on_the_same_batches(own: bool, as_evaluation: bool) -> None:
+    """Also those of a loader that shuffles and drops rows at each pass."""
+    taken, plain = [], Seen()
+    draw = torch.Generator().manual_seed(7) if own else None
+    for _ in range(2):
+        seen = Seen()
+        loader = DataLoader(seen, 8, shuffle=True, drop_last=True, generator=draw)
+        callbacks = [Evaluation(loader, every=99, derived_every=0)] if as_evaluation else []
+        val = plain if as_evaluation else loader
+        run = unstarted(lambda val=val, callbacks=callbacks: module_search(
+            choices_net(), train_data=plain, val_data=val, loss=sgenas.losses.cross_entropy, callbacks=callbacks,
+        ))  # fmt: skip
+        seen.rows.clear()
+        batches, measure = validation(run)
+        before = torch.random.get_rng_state()
+        for _ in range(3):
+            measured(run, batches, measure, None)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert seen.rows[:16] == seen.rows[16:32] == seen.rows[32:]
+        taken.append(seen.rows)
+    assert taken[0] == taken[1]

@@ -1,5 +1,6 @@
 """What the current supernet and the current derived architecture achieve."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from sgenas import tree
 from sgenas.errors import require
 from sgenas.losses import cross_entropy
+from sgenas.random import generator, seed_of, seeded
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
 from sgenas.spaces import AccuracyTable, SearchSpace, load_table
@@ -93,30 +96,42 @@ class Evaluation(Callback):
 
 
 def validation(run: Any) -> tuple[Batches, Measure]:
-    """What candidates are measured on and by: as in the `Evaluation` of the run, else val_data and the loss."""
-    for callback in run.callbacks:
-        if isinstance(callback, Evaluation):
-            return callback.batches, callback.measure
+    """What candidates are measured on and by: as in the `Evaluation` of the run, else val_data and the loss.
+
+    All are measured on the same batches: what a pass draws is drawn from a seed, and generators are set back.
+    """
+    evaluation = next((each for each in run.callbacks if isinstance(each, Evaluation)), None)
+    if evaluation is not None:
+        return (lambda: _one_pass(evaluation.batches(), run)), evaluation.measure
     loss = run.loss
 
     def mean_loss(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
         value = loss(model, batch).detach()
         return {"loss": value, "count": torch.ones_like(value)}
 
-    return (lambda: _one_pass(run.new_val())), classification if loss is cross_entropy else mean_loss
+    measure = classification if loss is cross_entropy else mean_loss
+    return (lambda: _one_pass(run.new_val(), run)), measure
 
 
-def _one_pass(stream: Stream) -> Iterator[Any]:
-    """The batches of one pass of a new stream, whose source stays where it is."""
-    state = stream.state_dict()
+def _one_pass(source: Iterable[Any], run: Any) -> Iterator[Any]:
+    """The batches of one pass, the same ones each time; generators that a stream or loader shows stay as they are."""
+    if isinstance(source, DataLoader):
+        source = Stream(source, "batches", 1, generator(run.seed, "selection"), run.device)
+    state = source.state_dict() if isinstance(source, Stream) else None
     try:
-        for batch in stream:
+        batches, end = iter(source), object()
+        for number in itertools.count():
+            with seeded(seed_of(run.seed, f"selection/{number}")):
+                batch = next(batches, end)
+            if batch is end:
+                break
             yield batch
-            if stream.at_end:
+            if isinstance(source, Stream) and source.at_end:
                 break
     finally:
-        stream.load_state_dict(state)
-        stream.restore_generators(state)
+        if isinstance(source, Stream):
+            source.load_state_dict(state or {})
+            source.restore_generators(state or {})
 
 
 def _on(device: torch.device, batch: Any) -> Any:
