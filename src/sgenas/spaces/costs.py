@@ -29,8 +29,7 @@ class Budget:
 
     Args:
         max_params: Maximum number of trainable parameters; None for no limit.
-        max_macs: Maximum number of multiply-adds per image; None for no limit. In a module: of its example, which is
-            a whole batch in ``search``.
+        max_macs: Maximum number of multiply-adds per image, in a module per example; None for no limit.
         max_latency: Maximum latency in milliseconds, summed from ``latency_table``; None for no limit.
         latency_table: JSON file written by ``sgenas latency``; needed for latencies only.
         penalty: Quantity of the penalty: params, macs or latency; None for no penalty.

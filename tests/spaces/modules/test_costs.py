@@ -165,3 +165,60 @@ class Odd(nn.Module):
 def test_costs_that_do_not_add_up_raise() -> None:
     with pytest.raises(InvalidValueError, match="costs of the choices must add up"):
         ModuleSpace(Odd()).cost_model(Budget(max_macs=99), torch.zeros(1, 2))
+
+
+def attention(x: Tensor) -> Tensor:
+    return torch.softmax(x @ x.mT, dim=-1) @ x
+
+
+class ByHand(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return attention(x)
+
+
+class OwnAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.layer(x, x, x, need_weights=False)[0]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.Conv1d(5, 5, 3, padding=1), 5 * 5 * 3 * 4),
+        (nn.ConvTranspose1d(5, 5, 3, padding=1), 5 * 5 * 3 * 4),
+        (ByHand(), 2 * 5 * 5 * 4),
+        (OwnAttention(), 4 * 5 * 4 * 4 + 2 * 5 * 5 * 4),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 4 * 5 * 4 * 4 + 2 * 5 * 5 * 4 + 2 * 5 * 4 * 8),
+        (nn.Linear(4, 4), 5 * 4 * 4),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_all_convolutions_and_matrix_products_are_counted(layer: nn.Module, macs: int) -> None:
+    """On one example of 5 tokens of 4 features (or 5 channels of 4 pixels)."""
+    space = ModuleSpace(nn.Sequential(nn.LayerNorm(4), Choice({"layer": layer, "nothing": nn.Identity()}, name="c")))
+    model = space.cost_model(Budget(max_macs=10**6), torch.zeros(1, 5, 4))
+    assert model.of({"c": "layer"}) == {"macs": macs}
+    assert model.of({"c": "nothing"}) == {"macs": 0}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_layer_whose_multiply_adds_are_not_counted_is_refused_with_a_budget_of_them() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.layer(x)[0]
+            return found
+
+    space = ModuleSpace(Choice({"lstm": Recurrent(), "nothing": nn.Identity()}, name="c"))
+    with pytest.raises(InvalidValueError, match="LSTM") as caught:
+        space.cost_model(Budget(max_macs=10**6), torch.zeros(1, 5, 4))
+    assert caught.value.field == "model"
+    assert space.cost_model(Budget(max_params=10**6)).of({"c": "lstm"}) == {"params": 2 * 4 * 16 + 2 * 16}
