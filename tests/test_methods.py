@@ -138,3 +138,23 @@ def test_methods_of_other_packages_are_found_by_name(monkeypatch: pytest.MonkeyP
     assert registry.get("mine") is mine
     with pytest.raises(InvalidValueError, match="mine"):
         register_method("mine", Method(source="other", spaces={}))
+
+
+def test_parts_that_the_user_chose_for_a_space_stay_and_those_of_a_method_do_not() -> None:
+    fair = METHODS.get("fair-darts")
+    own = darts(channels=4, layers=3, relaxation=GumbelSoftmax(2.0, 1.0), discretization=TopEdges(edges_per_node=1))
+    found = fair.apply(own)
+    assert (found.relaxation, found.discretization) == (own.relaxation, TopEdges(edges_per_node=1))
+    found = fair.apply(own, relaxation=Sigmoid(), discretization=TopEdges())
+    assert (found.relaxation, found.discretization) == (Sigmoid(), TopEdges())
+    later = fair.apply(darts(channels=4, layers=3).with_parts(relaxation=Softmax()))
+    assert (later.relaxation, later.discretization) == (Softmax(), fair.discretization["darts"])
+    again = METHODS.get("darts").apply(fair.apply(darts(channels=4, layers=3, operations="paper")))
+    assert (again.relaxation, again.discretization) == (Softmax(), TopEdges())
+
+
+def test_option_of_a_method_for_a_setting_that_is_never_open_is_refused() -> None:
+    """Only settings that are None by default can say that the user left them open."""
+    method = Method(source="here", spaces={"darts": {"operations": "paper", "nodes": 2}})
+    with pytest.raises(InvalidValueError, match="nodes: 2"):
+        method.apply(darts(channels=4, layers=3))

@@ -70,9 +70,10 @@ class Method:
         """``space`` with the options and parts of this method.
 
         Args:
-            space: Settings that are None in it take the values of the method. Its parts are replaced.
-            relaxation: Instead of the method's.
-            discretization: Instead of the method's.
+            space: Settings that are None in it take the values of the method. Its parts are replaced unless the
+                user chose them for it, see ``SearchSpace.given``.
+            relaxation: Instead of the space's and the method's.
+            discretization: Instead of the space's and the method's.
 
         Raises:
             InvalidValueError: If the method does not support the space, or the space has settings with which
@@ -84,11 +85,15 @@ class Method:
                 f"method {name} supports the spaces {', '.join(self.spaces)}, got {space.name}",
                 field="method",
             )
-        return space.with_parts(
+        rule = self.discretization.get(space.name, space.default_discretization)
+        found = space.with_parts(
             options=self.spaces[space.name],
-            relaxation=relaxation or self.relaxation,
-            discretization=discretization or self.discretization.get(space.name),
+            relaxation=relaxation or space.given.get("relaxation", self.relaxation),
+            discretization=discretization or space.given.get("discretization", rule),
         )
+        # the method's are not the user's: the space may be searched again with another method
+        found.given = space.given
+        return found
 
 
 METHODS: Registry[Method] = Registry("method", "sgenas.methods")

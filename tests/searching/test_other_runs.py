@@ -1,6 +1,7 @@
 """A run directory that holds another search or training is refused, and the message names what differs."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def frozen(value: float) -> nn.Module:
 
 def arch(lr: float) -> Callable[..., torch.optim.Optimizer]:
     return partial(torch.optim.SGD, lr=lr)
+
+
+@dataclass(frozen=True)
+class Faster(sgenas.searching.schedules.Cosine):
+    """The same settings as `Cosine`."""
+
+    def __call__(self, lr: float, epoch: int, epochs: int) -> float:
+        return super().__call__(lr, min(2 * epoch, epochs), epochs)
 
 
 def changed(row: int) -> TensorDataset:
@@ -128,3 +137,43 @@ def test_other_training_in_the_directory_is_refused(changes: dict[str, Any], sai
     with pytest.raises(RunDirError, match=said):
         training(tmp_path, **changes)
     assert training(tmp_path).finished
+
+
+def cell_search(path: Path, **changes: Any) -> Any:
+    given: dict[str, Any] = {"channels": 2, "layers": 3, "nodes": 1, "num_classes": 2, "input_channels": 1}
+    settings = {name: changes.pop(name) for name in ("channels", "activation", "pooling") if name in changes}
+    space = sgenas.spaces.darts(**given | settings, operations=("max_pool_3x3", "skip_connect"))
+    images = TensorDataset(torch.zeros(12, 1, 8, 8), torch.arange(12) % 2)
+    fixed: dict[str, Any] = {"batch_size": 4, "epochs": 2, "run_dir": path, "progress": False, "device": "cpu"}
+    return sgenas.search(space, images, images, **fixed | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"activation": "silu"}, "space.settings.activation is 'silu' here, 'relu' there"),
+        ({"pooling": "smooth"}, "space.settings.pooling"),
+        ({"channels": 4}, "space.settings.channels is 4 here, 2 there"),
+        ({"relaxation": sgenas.spaces.Dirichlet()}, "relaxation.name is 'dirichlet' here, 'softmax' there"),
+        ({"weight_optimizer": sgenas.optim.AdamW(1e-3)}, "weight_optimizer.name is 'adamw' here, 'adam' there"),
+        ({"estimator": sgenas.FiniteDifference()}, "estimator.name"),
+        ({"schedule": Faster(0.0)}, "schedule.type"),
+    ],
+    ids=str,
+)
+def test_other_search_of_cells_in_the_directory_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    same: dict[str, Any] = {
+        "weight_optimizer": sgenas.optim.Adam(1e-3, weight_decay=sgenas.optim.AdamW(1e-3).weight_decay),
+        "schedule": sgenas.searching.schedules.Cosine(0.0),
+    }
+    cell_search(tmp_path, **same, stop=stop_after(1))
+    with pytest.raises(RunDirError, match=said):
+        cell_search(tmp_path, **same | changes)
+    assert cell_search(tmp_path, **same).finished
+
+
+def test_dropout_of_the_space_is_part_of_the_search(tmp_path: Path) -> None:
+    fixed: dict[str, Any] = {"loss": squared_error, "batch_size": 16, "epochs": 1, "progress": False, "device": "cpu"}
+    sgenas.search(sgenas.ModuleSpace(model()), rows(), rows(), run_dir=tmp_path, stop=stop_after(1), **fixed)
+    with pytest.raises(RunDirError, match="space.dropout is True here"):
+        sgenas.search(sgenas.ModuleSpace(model(), dropout=True), rows(), rows(), run_dir=tmp_path, **fixed)

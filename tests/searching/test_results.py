@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from same_runs import rows as rows_of
-from tiny_searches import cells, module_search, net, rows, squared_error
+from tiny_searches import cells, module_search, net, rows, squared_error, unstarted
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import sgenas
 from sgenas import SGE, Budget, Genotype, SearchConfig, Unrolled
@@ -23,6 +25,7 @@ from sgenas.optim import SGD, Adam
 from sgenas.run.meter import MEASURED
 from sgenas.searching import api
 from sgenas.searching.results import entropy
+from sgenas.searching.schedules import Cosine
 from sgenas.spaces import BetaDecay, ZeroOne, darts
 
 LEARNING = {"epochs": 12, "weight_optimizer": SGD(lr=0.1, momentum=0.9), "arch_optimizer": Adam(lr=0.05)}
@@ -297,6 +300,30 @@ def test_bad_setting_is_refused_in_one_line(make: Callable[[], Any], field: str)
         make()
     assert caught.value.field == field
     assert "\n" not in str(caught.value)
+
+
+def test_default_schedule_ends_at_the_same_share_of_any_learning_rate() -> None:
+    """1 / 25 in DARTS (0.025 to 0.001), 0 in PC-DARTS; a schedule that would rise is refused."""
+    images = TensorDataset(torch.zeros(8, 3, 8, 8), torch.arange(8) % 2)
+    for method, share in (("darts", 0.04), ("pc-darts", 0.0)):
+        space = darts(channels=8, layers=3, num_classes=2)
+        start = partial(api.search, space, images, images, method=method, batch_size=4, progress=False, epochs=20)
+        for optimizer in (None, Adam(3e-4), SGD(0.1)):
+            run = unstarted(partial(start, weight_optimizer=optimizer))
+            lr = run._weight_optimizer.lr
+            assert run._schedule.final == pytest.approx(share * lr)
+            run.epoch = 0
+            assert run.learning_rate() == lr
+        assert run._schedule(0.1, 20, 20) == pytest.approx(0.1 * share)
+    with pytest.raises(InvalidValueError) as caught:
+        start(weight_optimizer=Adam(3e-4), schedule=Cosine(0.001))
+    assert caught.value.field == "schedule"
+
+
+def test_schedule_is_refused_for_an_optimizer_without_lr() -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        module_search(weight_optimizer=object(), schedule=Cosine(0.0))
+    assert caught.value.field == "schedule"
 
 
 # -- copies -----------------------------------------------------------------------------------------------------

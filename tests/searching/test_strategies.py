@@ -287,6 +287,13 @@ def test_argument_of_the_alphas_is_refused_without_alphas(field: str, changes: d
     assert caught.value.field == field
 
 
+def test_relaxation_of_the_space_is_refused_without_alphas() -> None:
+    space = sgenas.spaces.darts(channels=2, layers=3, nodes=1, num_classes=2, relaxation=GumbelSoftmax())
+    with pytest.raises(InvalidValueError) as caught:
+        sgenas.search(space, [], [], strategy="random")
+    assert caught.value.field == "relaxation"
+
+
 def test_early_stopping_is_refused_with_a_selection() -> None:
     with pytest.raises(InvalidValueError) as caught:
         cells(selection=RandomSelection(), early_stop=True, eigenvalue_every=1)

@@ -108,12 +108,13 @@ def search(
         loss: loss(model, batch) -> 0-d tensor, pure. The default is for batches (inputs, labels).
         method: Name of a registered method, or a `Method`: relaxation, regularizer, discretization and the
             settings of its source, used where the arguments below are None.
-        relaxation: How alphas become mixing weights; None for the method's.
+        relaxation: How alphas become mixing weights; None for the one given to the space, else the method's.
         regularizer: Added to the outer loss; None for the method's.
-        discretization: How the architecture is derived; None for the method's.
+        discretization: How the architecture is derived; None for the one given to the space, else the method's.
         estimator: Name of a registered estimator, or an `Estimator`.
         weight_optimizer: Optimizer of the weights.
-        schedule: Learning rate of the weights by epoch.
+        schedule: Learning rate of the weights by epoch; None for a cosine down to the fraction of the rate at which
+            the method's source ends, 1 / 25 in DARTS.
         arch_optimizer: Optimizer of the alphas: one of `sgenas.optim`, or a function that makes a torch
             optimizer from a list of tensors (``partial(torch.optim.Adam, lr=3e-4)``).
         trajectory_optimizer: If given, the estimator's inner steps use it and are discarded; the weights
@@ -193,7 +194,7 @@ def search(
     require(precision == "ieee" or not flatness, "flatness", f"0 with {precision}, which drowns differences", flatness)
     unused = {
         "estimator": chosen,
-        "relaxation": relaxation,
+        "relaxation": relaxation or space.given.get("relaxation"),
         "regularizer": regularizer,
         "arch_optimizer": None if arch_optimizer == ARCH_OPTIMIZER else arch_optimizer,
         "trajectory_optimizer": trajectory_optimizer,
@@ -229,6 +230,11 @@ def search(
         require_separate(train, val)
         stack.enter_context(explaining_single_rows())
         optimizer = weight_optimizer or defaults["weight_optimizer"]
+        lr = getattr(optimizer, "lr", None)
+        require(schedule is None or lr is not None, "schedule", "None for an optimizer without lr", schedule)
+        schedule = schedule or Cosine(defaults["final_share"] * (lr or 0.0))
+        rises = isinstance(schedule, Cosine) and schedule.final > (lr or 0.0)
+        require(not rises, "schedule", f"a cosine to at most lr {lr}", schedule)
         replays = replays_on(where, graphs)
         if replays is not None:
             stack.callback(replays.forget)
@@ -242,7 +248,7 @@ def search(
             objectives,
             estimator=chosen,
             weight_optimizer=optimizer,
-            schedule=schedule or defaults["schedule"],
+            schedule=schedule,
             arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
             trajectory_optimizer=trajectory_optimizer,
             regularizer=regularizer or row.regularizer,
@@ -316,10 +322,11 @@ def _source_settings(method: Method) -> dict[str, Any]:
         name.partition(".")[2]: value for name, value in settings.items() if name.startswith("weight_optimizer.")
     }
     alphas = {name.partition(".")[2]: value for name, value in settings.items() if name.startswith("arch_optimizer.")}
+    weight_optimizer = replace(WEIGHT_OPTIMIZER, **weights)
     return {
-        "weight_optimizer": replace(WEIGHT_OPTIMIZER, **weights),
+        "weight_optimizer": weight_optimizer,
         "arch_optimizer": replace(ARCH_OPTIMIZER, **alphas),
-        "schedule": Cosine(settings.get("lr_min", Cosine().final)),
+        "final_share": settings.get("lr_min", Cosine().final) / weight_optimizer.lr,
         "batch_size": settings.get("batch_size", 64),
         "warmup_epochs": settings.get("warmup_epochs", 0),
         "epochs": settings.get("epochs", EPOCHS),

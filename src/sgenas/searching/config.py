@@ -9,15 +9,13 @@ import torch
 
 from sgenas import data, methods, tree
 from sgenas.bilevel import SGE, Estimator, EvolutionStrategies, FirstOrder
-from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.data import ImageData, SearchImageSettings
 from sgenas.device import PRECISIONS, fastest_threads
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.methods import METHODS
-from sgenas.optim import INNER_OPTIMIZERS, SGD, InnerOptimizer
+from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import generator
-from sgenas.run import config as plain_config
 from sgenas.run.callbacks import Callback
 from sgenas.run.config import from_plain, merged, to_plain
 from sgenas.run.distributed import ALONE, Processes
@@ -30,13 +28,9 @@ from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
 from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
-from sgenas.searching.selection import SELECTIONS, Selection
+from sgenas.searching.selection import Selection
 from sgenas.searching.strategies import STRATEGIES, UNUSED, selection_of
 from sgenas.spaces import (
-    DISCRETIZATIONS,
-    REGULARIZERS,
-    RELAXATIONS,
-    SPACES,
     TABLES,
     DartsSettings,
     Discretization,
@@ -45,18 +39,6 @@ from sgenas.spaces import (
 )
 from sgenas.spaces.cell_space import CellSettings
 from sgenas.spaces.costs import Budget
-
-plain_config.REGISTRIES.update(
-    {
-        Estimator: ESTIMATORS,
-        InnerOptimizer: INNER_OPTIMIZERS,
-        CellSettings: SPACES,
-        Relaxation: RELAXATIONS,
-        Regularizer: REGULARIZERS,
-        Discretization: DISCRETIZATIONS,
-        Selection: SELECTIONS,
-    }
-)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,40 @@ import re
 from typing import Any
 
 from sgenas.bilevel import Estimator
-from sgenas.errors import InvalidValueError
+from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
-from sgenas.optim import InnerOptimizer
-from sgenas.run.config import to_plain
+from sgenas.optim import INNER_OPTIMIZERS, InnerOptimizer
+from sgenas.run.config import REGISTRIES, settings_of
 from sgenas.searching.arch import ArchOptimizer
 from sgenas.searching.loop import Search
+from sgenas.searching.selection import SELECTIONS, Selection
+from sgenas.spaces import (
+    DISCRETIZATIONS,
+    REGULARIZERS,
+    RELAXATIONS,
+    SPACES,
+    Discretization,
+    Regularizer,
+    Relaxation,
+    SearchSpace,
+)
+from sgenas.spaces.cell_space import CellSettings, CellSpace
 from sgenas.spaces.costs import Budget
 from sgenas.spaces.modules import ModuleSpace
+
+REGISTRIES.update(
+    {
+        Estimator: ESTIMATORS,
+        InnerOptimizer: INNER_OPTIMIZERS,
+        CellSettings: SPACES,
+        Relaxation: RELAXATIONS,
+        Regularizer: REGULARIZERS,
+        Discretization: DISCRETIZATIONS,
+        Selection: SELECTIONS,
+    }
+)
 
 
 def describe(
@@ -36,10 +60,7 @@ def describe(
     """
     found: dict[str, Any] = {
         "source": "python",
-        "space": {
-            "name": run.space.name,
-            "options": {name: [str(option) for option in options] for name, options in run.space.columns.items()},
-        },
+        "space": _space(run.space),
         "method": METHODS.name_of(method) or _text(method),
         "relaxation": _plain(run.space.relaxation),
         "discretization": _plain(run.space.discretization),
@@ -68,14 +89,32 @@ def describe(
     return plain
 
 
+def _space(space: SearchSpace) -> dict[str, Any]:
+    """What the supernet depends on besides its weights; the layers of a module have fingerprints."""
+    columns = {name: [str(option) for option in options] for name, options in space.columns.items()}
+    found: dict[str, Any] = {"name": space.name, "options": columns}
+    if isinstance(space, ModuleSpace):
+        return found | {"dropout": space.dropout}
+    if isinstance(space, CellSpace):
+        sizes = {"input_channels": space.input_channels, "num_classes": space.num_classes}
+        found |= {"settings": _plain(space.settings), **sizes}
+    return found
+
+
 def _plain(component: Any) -> Any:
+    """The settings of a component and its name; if it has none, its type: two may have the same settings."""
+    if dataclasses.is_dataclass(component) and not isinstance(component, type):
+        kind = type(component)
+        name = next((found for each in REGISTRIES.values() if (found := each.name_of(kind))), None)
+        fields = {field.name: _plain(getattr(component, field.name)) for field in settings_of(kind)}
+        return ({"type": f"{kind.__module__}.{kind.__qualname__}"} if name is None else {"name": name}) | fields
+    if isinstance(component, list | tuple):
+        return [_plain(each) for each in component]
     try:
-        plain = to_plain(component)
-        json.dumps(plain)
-    except (InvalidValueError, TypeError):
-        is_function = callable(component) and not dataclasses.is_dataclass(component)
-        return describe_function(component) if is_function else _text(component)
-    return plain
+        json.dumps(component)
+    except TypeError:
+        return describe_function(component) if callable(component) else _text(component)
+    return component
 
 
 def _text(component: Any) -> str:

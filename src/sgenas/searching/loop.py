@@ -245,7 +245,7 @@ class Search(Loop):
 
     def supernet(self, mixing: Tree | None = None) -> Callable[..., Any]:
         """The supernet at the current weights and alphas, or with given mixing weights."""
-        weights, space = self.state.weights, self.space.seeded(self.seed)
+        weights, space = self.state.weights, self.space.without_dropout().seeded(self.seed)
         bound = space.bind(weights, self.alphas) if mixing is None else space.bind_mixing(weights, mixing)
         return self._objectives.model(bound)
 

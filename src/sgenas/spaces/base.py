@@ -3,6 +3,7 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -22,6 +23,12 @@ Network = Callable[..., Any]
 """A pure function of the network's inputs, called like the network."""
 
 
+def given_parts(relaxation: Relaxation | None, discretization: Discretization | None) -> dict[str, Any]:
+    """`SearchSpace.given` of these arguments."""
+    parts = {"relaxation": relaxation, "discretization": discretization}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 class SearchSpace(ABC):
     """A supernet, its architecture parameters (alphas), and how a discrete architecture is derived from them.
 
@@ -31,11 +38,15 @@ class SearchSpace(ABC):
         name: Name of the kind of space (``"darts"``), as methods and registries know it.
         relaxation: How alphas become mixing weights.
         discretization: How mixing weights become an architecture.
+        default_discretization: The discretization if neither the user nor the method has one; None for the present one.
+        given: Those of both parts that the user chose for this space, by name; a search keeps them.
     """
 
     name: ClassVar[str]
     relaxation: Relaxation
     discretization: Discretization
+    default_discretization: ClassVar[Discretization | None] = None
+    given: Mapping[str, Any] = MappingProxyType({})
 
     @property
     @abstractmethod
@@ -57,8 +68,8 @@ class SearchSpace(ABC):
         """A copy with other parts.
 
         Args:
-            relaxation: None keeps the present one.
-            discretization: None keeps the present one.
+            relaxation: None keeps the present one; another one stays in a search, as if given at the start.
+            discretization: The same.
             options: Values of a method for those settings of the space that are None.
 
         Raises:
@@ -69,6 +80,7 @@ class SearchSpace(ABC):
             other._take_options(options)
         other.relaxation = (relaxation or self.relaxation).for_space(other)
         other.discretization = (discretization or self.discretization).for_space(other)
+        other.given = dict(self.given) | given_parts(relaxation, discretization)
         return other
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
@@ -89,6 +101,10 @@ class SearchSpace(ABC):
 
     def seeded(self, seed: int) -> Self:
         """The space whose network draws its random numbers from ``seed``; cell spaces draw none."""
+        return self
+
+    def without_dropout(self) -> Self:
+        """The space whose network is measured, in which dropout is off; cell spaces have none."""
         return self
 
     def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict | None:

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from sgenas import tree
 from sgenas.errors import GenotypeError, require, require_choice
 from sgenas.fields import option
 from sgenas.spaces import networks
-from sgenas.spaces.base import Network, Option, SearchSpace
+from sgenas.spaces.base import Network, Option, SearchSpace, given_parts
 from sgenas.spaces.discretization import Discretization, edges_of
 from sgenas.spaces.genotype import Cell, Genotype
 from sgenas.spaces.nonlinearity import ACTIVATIONS, Nonlinearity
@@ -147,6 +147,7 @@ class CellSpace(SearchSpace):
         self._take_settings(settings)
         self.relaxation = (relaxation or Softmax()).for_space(self)
         self.discretization = (discretization or self.default_discretization).for_space(self)
+        self.given = given_parts(relaxation, discretization)
 
     @property
     @abstractmethod
@@ -165,6 +166,10 @@ class CellSpace(SearchSpace):
             self.supernet = type(self).network(settings, self.input_channels, self.num_classes)
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
+        for field in fields(self.settings):
+            if field.name in options:
+                limit = f"of settings of {self.name} that are None by default"
+                require(field.default is None, "method", limit, f"{field.name}: {options[field.name]!r}")
         unset = {name: value for name, value in options.items() if getattr(self.settings, name) is None}
         if unset:
             self._take_settings(replace(self.settings, **unset))

@@ -33,10 +33,12 @@ class Relaxation:
     Attributes:
         weighs_edges: Whether there is a table ``<kind>_edges`` of alphas (E,) for each table (E, O).
         learns: Whether alphas are trained through it; if not a search leaves them where they start.
+        competes: Whether the mixing weights of a row compete, as those of a softmax do.
     """
 
     weighs_edges: ClassVar[bool] = False
     learns: ClassVar[bool] = True
+    competes: ClassVar[bool] = True
 
     def for_space(self, space: "SearchSpace") -> Self:
         """The relaxation as it is in ``space``; InvalidValueError if it makes no sense there."""
@@ -85,6 +87,8 @@ class Sigmoid(Relaxation):
 
     Alphas start at 0, mixing weights at 1/2.
     """
+
+    competes: ClassVar[bool] = False
 
     def for_space(self, space: "SearchSpace") -> Self:
         if "none" in getattr(space, "operations", ()):

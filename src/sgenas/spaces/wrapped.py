@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from sgenas.spaces.relaxations import Relaxation, Sigmoid
+from sgenas.spaces.relaxations import Relaxation
 from sgenas.tree import TensorDict
 
 
@@ -20,6 +20,10 @@ class Wrapped(Relaxation):
     @property
     def weighs_edges(self) -> bool:  # type: ignore[override]
         return self.base.weighs_edges
+
+    @property
+    def competes(self) -> bool:  # type: ignore[override]
+        return self.base.competes
 
     def at_epoch(self, epoch: int, epochs: int) -> Self:
         return replace(self, base=self.base.at_epoch(epoch, epochs))
@@ -47,10 +51,9 @@ class Shifted(Wrapped):
     shift: TensorDict = field(compare=False)
 
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
-        rescale = not isinstance(self.base, Sigmoid)
         found = self.base(alphas, noise)
         if not self.weighs_edges:
-            return {name: _kept(table, self.shift[name], rescale) for name, table in found.items()}
+            return {name: _kept(table, self.shift[name], self.competes) for name, table in found.items()}
         weights = {name: table.sum(dim=-1, keepdim=True) for name, table in found.items()}
         return {
             name: weights[name] * _kept(table / weights[name], self.shift[name], True) for name, table in found.items()

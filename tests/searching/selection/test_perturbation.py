@@ -24,7 +24,7 @@ from sgenas.random import generator
 from sgenas.searching.callbacks.evaluation import classification, validation
 from sgenas.searching.loop import Search
 from sgenas.searching.selection import PerturbationSelection, perturbation
-from sgenas.searching.selection.base import quality
+from sgenas.searching.selection.base import measured, quality
 from sgenas.searching.selection.perturbation import groups_of, node_groups_of
 from sgenas.spaces import DartsSettings, MacroSettings, ThresholdEdges, TopEdges
 from sgenas.spaces.costs import Budget
@@ -343,11 +343,52 @@ def test_none_counts_in_the_budget_of_a_benchmark_cell() -> None:
     "method", ["drnas", *(pytest.param(name, marks=pytest.mark.slow) for name in ("pc-darts", "gdas", "beta-darts"))]
 )
 def test_every_method_can_be_selected_from(method: str) -> None:
-    space = DartsSettings(channels=8, layers=3, nodes=2, operations=("max_pool_3x3", "skip_connect", "dil_conv_3x3"))
+    operations = ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")
+    space = DartsSettings(channels=8, layers=3, nodes=2, operations=operations)
     selection = PerturbationSelection(finetune_epochs=1)
     config = cells(method=method, space=space, selection=selection, epochs=1, data={"batch_size": 24})
     result = config.run(progress=False)
     assert all(len(cell.edges) == 4 for _, cell in result.genotype.cells)
+
+
+def test_removed_operation_leaves_the_channels_around_the_operations_alone() -> None:
+    """In partially connected cells these have the weight of the edge; without ``none`` nothing changes."""
+    space = NasBench201Settings(channels=4, layers=1, operations=("none", "skip_connect", "nor_conv_3x3"))
+    run = trained_cells(method="pc-darts", space=space, selection=PerturbationSelection(finetune_epochs=0))
+    plain = run.space.mixing(run.alphas)["cell"]
+    batches, measure = validation(run)
+    whole = measured(run, batches, measure, None)
+    seen: list[Tensor] = []
+    supernet = run.supernet
+
+    def noting(mixing: Any = None) -> Any:
+        seen.append(mixing["cell"])
+        return supernet(mixing)
+
+    run.supernet = noting  # type: ignore[method-assign]
+    projection = perturbation._Projection(run, batches, measure, 0)
+    for column, name in enumerate(run.space.operations):
+        row = projection._without(("cell", 2), column, name)
+        torch.testing.assert_close(seen[-1].sum(-1), plain.sum(-1))
+        expected = plain.clone()
+        if column:
+            expected[2, 0], expected[2, column] = plain[2, 0] + plain[2, column], 0.0
+        torch.testing.assert_close(seen[-1], expected)
+        assert (row["loss"] == pytest.approx(whole["loss"])) == (name == "none")
+
+
+def test_partially_connected_cells_without_none_are_refused() -> None:
+    space = DartsSettings(channels=8, layers=3, nodes=2, operations="paper")
+    with pytest.raises(InvalidValueError) as caught:
+        cells(method="pc-darts", space=space, selection=PerturbationSelection()).run(progress=False)
+    assert caught.value.field == "operations"
+
+
+def test_cell_of_fair_darts_stays_one_of_its_space() -> None:
+    result = cells(method="fair-darts", discretization=TopEdges(), selection=PerturbationSelection(1)).run(
+        progress=False
+    )
+    assert result.genotype.space == "fair-darts"
 
 
 def test_search_that_is_killed_in_the_selection_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

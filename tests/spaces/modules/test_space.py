@@ -376,3 +376,40 @@ def test_invalid_arguments_raise_one_line(make: Callable[[], object], word: str)
     with pytest.raises(InvalidValueError, match=word) as raised:
         make()
     assert "\n" not in str(raised.value)
+
+
+class Ordered(nn.Module):
+    """Runs its parts in the order of a list, a dict and a tuple of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.act = Choice({"relu": nn.ReLU(), "tanh": nn.Tanh()}, name="act")
+        self.steps = [self.first, self.act]
+        self.more = {"act": (self.act,)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return self.more["act"][0](x)
+
+
+def test_choice_that_a_plain_list_also_holds_is_replaced_there() -> None:
+    model, x = Ordered().double(), draw(4, 2)
+    found = ModuleSpace(model).build({"act": "tanh"})
+    assert torch.equal(found(x), model.first(x).tanh().tanh())
+    assert isinstance(model.steps[1], Choice), "the user's own model stays"
+    assert not any(isinstance(part, Choice) for part in [*found.steps, found.more["act"][0]])
+
+
+def test_measured_space_has_no_dropout() -> None:
+    act = Choice({"relu": nn.ReLU(), "tanh": nn.Tanh()}, name="act")
+    space = ModuleSpace(nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), act), dropout=True).double().seeded(0)
+    alphas, weights, x = alphas_of(space), space.initial_weights(), draw(4, 2)
+    mixing = space.mixing(alphas)["act"]
+    hidden = x @ weights["0.weight"].T + weights["0.bias"]
+    expected = mixing[0] * hidden.relu() + mixing[1] * hidden.tanh()
+    torch.testing.assert_close(space.without_dropout().bind(weights, alphas)(x), expected)
+    assert not torch.allclose(space.bind(weights, alphas)(x), expected)
+    plain = ModuleSpace(nn.Sequential(nn.Linear(2, 8), act))
+    assert plain.without_dropout() is plain

@@ -65,6 +65,9 @@ class PerturbationSelection(Selection):
         good = rule.operations_per_edge == 1 and rule.threshold is None
         limit = "one that keeps one operation per edge, without a threshold, for perturbation"
         require(good, "discretization", limit, space.discretization)
+        alone = getattr(space, "partial_channels", 1) == 1 or "none" in getattr(space, "operations", ())
+        limit = "with none among them for perturbation of partially connected cells"
+        require(alone, "operations", limit, getattr(space, "operations", ()))
 
     def epochs(self, search: "Search") -> int:
         """Epochs of fine-tuning between two rounds of this search."""
@@ -152,7 +155,12 @@ class _Projection:
         """The row of ``search.candidates`` for the supernet with an operation, or all of an edge, removed."""
         name, number = place
         mixing = tree.clone(self._search.space.mixing(self._search.alphas))
-        _row(mixing[name], number)[column] = 0.0
+        weights = _row(mixing[name], number)
+        removed = weights[column].clone()
+        weights[column] = 0.0
+        if isinstance(column, int) and getattr(self._space, "partial_channels", 1) > 1:
+            # channels around the operations have the sum of the row
+            weights[list(self._space.columns[name]).index("none")] += removed
         where = {"table": name, "without": what}
         if hasattr(self._space, "edges"):
             where["edge"] = "{}->{}".format(*self._space.edges[number])

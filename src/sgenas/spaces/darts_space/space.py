@@ -15,7 +15,7 @@ from sgenas.spaces.kernels import classify_members, join
 from sgenas.spaces.nonlinearity import POOLINGS, Nonlinearity
 from sgenas.spaces.normalization import normalize
 from sgenas.spaces.ops import DARTS_BUILDERS, NodeState, PointwiseConv, SharedFactorizedReduce
-from sgenas.spaces.relaxations import Relaxation, Sigmoid
+from sgenas.spaces.relaxations import Relaxation
 from sgenas.tree import TensorDict
 
 
@@ -113,7 +113,7 @@ class DartsSpace(CellSpace):
     @property
     def genotype_space(self) -> str:
         # its cells are evaluated otherwise: drop path acts on nodes
-        return "fair-darts" if isinstance(self.relaxation, Sigmoid) else "darts"
+        return "darts" if self.relaxation.competes else "fair-darts"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError, require
@@ -22,7 +23,7 @@ from sgenas.spaces.base import Network, Option, SearchSpace
 from sgenas.spaces.discretization import Argmax, Discretization
 from sgenas.spaces.kernels import subsample_pointwise
 from sgenas.spaces.modules.choices import BaseChoice
-from sgenas.spaces.relaxations import Relaxation, Sigmoid, Softmax
+from sgenas.spaces.relaxations import Relaxation, Softmax
 from sgenas.tree import TensorDict
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class ModuleSpace(SearchSpace):
             they are (a frozen backbone).
         relaxation: How alphas become mixing weights; None for softmax.
         discretization: `Argmax`: the option with the largest mixing weight; None for the same.
-        dropout: Whether dropout is on in the search. All passes of a step on the same batch have the same masks.
+        dropout: Whether dropout is on in the steps of the search. All passes of a step on the same batch have the
+            same masks. Accuracies are measured without it.
 
     Raises:
         InvalidValueError: If the model has no choice, choices of one name have different options, a parameter
@@ -61,6 +63,7 @@ class ModuleSpace(SearchSpace):
     """
 
     name = "module"
+    default_discretization: ClassVar[Discretization] = Argmax()
 
     def __init__(
         self,
@@ -75,7 +78,7 @@ class ModuleSpace(SearchSpace):
             if is_lazy(tensor):
                 raise InvalidValueError(f"model must be called once before: {name} has no shape yet", field="model")
         self.options = _options(model)
-        self._model, self._dropout = copied(model), dropout
+        self._model, self.dropout = copied(model), dropout
         self._seed: int | None = None
         self._places = {
             f"{path}.mixing".removeprefix("."): choice.name
@@ -86,9 +89,14 @@ class ModuleSpace(SearchSpace):
         if not any(parameter.requires_grad for parameter in self._model.parameters()):
             message = "model must have a parameter that requires a gradient, got none"
             raise InvalidValueError(message, field="model")
-        self.relaxation, self.discretization = Softmax(), Argmax()
+        self.relaxation, self.discretization = Softmax(), self.default_discretization
         parts = self.with_parts(relaxation=relaxation, discretization=discretization)
-        self.relaxation, self.discretization = parts.relaxation, parts.discretization
+        self.relaxation, self.discretization, self.given = parts.relaxation, parts.discretization, parts.given
+
+    def with_parts(self, **parts: Any) -> Self:
+        other = super().with_parts(**parts)
+        require(type(other.discretization) is Argmax, "discretization", "Argmax() for choices", other.discretization)
+        return other
 
     @property
     def columns(self) -> dict[str, tuple[Option, ...]]:
@@ -123,6 +131,14 @@ class ModuleSpace(SearchSpace):
         other._seed = seed
         return other
 
+    def without_dropout(self) -> Self:
+        if not self.dropout:
+            return self
+        other = copy.copy(self)
+        other.dropout = False
+        other._network = Functional(other.supernet())
+        return other
+
     def __copy__(self) -> Self:
         other = object.__new__(type(self))
         vars(other).update(vars(self))
@@ -142,7 +158,7 @@ class ModuleSpace(SearchSpace):
 
     def initial_alphas(self, generator: torch.Generator) -> TensorDict:
         """As the relaxation draws them (sigmoids too: 1e-3 N(0, 1)), like the weights in dtype and device."""
-        relaxation = Relaxation() if isinstance(self.relaxation, Sigmoid) else self.relaxation
+        relaxation = self.relaxation if self.relaxation.competes else Relaxation()
         like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         drawn = relaxation.initial_alphas(self.shapes, generator)
         return {name: alpha.to(like.device, like.dtype) for name, alpha in drawn.items()}
@@ -202,7 +218,10 @@ class ModuleSpace(SearchSpace):
                 for name, parameter in model.named_parameters():
                     if name in weights:
                         parameter.copy_(weights[name])
-        return _resolved(model, indices, {})
+        known: dict[nn.Module, nn.Module] = {}
+        found = _resolved(model, indices, known)
+        _rebind(found, known)
+        return found
 
     def cost_model(self, budget: "Budget", example: Any = None) -> "ModuleCostModel":
         """Costs of the choices.
@@ -243,7 +262,7 @@ class ModuleSpace(SearchSpace):
 
     def supernet(self) -> nn.Module:
         """A new copy of the supernet, with the model's weights and uniform mixing weights."""
-        return _pure(copy.deepcopy(self._model), self._dropout)
+        return _pure(copy.deepcopy(self._model), self.dropout)
 
     def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
         """The modules of the supernet, to inspect only."""
@@ -316,3 +335,16 @@ def _resolved(module: nn.Module, indices: Mapping[str, int], known: dict[nn.Modu
                 if child is not None:
                     setattr(module, name, _resolved(child, indices, known))
     return known[module]
+
+
+def _rebind(model: nn.Module, known: Mapping[nn.Module, nn.Module]) -> None:
+    """Puts the resolved modules where a module holds its choices in a list, dict or tuple of its own, too."""
+
+    def resolved(module: nn.Module) -> nn.Module:
+        return known.get(module, module)
+
+    for part in model.modules():
+        for name, value in vars(part).items():
+            held = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, nn.Module)]
+            if name != "_modules" and any(resolved(module) is not module for module in held):
+                vars(part)[name] = pytree.tree_map_only(nn.Module, resolved, value)
