@@ -203,7 +203,7 @@ def test_other_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["weights", "slots", "alphas", "arch_optimizer", "train", "alpha_history", "fingerprint"]
+    "field", ["weights", "slots", "alphas", "arch_optimizer", "streams", "rounds", "alpha_history", "fingerprint"]
 )
 def test_checkpoint_with_other_parts_is_refused(field: str, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
