@@ -337,7 +337,7 @@ class Search(Loop):
         self.cost = Cost(*state["cost"])
         self._directions.set_state(state["directions"])
         self._noise.set_state(state["noise"])
-        self._rounds = state["rounds"]
+        self._rounds = int(state["rounds"])
         for stream, kept in zip(self.streams, state["streams"], strict=True):
             stream.load_state_dict(kept)
         for stream, kept in zip(self.streams, state["streams"], strict=True):
