@@ -40,6 +40,14 @@ from sgenas.spaces import (
 from sgenas.spaces.cell_space import CellSettings
 from sgenas.spaces.costs import Budget
 
+PASSED_ON = (
+    *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise", "flatness"),
+    *("seed", "device", "precision", "graphs", "deterministic", "log_every", "checkpoint_every"),
+    *("estimator", "weight_optimizer", "arch_optimizer", "relaxation", "regularizer", "discretization", "selection"),
+    "budget",
+)
+"""Settings that are arguments of `sgenas.search` of the same name."""
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -262,39 +270,17 @@ class SearchConfig:
             parts.space,
             parts.train,
             parts.val,
-            method=self.method,
-            strategy=self.strategy,
-            selection=self.selection,
-            relaxation=self.relaxation,
-            regularizer=self.regularizer,
-            discretization=self.discretization,
-            estimator=self.estimator,
-            weight_optimizer=self.weight_optimizer,
+            **{name: getattr(self, name) for name in PASSED_ON},
             schedule=Cosine(self.lr_min),
-            arch_optimizer=self.arch_optimizer,
             trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
-            alpha_noise=self.alpha_noise,
-            flatness=self.flatness,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            inner_steps=self.inner_steps,
-            alpha_every=self.alpha_every,
             batch_size=self.data.batch_size,
-            budget=self.budget,
             callbacks=[*parts.callbacks, *callbacks],
             loggers=() if self.logger is None else (self.logger,),
             run_dir=run_dir,
             overwrite=overwrite,
             resume=resume,
-            device=self.device,
             threads=threads,
-            seed=self.seed,
-            deterministic=self.deterministic,
-            precision=self.precision,
-            graphs=self.graphs,
             shards=self.data.data_parallel,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
             progress=progress,
             stop=stop,
             processes=processes,

@@ -27,6 +27,11 @@ from sgenas.training.objectives import PRECISIONS, Classification
 from sgenas.training.schedules import INTERVALS, WarmupCosine
 
 DROP_PATH, AUXILIARY_WEIGHT = 0.2, 0.4
+PASSED_ON = (
+    *("genotype", "epochs", "seed", "device", "threads", "precision", "deterministic"),
+    *("log_every", "checkpoint_every", "label_smoothing", "ema"),
+)
+"""Settings that are arguments of `sgenas.train` of the same name."""
 
 
 @dataclass(frozen=True)
@@ -206,35 +211,25 @@ class TrainConfig:
             self.build(parts.images),
             parts.train,
             parts.test,
-            epochs=self.epochs,
+            **{name: getattr(self, name) for name in PASSED_ON},
             batch_size=self.data.batch_size,
             optimizer=self._optimizer(),
             schedule=self._schedule(),
-            label_smoothing=self.label_smoothing,
             auxiliary_weight=self.head_weight,
             class_weights=parts.class_weights,
             drop_path=self.final_drop_path,
-            ema=self.ema,
             callbacks=callbacks,
             loggers=() if self.logger is None else (self.logger,),
             run_dir=run_dir,
             overwrite=overwrite,
             resume=resume,
-            device=self.device,
-            threads=self.threads,
-            seed=self.seed,
-            deterministic=self.deterministic,
-            precision=self.precision,
             channels_last=channels_last_on(device),
             shards=shards,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
             progress=progress,
             stop=stop,
             processes=processes,
             record=config.to_dict(),
             facts=parts.facts,
-            genotype=self.genotype,
         )
 
     def build(self, images: ImageData) -> nn.Module:
