@@ -17,7 +17,7 @@ from sgenas.methods import METHODS
 from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
-from sgenas.run.config import from_plain, merged, to_plain
+from sgenas.run.config import Configuration, merged
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
@@ -50,7 +50,7 @@ PASSED_ON = (
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Configuration):
     """A search for a cell on images.
 
     Args:
@@ -174,22 +174,6 @@ class SearchConfig:
             self.table,
         )
 
-    # -- plain data -----------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data; ``from_dict`` is the inverse."""
-        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_dict(cls, plain: Any) -> Self:
-        """Reads ``to_dict``; missing keys take their default.
-
-        Raises:
-            InvalidValueError: For an unknown key or a value out of range.
-        """
-        config: Self = from_plain(cls, plain)
-        return config
-
     @classmethod
     def of_method(
         cls,
@@ -233,8 +217,6 @@ class SearchConfig:
             smooth = space.activation != "relu" and getattr(space, "pooling", "smooth") == "smooth"
             estimator = replace(estimator, smoothing=0.01 if smooth else 0.1)
         return replace(self, space=space, estimator=estimator)
-
-    # -- running --------------------------------------------------------------------------------------------
 
     def run(
         self,
