@@ -311,7 +311,7 @@ def measure(run: Search) -> Constants:
     room = 1
     if problem.stacked_inner_loss is not None and sge.computation != "sequential":
         always = sge.computation == "batched"
-        room = max(1, int(members_that_fit(start, saved.peak, sge.memory_limit, always=always)))
+        room = max(1, int(members_that_fit(start, saved.peak, always=always)))
         room = min(room, sge.chunk or room)
     perturbed = 0.0
     if exact or isinstance(run.estimator, SGE):
