@@ -75,7 +75,7 @@ class Steps:
         for way in given.ways:
             settings: dict[str, Any] = dict(WAYS[way])
             if settings["computation"] == "batched":
-                settings["memory_limit"] = given.memory_limit
+                settings["chunk"] = given.chunk
             problem = self.unstacked if way == "vmap" else self.problem
             found[f"sge, {way}"] = self.step(SGE(directions, **settings), inner_steps, problem)
         if inner_steps == 1:
@@ -101,7 +101,7 @@ def main() -> None:
         repeats=5,
         no_warm_up=False,
         memory=False,
-        memory_limit={"type": float, "default": 8.0, "help": "GiB for batched directions [%(default)s]"},
+        chunk={"type": int, "help": "directions that are batched at a time; as many as fit if not set"},
         device="cpu",
     )
     steps, rows = Steps(given), []

@@ -15,6 +15,7 @@ from sgenas.device import (
     fastest_threads,
     find_device,
     ran_out,
+    time_calls,
 )
 from sgenas.errors import InvalidValueError
 
@@ -184,6 +185,21 @@ def test_cublas_needs_its_workspace_for_deterministic_sums(monkeypatch: pytest.M
 )
 def test_out_of_memory_is_recognized(error: Exception, expected: bool) -> None:
     assert ran_out(error) == expected
+
+
+@pytest.mark.parametrize(("repeats", "enough", "most", "expected"), [(3, 0.0, 9, 3), (1, 2.5, 9, 5), (1, 9.0, 4, 4)])
+def test_calls_are_timed_until_there_are_enough(
+    repeats: int, enough: float, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        clock[0] += 0.5
+
+    found = time_calls(call, torch.device("cpu"), repeats=repeats, warm_up=2, enough=enough, most=most)
+    assert found == [0.5] * expected
+    assert clock[0] == 0.5 * (expected + 2)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [({1: 1.0, 2: 2.0}, 1), ({1: 2.0, 2: 1.0}, 2)])

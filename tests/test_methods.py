@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sgenas import methods, tree
+from sgenas import extensions, tree
 from sgenas.errors import InvalidValueError
-from sgenas.methods import METHODS, PAPER, Method, preset, register_method
+from sgenas.methods import METHODS, PAPER, Method, preset
 from sgenas.searching.config import SearchConfig
 from sgenas.spaces import (
     SPACES,
@@ -133,11 +133,11 @@ def test_unknown_names_raise(name: str, kind: str) -> None:
 
 def test_methods_of_other_packages_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     registry = type(METHODS)("method", "sgenas.methods")
-    monkeypatch.setattr(methods, "METHODS", registry)
-    mine = register_method("mine", Method(source="test", spaces={"darts": {"operations": "paper"}}))
+    monkeypatch.setattr(extensions, "METHODS", registry)
+    mine = extensions.register_method("mine", Method(source="test", spaces={"darts": {"operations": "paper"}}))
     assert registry.get("mine") is mine
     with pytest.raises(InvalidValueError, match="mine"):
-        register_method("mine", Method(source="other", spaces={}))
+        extensions.register_method("mine", Method(source="other", spaces={}))
 
 
 def test_parts_that_the_user_chose_for_a_space_stay_and_those_of_a_method_do_not() -> None:

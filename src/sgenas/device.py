@@ -205,15 +205,41 @@ def fastest_threads(step: Callable[[], object], *, repeats: int = 2) -> int:
     step()
     for count in (every, 1):
         torch.set_num_threads(count)
-        best = float("inf")
-        for _ in range(repeats):
-            start = time.perf_counter()
-            step()
-            best = min(best, time.perf_counter() - start)
-        seconds[count] = best
+        seconds[count] = min(time_calls(step, torch.device("cpu"), repeats=repeats, warm_up=0))
     chosen = min(seconds, key=seconds.__getitem__)
     torch.set_num_threads(chosen)
     return chosen
+
+
+def time_calls(
+    call: Callable[[], object],
+    device: torch.device,
+    *,
+    repeats: int = 1,
+    warm_up: int = 1,
+    enough: float = 0.0,
+    most: float = float("inf"),
+) -> list[float]:
+    """Seconds of each of ``repeats`` calls, after ``warm_up`` untimed ones.
+
+    Up to ``most`` calls are timed while their times add up to less than ``enough`` seconds. On a GPU each is waited
+    for.
+    """
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    for _ in range(warm_up):
+        call()
+    seconds, total = list[float](), 0.0
+    while len(seconds) < repeats or (total < enough and len(seconds) < most):
+        start = now()
+        call()
+        seconds.append(now() - start)
+        total += seconds[-1]
+    return seconds
 
 
 # -- memory -------------------------------------------------------------------------------------------------

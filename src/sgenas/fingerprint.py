@@ -64,7 +64,7 @@ def describe_data(source: Any) -> dict[str, Any]:
 def describe_model(model: nn.Module, *, weights: bool = True) -> dict[str, Any]:
     """Classes, settings and (if ``weights``) values of a module."""
     layers = [
-        (path, _name(type(part)), _without_addresses(part.extra_repr()), _call(part))
+        (path, _name(type(part)), without_addresses(part.extra_repr()), _call(part))
         for path, part in model.named_modules()
     ]
     found = {"type": _name(type(model)), "parameters": sum(each.numel() for each in model.parameters())}
@@ -88,7 +88,8 @@ def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _without_addresses(text: str) -> str:
+def without_addresses(text: str) -> str:
+    """A description without memory addresses, which differ from process to process."""
     return re.sub(r" at 0x[0-9a-f]+", "", text)
 
 
@@ -171,7 +172,7 @@ def _add_tensor(total: "hashlib.blake2b", tensor: Tensor) -> None:
 def _parts_of_object(value: Any) -> list[Any]:
     """State of modules, pixels of images, constants and code of other objects."""
     if isinstance(value, nn.Module):
-        return [dict(value.state_dict()), _without_addresses(value.extra_repr()), _constants(vars(value)), _call(value)]
+        return [dict(value.state_dict()), without_addresses(value.extra_repr()), _constants(vars(value)), _call(value)]
     if hasattr(value, "__array_interface__"):
         return [np.asarray(value)]
     held = vars(value) if hasattr(value, "__dict__") and not isinstance(value, Dataset) else {}

@@ -199,19 +199,6 @@ METHODS.register(
 EPOCHS = 50
 """Of a method whose source says nothing else."""
 
-
-def register_method(name: str, method: Method) -> Method:
-    """Adds a method under ``name``, for search runs and the command line, and returns it.
-
-    Raises:
-        InvalidValueError: If the name is taken.
-
-    Example:
-        >>> register_method("smooth", Method("my paper", spaces={"darts": {"operations": "paper"}}))
-    """
-    return METHODS.register(name, method)
-
-
 PAPER: dict[str, Any] = {
     "space.operations": "paper",
     "space.activation": "relu",

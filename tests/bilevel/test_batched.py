@@ -156,7 +156,7 @@ def test_other_errors_are_raised_at_once(small_machine: Any) -> None:
     assert sizes == [5]
 
 
-def test_auto_batches_small_passes_within_chunk_and_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_batches_small_passes_within_chunk_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Members()
     net.run()
     assert net.members == [5]
@@ -165,9 +165,12 @@ def test_auto_batches_small_passes_within_chunk_and_limit(monkeypatch: pytest.Mo
     assert "chunk" not in result.diagnostics
     net.run(chunk=1)
     assert net.members == [], "one at a time is sequential"
-    net.run(memory_limit=net.bytes_of(3) * 1.01 / 2**30)
-    assert net.members == [3, 2]
-    net.run(computation="batched", chunk=2, memory_limit=1.0)
+    budget = net.bytes_of(3) * 1.01
+    with monkeypatch.context() as patch:
+        patch.setattr(batched, "_budget", lambda *_: budget)
+        net.run()
+        assert net.members == [3, 2]
+    net.run(computation="batched", chunk=2)
     assert net.members == [2, 2, 1]
     monkeypatch.setattr(batched, "SMALL_PASS", 1)
     net.run()
@@ -176,26 +179,22 @@ def test_auto_batches_small_passes_within_chunk_and_limit(monkeypatch: pytest.Mo
     assert net.members == [5]
 
 
-def test_batched_passes_stay_within_the_memory_limit() -> None:
+@pytest.mark.parametrize(("fit", "wanted"), [(0, [1] * 5), (1, [1] * 5), (2, [2, 2, 1]), (20, [5])])
+def test_batched_passes_stay_within_the_memory(fit: int, wanted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     net = Members()
-    for fit, wanted in ((1, [1] * 5), (2, [2, 2, 1]), (20, [5])):
-        net.run(computation="batched", memory_limit=net.bytes_of(fit) * 1.01 / 2**30)
-        assert net.members == wanted
-    with pytest.raises(InvalidValueError) as caught:
-        net.run(computation="batched", memory_limit=net.bytes_of(1) * 0.5 / 2**30)
-    assert caught.value.field == "SGE.memory_limit"
-    advised = float(str(caught.value).split("at least ")[1].split()[0])
-    net.run(computation="batched", memory_limit=advised)
-    assert net.members
+    budget = net.bytes_of(fit) * 1.01
+    monkeypatch.setattr(batched, "_budget", lambda *_: budget)
+    net.run(computation="batched")
+    assert net.members == wanted
 
 
 def test_processes_on_one_machine_divide_its_memory() -> None:
     state = SGD(0.1).init(draw(5))
-    assert members_that_fit(state, 100, None, 1) == 4 * members_that_fit(state, 100, None, 4)
+    assert members_that_fit(state, 100, 1) == 4 * members_that_fit(state, 100, 4)
     net, seen = Members(), []
 
     def fit(*arguments: Any, **named: Any) -> float:
-        seen.append(arguments[3])
+        seen.append(arguments[2])
         return 5.0
 
     with pytest.MonkeyPatch.context() as patch:

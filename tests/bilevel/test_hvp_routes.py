@@ -25,7 +25,7 @@ from sgenas.bilevel import (
     hvp,
 )
 from sgenas.bilevel.estimators.sge import batched
-from sgenas.bilevel.hvp import HVP, ROUTES, hvps, mixed_hvp, weight_hvp
+from sgenas.bilevel.hvp import HVP, ROUTES
 from sgenas.errors import InvalidValueError
 from sgenas.optim import SGD, Adam
 from sgenas.spaces import nasbench201
@@ -122,7 +122,7 @@ def assert_differences(problem: BilevelProblem, weights: Tree, alphas: Tree, bat
     """(H v, M v) is the central difference of the gradients."""
     v, h = tree.unflatten(draw(tree.size(weights), seed=5), weights), 1e-5
     plus, minus = (problem.inner_gradients(tree.add(weights, v, sign * h), alphas, batch)[1:] for sign in (1, -1))
-    for found, p, m in zip(hvps(problem, weights, alphas, batch, v, route), plus, minus, strict=True):
+    for found, p, m in zip(HVP(problem, weights, alphas, batch, route).both(v), plus, minus, strict=True):
         truth = tree.scale(tree.subtract(p, m), 1 / (2 * h))
         assert tree.norm(truth) > 1e-6, "else it shows nothing"
         assert tree.norm(tree.subtract(found, truth)) < 1e-6 * tree.norm(truth)
@@ -134,12 +134,12 @@ def test_routes_agree_with_each_other_and_with_differences(route: str) -> None:
     weights, batch = case.state.weights, case.inner[0]
     tolerance = 1e-7 if route == "finite-difference" else 1e-12
     v = tree.unflatten(draw(tree.size(weights), seed=5), weights)
-    wanted = hvps(case.problem, weights, case.alphas, batch, v, "forward")
+    wanted = HVP(case.problem, weights, case.alphas, batch, "forward").both(v)
     product = HVP(case.problem, weights, case.alphas, batch, route)
     for _ in range(2):
         close(product.both(v), wanted, tolerance)
-    close(weight_hvp(case.problem, weights, case.alphas, batch, v, route), wanted[0], tolerance)
-    close(mixed_hvp(case.problem, weights, case.alphas, batch, v, route), wanted[1], tolerance)
+    close(HVP(case.problem, weights, case.alphas, batch, route).weights(v), wanted[0], tolerance)
+    close(HVP(case.problem, weights, case.alphas, batch, route).alphas(v), wanted[1], tolerance)
     assert_differences(case.problem, weights, {**case.alphas}, batch, route)
     zero = tree.zeros_like(weights)
     assert all(not part.any() for part in tree.tensors(product.both(zero)))
@@ -175,7 +175,7 @@ def test_large_passes_keep_no_graphs(limit: str, monkeypatch: pytest.MonkeyPatch
 def test_linear_losses_have_no_curvature_by_any_route() -> None:
     problem = BilevelProblem(lambda w, a, b: (w * b).sum(), lambda w, a, b: w.sum(), SGD(0.1))
     for route in ROUTES:
-        curved, mixed = hvps(problem, draw(3), draw(2), draw(3, seed=1), draw(3, seed=2), route)
+        curved, mixed = HVP(problem, draw(3), draw(2), draw(3, seed=1), route).both(draw(3, seed=2))
         assert torch.allclose(curved, torch.zeros_like(curved), atol=1e-9)
         assert mixed.tolist() == [0, 0]
 
@@ -229,10 +229,10 @@ def test_a_fallback_is_remembered() -> None:
     problem, alphas, inner, _ = module_problem(PARTS["checkpoint"]())
     weights, v = problem.init().weights, problem.init().weights
     with pytest.raises(InvalidValueError):
-        hvps(problem, weights, alphas, inner, v, "forward")
+        HVP(problem, weights, alphas, inner, "forward").both(v)
     attended, alphas, inner, _ = module_problem(PARTS["attention"]())
     weights = attended.init().weights
-    hvps(attended, weights, alphas, inner, weights)
+    HVP(attended, weights, alphas, inner).both(weights)
     assert attended.findings.routes == {"auto": ("reverse", True)}
     assert replace(attended).counted().findings.routes == {"auto": ("reverse", True)}
     assert torch.backends.mkldnn.enabled
@@ -355,5 +355,5 @@ def test_reverse_works_in_supernets_with_kinks() -> None:
 
     problem = BilevelProblem(loss, loss, SGD(0.1))
     v = tree.map(lambda w: torch.randn(w.shape, generator=numbers), weights)
-    found = [hvps(problem, weights, alphas, batch, v, route) for route in ("reverse", "forward")]
+    found = [HVP(problem, weights, alphas, batch, route).both(v) for route in ("reverse", "forward")]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import BilevelProblem, ConjugateGradient, Estimator, Implicit, Neumann, Unrolled
-from sgenas.bilevel.hvp import Matvec, hessian_operator, hvps, largest_eigenvalue, mixed_hvp, weight_hvp
+from sgenas.bilevel.hvp import HVP, Matvec, hessian_operator, largest_eigenvalue
 from sgenas.bilevel.linear_solvers import conjugate_gradient, neumann
 from sgenas.bilevel.test_problems import WeightDecay
 from sgenas.errors import DivergenceError, InvalidValueError
@@ -221,8 +221,8 @@ def test_hvps_through_batch_normalization_are_differences_of_the_gradient(
     v = tree.unflatten(1e-2 * draw(tree.size(weights), seed=5), weights)
     h = 1e-5
     plus, minus = (problem.outer_gradients(tree.add(weights, v, sign * h), alphas, None)[1:] for sign in (1, -1))
-    both = hvps(problem, weights, alphas, None, v)
-    alone = (weight_hvp(problem, weights, alphas, None, v), mixed_hvp(problem, weights, alphas, None, v))
+    product = HVP(problem, weights, alphas, None)
+    both, alone = product.both(v), (product.weights(v), product.alphas(v))
     for found, separate, p, m in zip(both, alone, plus, minus, strict=True):
         truth = tree.scale(tree.subtract(p, m), 1 / (2 * h))
         assert tree.norm(tree.subtract(found, truth)) < 1e-6 * tree.norm(truth)

@@ -409,8 +409,6 @@ def test_jumps_of_the_gradient_ask_for_a_larger_step() -> None:
         ({"computation": "magic"}, "computation"),
         ({"computation": "batched", "chunk": 0}, "chunk"),
         ({"computation": "sequential", "chunk": 2}, "chunk"),
-        *(({"memory_limit": bad}, "memory_limit") for bad in (0.0, float("inf"), float("nan"))),
-        ({"computation": "sequential", "memory_limit": 1.0}, "memory_limit"),
     ],
 )
 def test_bad_settings_name_the_field(settings: dict[str, Any], field: str) -> None:

@@ -79,7 +79,7 @@ def test_bad_command_line_is_one_line(command: str, words: str, fails: Fails, tm
         (("--zero-one", "cubed"), "unknown flag --zero-one"),
         (("--method", "fair-darts", "--regularizer-form", "cubed"), "--regularizer-form must be one of"),
         (("--method", "pc-darts", "--partial-channels", "5"), "--partial-channels must"),
-        (("--discretization", "argmax", "--threshold", "2"), "--threshold must be"),
+        (("--discretization", "top-edges", "--threshold", "2"), "--threshold must be"),
         (("--early-stop",), "--early-stop must be False without --eigenvalue-every"),
         (("--warmup-epochs", "2"), "--warmup-epochs must be from 0 to"),
         (("--lr-min", "1"), "--lr-min must be from 0 to the learning rate"),

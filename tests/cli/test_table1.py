@@ -26,9 +26,9 @@ class Calls(list[Any]):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     found = Calls()
-    (tmp_path / "table.txt").write_text("a table\n")
+    (tmp_path / "table.md").write_text("a table\n")
     monkeypatch.setattr(table1, "run", found.run)
-    monkeypatch.setattr(table1, "write_tables", lambda _: [tmp_path / "table.txt"])
+    monkeypatch.setattr(table1, "write_tables", lambda _: [tmp_path / "table.md"])
     return found
 
 

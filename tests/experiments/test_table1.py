@@ -38,7 +38,7 @@ def test_grid_is_finished_and_its_tables_written(one_missing: Job) -> None:
     assert "\x1b" not in said.getvalue()
     assert all((out / name).stat().st_size > 1000 for name in TABLE_FORMATS)
     assert log_path(one_missing).stat().st_size > 0
-    assert json.loads((out / "table.json").read_text())["rows"][0]["done"] == 2
+    assert (out / "table.md").read_text().count("| 2 of 2 ") == 8
     # what is done is not run again, and commands are remembered
     before = read_outcome(one_missing)
     found = table1.run(out, GridSettings(seeds=(0,)), command="again")
@@ -129,7 +129,7 @@ def test_damaged_outcome_hides_no_other_job(
     assert re.search(word, row["reason"])
     assert "\n" not in row["reason"]
     table1.write_tables(grid.path)
-    assert f"{bad.name}: failed in the search" in (grid.path / "table.txt").read_text()
+    assert f"{bad.name}: failed in the search" in (grid.path / "table.md").read_text()
     assert is_done(good)
     assert not is_done(bad)
 

@@ -183,7 +183,7 @@ def test_search_stays_on_the_gpu_that_it_is_given() -> None:
 
 
 def test_directions_are_batched_as_far_as_there_is_room() -> None:
-    changes: dict[str, Any] = {"estimator": SGE(4, computation="batched", memory_limit=1.0), "space": SMALLEST}
+    changes: dict[str, Any] = {"estimator": SGE(4, computation="batched", chunk=4), "space": SMALLEST}
     with gpu_machine() as machine:
         expected, _ = stepped("cuda", **changes)
         peak = machine.gpus[0].peak

@@ -1,5 +1,6 @@
 """Configurations: components to plain data and back, old files, changes by dotted path."""
 
+import inspect
 import json
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,13 +8,14 @@ from typing import Any
 import pytest
 from tiny_searches import CELLS, cells
 
-from sgenas import SGE, SearchConfig
+from sgenas import SGE, SearchConfig, TrainConfig, search, train
 from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.errors import InvalidValueError, SgenasError
 from sgenas.methods import METHODS
 from sgenas.optim import INNER_OPTIMIZERS, SGD, Adam, InnerOptimizer
 from sgenas.run.config import first_difference, from_plain, merged, to_plain
+from sgenas.searching.config import PASSED_ON as SEARCH_PASSED_ON
 from sgenas.spaces import (
     DISCRETIZATIONS,
     REGULARIZERS,
@@ -24,6 +26,7 @@ from sgenas.spaces import (
     Regularizer,
     Relaxation,
 )
+from sgenas.training.config import PASSED_ON as TRAIN_PASSED_ON
 
 COMPONENTS = [
     *(("estimator", Estimator, name, ESTIMATORS.get(name)()) for name in ESTIMATORS),
@@ -65,6 +68,21 @@ def test_config_is_read_back(config: SearchConfig) -> None:
     assert again(config) == config
 
 
+@pytest.mark.parametrize(
+    ("config", "function", "passed_on", "worked_out"),
+    [
+        (SearchConfig, search, SEARCH_PASSED_ON, {"space", "threads"}),
+        (TrainConfig, train, TRAIN_PASSED_ON, {"schedule", "auxiliary_weight", "drop_path"}),
+    ],
+)
+def test_every_setting_named_like_an_argument_is_passed_on_or_worked_out(
+    config: Any, function: Any, passed_on: tuple[str, ...], worked_out: set[str]
+) -> None:
+    assert len(set(passed_on)) == len(passed_on)
+    shared = inspect.signature(function).parameters.keys() & config.__dataclass_fields__.keys()
+    assert shared == {*passed_on} | worked_out
+
+
 def test_old_file_with_missing_settings_takes_the_defaults() -> None:
     plain = cells(epochs=7).to_dict()
     del plain["precision"], plain["data"]["cutout"], plain["estimator"], plain["weight_optimizer"]["grad_clip"]
@@ -100,6 +118,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("epochs", 0), "epochs"),
         (changed("data.train_images", 1.5), "train_images"),
         (changed("weight_optimizer", None), "weight_optimizer"),
+        (changed("weight_optimizer", {"name": "sgd"}), "'lr'"),
         (changed("arch_optimizer.betas", [0.5]), "betas"),
         (changed("arch_optimizer.betas", "ab"), "betas"),
         (changed("space.operations", [["none"]]), "operations"),

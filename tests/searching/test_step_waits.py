@@ -22,7 +22,7 @@ STEPS: dict[str, tuple[dict[str, Any], int]] = {
     "penalty": ({"budget": Budget(penalty="params"), "regularizer": BetaDecay()}, 1),
     "noise": ({"alpha_noise": 0.3, "relaxation": GumbelSoftmax(), "regularizer": ZeroOne()}, 1),
     # the concentrations are read, since the draws are a CPU's
-    "Dirichlet": ({"relaxation": Dirichlet(), "regularizer": ConcentrationAnchor(distance="kl")}, 2),
+    "Dirichlet": ({"relaxation": Dirichlet(), "regularizer": ConcentrationAnchor()}, 2),
     "weights of classes": ({"data": {"class_weights": "balanced"}}, 1),
     # each hypergradient is looked at, and what is made of them
     "flatness": ({"flatness": 0.05}, 2),

@@ -111,7 +111,6 @@ def test_options_fill_only_settings_that_are_none() -> None:
         ("darts", {"layers": 2}, "layers"),
         ("darts", {"channels": 1}, "channels"),
         ("darts", {"nodes": 0}, "nodes"),
-        ("darts", {"stem_multiplier": 0}, "stem_multiplier"),
         ("darts", {"operations": "all"}, "operations"),
         ("darts", {"operations": ["conv_7x7"]}, "operations"),
         ("darts", {"operations": ["nor_conv_3x3"]}, "operations"),

@@ -62,7 +62,7 @@ def test_zero_one_loss_has_no_gradient_at_zero() -> None:
     assert (torch.autograd.grad(value, zero["a"])[0] == 0).all()
 
 
-def test_l2_anchor_has_the_gradient_of_weight_decay_for_positive_alphas() -> None:
+def test_anchor_has_the_gradient_of_weight_decay_for_positive_alphas() -> None:
     alphas = tree.leaves(tables())
     value = ConcentrationAnchor(weight=0.1)(alphas)
     c = torch.cat([F.elu(table) + 1 for table in alphas.values()])
@@ -71,27 +71,12 @@ def test_l2_anchor_has_the_gradient_of_weight_decay_for_positive_alphas() -> Non
         torch.testing.assert_close(grad[table > 0], 0.1 * table[table > 0])
 
 
-def test_kl_anchor_is_the_divergence_from_the_uniform_distribution() -> None:
-    """KL(Dir(c) || Dir(1)) = log G(C) - sum log G(c) - log G(K) + sum (c - 1)(digamma(c) - digamma(C))."""
-    alphas = tables()
-    expected = torch.zeros((), dtype=torch.float64)
-    for row in torch.cat(list(alphas.values())):
-        c = F.elu(row) + 1
-        total = c.sum()
-        expected += total.lgamma() - c.lgamma().sum() - math.lgamma(7)
-        expected += ((c - 1) * (c.digamma() - total.digamma())).sum()
-    torch.testing.assert_close(ConcentrationAnchor(weight=2.0, distance="kl")(alphas), 2.0 * expected)
-    zero = {"a": torch.zeros(2, 3)}
-    assert ConcentrationAnchor(distance="kl")(zero).item() == pytest.approx(0, abs=1e-7)
-
-
 @pytest.mark.parametrize(
     ("make", "field"),
     [
         (lambda: BetaDecay(weight=-1.0), "BetaDecay.weight"),
         (lambda: BetaDecay(weight=math.nan), "BetaDecay.weight"),
         (lambda: ZeroOne(form="cubic"), "ZeroOne.form"),
-        (lambda: ConcentrationAnchor(distance="l1"), "ConcentrationAnchor.distance"),
     ],
 )
 def test_bad_regularizers_raise(make: Callable[[], Regularizer], field: str) -> None:

@@ -82,7 +82,7 @@ class HVP:
         graph: The gradient there with its graph, if there is one.
 
     Example:
-        >>> curved, mixed = HVP(problem, weights, alphas, batch)(v)
+        >>> curved, mixed = HVP(problem, weights, alphas, batch).both(v)
     """
 
     def __init__(
@@ -229,23 +229,6 @@ class HVP:
 
 
 _BY_ROUTE = {"reverse": HVP._reverse, "forward": HVP._forward, "finite-difference": HVP._difference}
-
-
-def hvps(
-    problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree, route: str = "auto"
-) -> tuple[Tree, Tree]:
-    """(H v, M v) of one vector, see ``HVP``."""
-    return HVP(problem, weights, alphas, batch, route).both(v)
-
-
-def weight_hvp(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree, route: str = "auto") -> Tree:
-    """H v of one vector, see ``HVP``."""
-    return HVP(problem, weights, alphas, batch, route).weights(v)
-
-
-def mixed_hvp(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, v: Tree, route: str = "auto") -> Tree:
-    """M v of one vector, see ``HVP``."""
-    return HVP(problem, weights, alphas, batch, route).alphas(v)
 
 
 def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:

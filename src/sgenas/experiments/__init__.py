@@ -8,7 +8,7 @@ A job is a search, and the training and test of the derived cell. Everything is 
     forecast(out, settings=None, *, machine="auto") -> TableForecast             predicted hours, runs nothing
     run_job(out, name, *, stop=..., patience=0.0) -> Outcome | None              one job, in this process
     status(out) -> dict; status_text(dict) -> str                                how far each job is
-    write_tables(out) -> list[Path]                                              table.txt, .md, .csv, .tex, .json
+    write_tables(out) -> list[Path]                                              table.md, .csv, .tex
 
 ``launcher`` says where jobs run, dataclasses too: ``sgenas.experiments.launchers.Local(jobs, threads)`` (default),
 ``sgenas.experiments.clusters.Ray(address, jobs, threads)`` or ``sgenas.experiments.clusters.Slurm(jobs, threads,

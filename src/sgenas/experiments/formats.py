@@ -1,16 +1,14 @@
-"""The table as plain text, Markdown, CSV, LaTeX and JSON. Equal tables give equal files."""
+"""The table as Markdown, CSV and LaTeX. Equal tables give equal files."""
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import sgenas
-from sgenas.experiments.table import FIGURES, Line, Spread, Table, facts, missing, notes, per_job
+from sgenas.experiments.table import FIGURES, Line, Spread, Table, facts, missing, notes
 from sgenas.files import locked, write_text
 
 NOTHING = "\u2013"
@@ -65,37 +63,25 @@ def _headings() -> list[str]:
     return [*HEADINGS, *(f"Paper: {heading}" for heading in PAPER_HEADINGS)]
 
 
-def text(table: Table) -> str:
-    """Aligned columns for a terminal: a table per dataset, then what is missing."""
-    lines = [f"Table 1: {table.grid.plan.preset}"]
-    for dataset, rows in table.parts:
-        found = [_headings(), *map(cells, rows)]
-        widths = [max(map(len, column)) for column in zip(*found, strict=True)]
-        lines += ["", dataset.name]
-        lines += ["  ".join(_aligned(row, widths)).rstrip() for row in found]
-    for title, texts in missing(table):
-        lines += ["", f"{title}:", *(f"  {each}" for each in texts)]
-    return "\n".join(lines) + "\n"
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if column in TEXT else cell.rjust(width)
-
-
 def markdown(table: Table) -> str:
-    """Markdown: a table per dataset, notes, what is missing, and how it was made."""
+    """Markdown with aligned columns: a table per dataset, notes, what is missing, and how it was made."""
     lines = [f"# Table 1: {table.grid.plan.preset}", ""]
-    marks = ["---" if column in TEXT else "---:" for column in range(len(HEADINGS) + len(PAPER_HEADINGS))]
     for dataset, rows in table.parts:
-        lines += [f"## {dataset.name}", "", _pipes(_headings()), _pipes(marks)]
-        lines += [_pipes(map(_markdown, cells(row))) for row in rows] + [""]
+        head, *body = [_headings(), *([_markdown(cell) for cell in cells(row)] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+        marks = ["-" * width if column in TEXT else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+        lines += [f"## {dataset.name}", "", *(_pipes(_aligned(row, widths)) for row in (head, marks, *body)), ""]
     lines += [f"- {note}" for note in notes(table)] + [""]
     for title, texts in missing(table):
         lines += [f"## {title}", "", *(f"- {_markdown(each)}" for each in texts), ""]
     lines += ["## How it was made", "", _pipes(("What", "Value")), _pipes(("---", "---"))]
     lines += [_pipes((what, _markdown(value))) for what, value in facts(table)]
     return "\n".join(lines) + "\n"
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
+    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+        yield cell.ljust(width) if column in TEXT else cell.rjust(width)
 
 
 def comma_separated(table: Table) -> str:
@@ -136,25 +122,10 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(table: Table) -> str:
-    """JSON: the lines of the CSV, the facts, and every figure of every job."""
-    data = {
-        "format": "sgenas-table1-figures",
-        "version": 2,
-        "sgenas": sgenas.__version__,
-        "facts": facts(table),
-        "rows": [_record(dataset.name, line) for dataset, lines in table.parts for line in lines],
-        "jobs": per_job(table),
-    }
-    return json.dumps(data, indent=1) + "\n"
-
-
 TABLE_FORMATS: dict[str, Callable[[Table], str]] = {
-    "table.txt": text,
     "table.md": markdown,
     "table.csv": comma_separated,
     "table.tex": latex,
-    "table.json": as_json,
 }
 """File name -> what renders it."""
 

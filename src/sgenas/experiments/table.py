@@ -10,7 +10,6 @@ from sgenas.experiments.outcome import Figures, JobStatus
 from sgenas.experiments.presets import GRID_PRESETS, TableRow
 from sgenas.experiments.published import NAMES, TABLE_1, Published
 from sgenas.methods import METHODS
-from sgenas.run.config import to_plain
 
 MODES = {"first-order": "SGD", "sge": "SGE"}
 """Estimator -> the paper's "differentiable mode"; others are shown by their name."""
@@ -166,24 +165,6 @@ def notes(table: Table) -> list[str]:
             " epochs no mixing weight reaches it."
         )
     return found
-
-
-def per_job(table: Table) -> list[dict[str, Any]]:
-    """Every job with all that is known of it, as plain data."""
-    return [
-        {
-            "name": status.job.name,
-            "data": status.job.entry.dataset.name,
-            "method": status.job.entry.row.method,
-            "estimator": status.job.entry.row.estimator,
-            "seed": status.job.seed,
-            "state": status.state,
-            "status": str(status),
-            "when": None if status.outcome is None else status.outcome.when,
-            "figures": to_plain(status.figures),
-        }
-        for status in table.statuses
-    ]
 
 
 def each(values: Iterable[str]) -> tuple[str, ...]:

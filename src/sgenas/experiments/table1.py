@@ -123,7 +123,7 @@ def run_job(
 
 
 def write_tables(out: str | Path) -> list[Path]:
-    """Writes table.txt, .md, .csv, .tex and .json of what the grid's directory holds; returns their paths."""
+    """Writes table.md, .csv and .tex of what the grid's directory holds; returns their paths."""
     return formats.write_tables(collect(load_grid(out)))
 
 

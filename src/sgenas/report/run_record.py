@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgenas.errors import RunDirError, one_line
-from sgenas.files import read_json
+from sgenas.run.run_dir import RunDir
 from sgenas.spaces.genotype import Genotype
 
-FORMAT, VERSION = "sgenas-run", 2
 RUN_KINDS = ("search", "training")
 Row = dict[str, Any]
 
@@ -85,16 +84,8 @@ def read_run(path: str | Path, brief: bool = False) -> RunRecord:
         GenotypeError: If genotype.json is damaged.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise RunDirError(f"run directory {path} does not exist or is not a directory")
-    if not (path / "config.json").is_file():
-        raise RunDirError(f"directory {path} holds no run: it has no config.json")
-    head = read_json(path / "config.json", FORMAT, VERSION)
-    for field in ("config", "environment"):
-        if not isinstance(head.get(field), dict):
-            got = type(head.get(field)).__name__
-            raise RunDirError(f"{path / 'config.json'}: {field} must be an object, got {got}")
-    kind = head.get("kind")
+    head = RunDir(path).read_config()
+    kind = head["kind"]
     if kind not in RUN_KINDS:
         raise RunDirError(f"{path / 'config.json'}: kind must be one of {', '.join(RUN_KINDS)}, got {kind!r}")
     steps, epochs = _read_metrics(path / "metrics.jsonl", brief)

@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Container, Mapping
-from typing import Any
+from typing import Any, Self
 
 from sgenas.errors import GenotypeError, InvalidValueError, did_you_mean
 from sgenas.fingerprint import PREFIX
@@ -17,6 +17,24 @@ from sgenas.registry import Registry
 
 REGISTRIES: dict[type, Registry[Any]] = {}
 """Base class of a field's type -> the registry that has its names. Filled by the configurations."""
+
+
+class Configuration:
+    """Base of the configurations of a search and of a training, which are frozen dataclasses."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data; ``from_dict`` is the inverse."""
+        return {field.name: to_plain(getattr(self, field.name)) for field in settings_of(type(self))}
+
+    @classmethod
+    def from_dict(cls, plain: Any) -> Self:
+        """Reads ``to_dict``; missing keys take their default.
+
+        Raises:
+            InvalidValueError: For an unknown key, a missing one without default, or a value out of range.
+        """
+        config: Self = from_plain(cls, plain)
+        return config
 
 
 def to_plain(component: Any) -> Any:
@@ -49,19 +67,24 @@ def from_plain(cls: type[Any], data: Any, path: str = "config") -> Any:
     """An instance of the component class ``cls`` (or of a registered class below it).
 
     Raises:
-        InvalidValueError: For unknown keys, wrong types, and whatever the component refuses.
+        InvalidValueError: For unknown keys, missing ones without default, wrong types, and whatever the component
+            refuses.
     """
     if not isinstance(data, Mapping):
         raise InvalidValueError(f"{path} must be an object, got {type(data).__name__}")
     left = dict(data)
     if cls in REGISTRIES:
         cls = REGISTRIES[cls].get(str(left.pop("name", None)))
-    hints, names = type_hints(cls), [field.name for field in settings_of(cls)]
+    hints, fields = type_hints(cls), settings_of(cls)
+    names = [field.name for field in fields]
     for key in left:
         if key not in names:
             raise InvalidValueError(
                 f"{path} has an unknown setting {key!r}{did_you_mean(key, tuple(names))}", field=str(key)
             )
+    for field in fields:
+        if field.name not in left and field.default is field.default_factory is dataclasses.MISSING:
+            raise InvalidValueError(f"{path} must have the setting {field.name!r}, got none", field=field.name)
     return cls(**{name: _value(hints[name], left[name], f"{path}.{name}") for name in names if name in left})
 
 

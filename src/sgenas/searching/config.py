@@ -17,7 +17,7 @@ from sgenas.methods import METHODS
 from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
-from sgenas.run.config import from_plain, merged, to_plain
+from sgenas.run.config import Configuration, merged
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
@@ -40,9 +40,17 @@ from sgenas.spaces import (
 from sgenas.spaces.cell_space import CellSettings
 from sgenas.spaces.costs import Budget
 
+PASSED_ON = (
+    *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise", "flatness"),
+    *("seed", "device", "precision", "graphs", "deterministic", "log_every", "checkpoint_every"),
+    *("estimator", "weight_optimizer", "arch_optimizer", "relaxation", "regularizer", "discretization", "selection"),
+    "budget",
+)
+"""Settings that are arguments of `sgenas.search` of the same name."""
+
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Configuration):
     """A search for a cell on images.
 
     Args:
@@ -166,22 +174,6 @@ class SearchConfig:
             self.table,
         )
 
-    # -- plain data -----------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data; ``from_dict`` is the inverse."""
-        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_dict(cls, plain: Any) -> Self:
-        """Reads ``to_dict``; missing keys take their default.
-
-        Raises:
-            InvalidValueError: For an unknown key or a value out of range.
-        """
-        config: Self = from_plain(cls, plain)
-        return config
-
     @classmethod
     def of_method(
         cls,
@@ -226,8 +218,6 @@ class SearchConfig:
             estimator = replace(estimator, smoothing=0.01 if smooth else 0.1)
         return replace(self, space=space, estimator=estimator)
 
-    # -- running --------------------------------------------------------------------------------------------
-
     def run(
         self,
         run_dir: str | Path | None = None,
@@ -262,39 +252,17 @@ class SearchConfig:
             parts.space,
             parts.train,
             parts.val,
-            method=self.method,
-            strategy=self.strategy,
-            selection=self.selection,
-            relaxation=self.relaxation,
-            regularizer=self.regularizer,
-            discretization=self.discretization,
-            estimator=self.estimator,
-            weight_optimizer=self.weight_optimizer,
+            **{name: getattr(self, name) for name in PASSED_ON},
             schedule=Cosine(self.lr_min),
-            arch_optimizer=self.arch_optimizer,
             trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
-            alpha_noise=self.alpha_noise,
-            flatness=self.flatness,
-            epochs=self.epochs,
-            warmup_epochs=self.warmup_epochs,
-            inner_steps=self.inner_steps,
-            alpha_every=self.alpha_every,
             batch_size=self.data.batch_size,
-            budget=self.budget,
             callbacks=[*parts.callbacks, *callbacks],
             loggers=() if self.logger is None else (self.logger,),
             run_dir=run_dir,
             overwrite=overwrite,
             resume=resume,
-            device=self.device,
             threads=threads,
-            seed=self.seed,
-            deterministic=self.deterministic,
-            precision=self.precision,
-            graphs=self.graphs,
             shards=self.data.data_parallel,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
             progress=progress,
             stop=stop,
             processes=processes,

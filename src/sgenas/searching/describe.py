@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import re
 from typing import Any
 
 from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.fingerprint import describe_data, describe_function, describe_model
+from sgenas.fingerprint import describe_data, describe_function, describe_model, without_addresses
 from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
 from sgenas.optim import INNER_OPTIMIZERS, InnerOptimizer
@@ -61,7 +60,7 @@ def describe(
     found: dict[str, Any] = {
         "source": "python",
         "space": _space(run.space),
-        "method": METHODS.name_of(method) or _text(method),
+        "method": METHODS.name_of(method) or without_addresses(repr(method)),
         "relaxation": _plain(run.space.relaxation),
         "discretization": _plain(run.space.discretization),
         "estimator": _plain(estimator),
@@ -113,10 +112,5 @@ def _plain(component: Any) -> Any:
     try:
         json.dumps(component)
     except TypeError:
-        return describe_function(component) if callable(component) else _text(component)
+        return describe_function(component) if callable(component) else without_addresses(repr(component))
     return component
-
-
-def _text(component: Any) -> str:
-    # functions are named, not numbered: another process has them elsewhere
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(component))

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from sgenas.bilevel.estimators.sge.batched import members_that_fit, trajectory_b
 from sgenas.bilevel.estimators.sge.estimator import MOST_DIRECTIONS
 from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.data import ImageData
-from sgenas.device import peak_memory
+from sgenas.device import peak_memory, time_calls
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
@@ -290,15 +289,18 @@ def measure(run: Search) -> Constants:
     with saved:
         problem.run(start, alphas, [inner])
 
+    def median(call: Callable[[], Any]) -> float:
+        return statistics.median(time_calls(call, device, repeats=REPEATS, enough=ENOUGH_SECONDS, most=MAX_REPEATS))
+
     def called(estimator: Estimator, using: BilevelProblem = problem, steps: int = 1) -> float:
         draw = generator(run.seed, "plan")
-        return _median(lambda: estimator(using, start, alphas, [inner] * steps, outer, generator=draw), device)
+        return median(lambda: estimator(using, start, alphas, [inner] * steps, outer, generator=draw))
 
     def evaluated() -> None:
         with torch.no_grad():
             run.supernet()(inner[0])
 
-    weights_pass = _median(lambda: training.run(run.state, alphas, [next(run._train)]), device)
+    weights_pass = median(lambda: training.run(run.state, alphas, [next(run._train)]))
     first_order = called(FirstOrder())
     exact = objectives.precision == "ieee" and objectives.space.relaxation.learns
     difference = called(FiniteDifference()) if exact else 0.0
@@ -309,7 +311,7 @@ def measure(run: Search) -> Constants:
     room = 1
     if problem.stacked_inner_loss is not None and sge.computation != "sequential":
         always = sge.computation == "batched"
-        room = max(1, int(members_that_fit(start, saved.peak, sge.memory_limit, always=always)))
+        room = max(1, int(members_that_fit(start, saved.peak, always=always)))
         room = min(room, sge.chunk or room)
     perturbed = 0.0
     if exact or isinstance(run.estimator, SGE):
@@ -321,7 +323,7 @@ def measure(run: Search) -> Constants:
         requested_call=0.0 if known else called(run.estimator, steps=run.inner_steps),
         finite_difference_call=difference,
         perturbed_pass=perturbed,
-        evaluation_pass=_median(evaluated, device),
+        evaluation_pass=median(evaluated),
         batched=min(sge.most_directions, room),
         room=room,
         saved_bytes=saved.peak,
@@ -329,22 +331,3 @@ def measure(run: Search) -> Constants:
         resting_bytes=resting,
         working_bytes=working,
     )
-
-
-def _median(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of a call, after an untimed one."""
-
-    def timed() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    timed()
-    seconds: list[float] = []
-    while len(seconds) < REPEATS or (sum(seconds) < ENOUGH_SECONDS and len(seconds) < MAX_REPEATS):
-        seconds.append(timed())
-    return statistics.median(seconds)

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.bilevel import BilevelProblem, Estimator
-from sgenas.bilevel.hvp import hvps
+from sgenas.bilevel.hvp import HVP
 from sgenas.errors import InvalidValueError
 from sgenas.losses import Loss
 from sgenas.optim import SGD
@@ -75,7 +75,7 @@ def require_second_derivatives(
             claimed, more = derivative((v, zero_a), (along_w, along_a))
             doubt += more
         else:
-            curved, mixed = hvps(problem, w, a, batch, v, route)
+            curved, mixed = HVP(problem, w, a, batch, route).both(v)
             claimed = (tree.dot(curved, along_w) + tree.dot(mixed, along_a)).item()
     except InvalidValueError:
         raise

@@ -154,22 +154,13 @@ class Argmax(Discretization):
     """The operation with the largest weight on every edge, or the option with the largest of every choice.
 
     In NAS-Bench-201 ``none`` is an operation like the others.
-
-    Args:
-        threshold: Least mixing weight, in (0, 1), below which an edge gets ``none``; None for no limit.
     """
 
     joins_nodes: ClassVar[bool] = False
-    threshold: float | None = None
 
     @property
     def rule(self) -> Rule:
-        return Rule(threshold=self.threshold, keeps_none=True)
-
-    def for_space(self, space: "SearchSpace") -> Self:
-        good = self.threshold is None or hasattr(space, "edges")
-        require(good, "discretization", "Argmax() for choices, each of which has an option", self)
-        return super().for_space(space)
+        return Rule(keeps_none=True)
 
 
 DISCRETIZATIONS: Registry[type[Discretization]] = Registry("discretization", "sgenas.discretizations")

@@ -3,8 +3,6 @@
 import copy
 import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sgenas.device import time_calls
 from sgenas.errors import DataError, one_line
 from sgenas.spaces.cell_costs import NetworkSpec, Placement, placements
 from sgenas.spaces.darts_space.network import DartsNetwork, DiscreteCell
@@ -99,23 +98,24 @@ def measure(
     require_sizes(1, nodes=network.nodes, height=network.height, width=network.width)
     device = torch.device(device)
 
-    def timed(module: nn.Module, shape: tuple[int, ...]) -> float:
+    @torch.inference_mode()
+    def median(module: nn.Module, shape: tuple[int, ...]) -> float:
         images = torch.rand(batch_size, *shape, device=device)
-        return _median(lambda: module(images), repeats, device)
+        return 1000 * statistics.median(time_calls(lambda: module(images), device, repeats=repeats, warm_up=WARM_UP))
 
     found: dict[Placement, float] = {}
     for each in placements(network).values():
         for placement in each:
             if placement not in found:
                 module = placement.module.to(device).eval()
-                found[placement] = timed(module, (placement.channels, placement.height, placement.width))
+                found[placement] = median(module, (placement.channels, placement.height, placement.width))
     known: dict[tuple[str, tuple[int, ...]], float] = {}
     rest = 0.0
     for part, shape in _rest(network):
         # equal parts are measured once
         key = (str(part), shape)
         if key not in known:
-            known[key] = timed(_filled(part, device), shape)
+            known[key] = median(_filled(part, device), shape)
         rest += known[key]
     return LatencyTable(network, found, rest, batch_size, (facts or {}) | {"repeats": repeats})
 
@@ -150,26 +150,6 @@ def _filled(part: nn.Module, device: torch.device) -> nn.Module:
     for tensor in (*made.parameters(), *made.buffers()):
         tensor.detach().fill_(1)
     return made.eval()
-
-
-@torch.inference_mode()
-def _median(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of ``call`` in milliseconds."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    for _ in range(WARM_UP):
-        call()
-    taken = []
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken)
 
 
 def _placement(row: dict[str, Any]) -> Placement:

@@ -1,6 +1,5 @@
 """`sgenas.train`: trains any module, a derived network for example."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sgenas.errors import require
-from sgenas.fingerprint import describe_data, describe_function, describe_model, digest
+from sgenas.fingerprint import describe_data, describe_function, describe_model, digest, without_addresses
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
@@ -226,10 +225,7 @@ def train(
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, int | float | str):
-        return value
-    # functions are named, not numbered: another process has them elsewhere
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return value if value is None or isinstance(value, int | float | str) else without_addresses(repr(value))
 
 
 def _passes(source: Any, batch_size: int, seed: int) -> Callable[[], Iterable[Any]]:

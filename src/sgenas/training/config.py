@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from sgenas import data
 from sgenas.data import ImageData, ImageSet, TrainImageSettings
 from sgenas.device import channels_last_on
-from sgenas.errors import DataError, InvalidValueError, require, require_choice
+from sgenas.errors import DataError, require, require_choice
 from sgenas.fields import option
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
-from sgenas.run.config import from_plain, merged, to_plain
+from sgenas.run.config import Configuration, merged
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.spaces.darts_space.network import AUXILIARY_SIDE
 from sgenas.spaces.genotype import Genotype
@@ -27,10 +27,15 @@ from sgenas.training.objectives import PRECISIONS, Classification
 from sgenas.training.schedules import INTERVALS, WarmupCosine
 
 DROP_PATH, AUXILIARY_WEIGHT = 0.2, 0.4
+PASSED_ON = (
+    *("genotype", "epochs", "seed", "device", "threads", "precision", "deterministic"),
+    *("log_every", "checkpoint_every", "label_smoothing", "ema"),
+)
+"""Settings that are arguments of `sgenas.train` of the same name."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Configuration):
     """A training of a cell's network on images. The defaults are those of DARTS (cnn/train.py).
 
     Args:
@@ -140,24 +145,6 @@ class TrainConfig:
     def _objective(self, class_weights: Tensor | None) -> Classification:
         return Classification(self.label_smoothing, self.head_weight, class_weights)
 
-    # -- plain data -----------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready data; ``from_dict`` is the inverse."""
-        return {name: to_plain(getattr(self, name)) for name in self.__dataclass_fields__}
-
-    @classmethod
-    def from_dict(cls, plain: Any) -> Self:
-        """Reads ``to_dict``; missing keys but the genotype take their default.
-
-        Raises:
-            InvalidValueError: For an unknown key or a value out of range.
-        """
-        if isinstance(plain, Mapping) and "genotype" not in plain:
-            raise InvalidValueError("config must have a genotype, got none", field="genotype")
-        config: Self = from_plain(cls, plain)
-        return config
-
     @classmethod
     def of_recipe(cls, name: str, genotype: Genotype, settings: Mapping[str, Any] | None = None) -> Self:
         """The configuration of a recipe.
@@ -170,8 +157,6 @@ class TrainConfig:
         require_choice("recipe", name, tuple(RECIPES))
         plain = merged(cls(genotype).to_dict(), RECIPES[name].settings)
         return cls.from_dict(merged(plain, settings or {}))
-
-    # -- running --------------------------------------------------------------------------------------------
 
     def run(
         self,
@@ -206,35 +191,25 @@ class TrainConfig:
             self.build(parts.images),
             parts.train,
             parts.test,
-            epochs=self.epochs,
+            **{name: getattr(self, name) for name in PASSED_ON},
             batch_size=self.data.batch_size,
             optimizer=self._optimizer(),
             schedule=self._schedule(),
-            label_smoothing=self.label_smoothing,
             auxiliary_weight=self.head_weight,
             class_weights=parts.class_weights,
             drop_path=self.final_drop_path,
-            ema=self.ema,
             callbacks=callbacks,
             loggers=() if self.logger is None else (self.logger,),
             run_dir=run_dir,
             overwrite=overwrite,
             resume=resume,
-            device=self.device,
-            threads=self.threads,
-            seed=self.seed,
-            deterministic=self.deterministic,
-            precision=self.precision,
             channels_last=channels_last_on(device),
             shards=shards,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
             progress=progress,
             stop=stop,
             processes=processes,
             record=config.to_dict(),
             facts=parts.facts,
-            genotype=self.genotype,
         )
 
     def build(self, images: ImageData) -> nn.Module:

@@ -254,10 +254,10 @@ def test_cells_that_cannot_be_stacked_raise(genotype: Genotype, word: str) -> No
     assert "\n" not in str(caught.value)
 
 
-SIZES = {"channels": 1, "layers": 2, "num_classes": 1, "input_channels": 0, "stem_multiplier": True}
+SIZES = {"channels": 1, "layers": 2, "num_classes": 1, "input_channels": 0}
 
 
-@pytest.mark.parametrize(("name", "value"), [*SIZES.items(), ("layers", 5.0)])
+@pytest.mark.parametrize(("name", "value"), [*SIZES.items(), ("layers", 5.0), ("input_channels", True)])
 def test_sizes_below_their_minimum_raise(name: str, value: Any) -> None:
     with pytest.raises(InvalidValueError) as caught:
         DartsNetwork(published("darts-v2"), **(SMALL | {name: value}))

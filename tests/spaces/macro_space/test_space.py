@@ -19,7 +19,6 @@ from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.errors import InvalidValueError
 from sgenas.methods import METHODS
 from sgenas.spaces import (
-    Argmax,
     Budget,
     Dirichlet,
     EdgeNormalizedSoftmax,
@@ -227,12 +226,11 @@ def test_budget_of_a_smaller_network_with_fewer_operations(operations: tuple[str
         (lambda: macro(channels=0), "MacroSettings.channels"),
         (lambda: macro(operations=("none", "mb3_k3")), "MacroSettings.operations"),
         (lambda: macro(discretization=TopEdges()), "discretization"),
-        (lambda: macro(discretization=Argmax(threshold=0.5)), "discretization"),
         (lambda: macro(relaxation=EdgeNormalizedSoftmax()), "relaxation"),
         (lambda: macro().with_parts(relaxation=EdgeNormalizedSoftmax()), "relaxation"),
         (lambda: METHODS.get("pc-darts").apply(macro()), "method"),
         (lambda: METHODS.get("fair-darts").apply(macro()), "method"),
-        (lambda: METHODS.get("darts").apply(macro(), discretization=Argmax(threshold=0.5)), "discretization"),
+        (lambda: METHODS.get("darts").apply(macro(), discretization=TopEdges()), "discretization"),
         (lambda: macro().cost_model(Budget(max_params=10), (3, 32, 32)), "Budget.max_params"),
         (lambda: macro().cost_model(Budget(max_params=10**9, layers=8), (3, 32, 32)), "Budget.layers"),
         (

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError
-from sgenas.spaces.discretization import Argmax, TopEdges
+from sgenas.spaces.discretization import TopEdges
 from sgenas.spaces.modules import Choice, InputChoice, ModuleSpace, WidthChoice, calibrate_batch_norm
 from sgenas.spaces.modules.choices import BaseChoice
 from sgenas.spaces.relaxations import Dirichlet, EdgeNormalizedSoftmax, GumbelSoftmax, Relaxation, Sigmoid, Softmax
@@ -362,7 +362,6 @@ RELU, SILU = {"a": nn.ReLU(), "b": nn.Identity()}, {"a": nn.SiLU(), "c": nn.Iden
         (lambda: ModuleSpace(two(RELU, RELU)[1]), "requires a gradient"),
         (lambda: ModuleSpace(nn.Sequential(nn.LazyLinear(2), two(RELU, RELU))), "0.weight has no shape"),
         (lambda: ModuleSpace(two(RELU, RELU), relaxation=EdgeNormalizedSoftmax()), "relaxation"),
-        (lambda: ModuleSpace(two(RELU, RELU)).with_parts(discretization=Argmax(threshold=0.5)), "discretization"),
         (lambda: ModuleSpace(two(RELU, RELU)).with_parts(discretization=TopEdges()), "discretization"),
         (lambda: ModuleSpace(two(RELU, RELU)).build({}), "missing c"),
         (lambda: ModuleSpace(two(RELU, RELU)).build({"c": "a", "d": 1}), "unknown d"),

@@ -52,12 +52,6 @@ class HypergradientResult:
         if self.grad is not self.checked:
             tree.require_finite({"hypergradient": self.grad})
 
-    @property
-    def direct_share(self) -> Tensor:
-        """||direct||^2 / (||direct||^2 + ||indirect||^2), 0-d: 1 if the indirect gradient is zero."""
-        direct, indirect = tree.norm(self.direct).square(), tree.norm(self.indirect).square()
-        return direct / (direct + indirect).clamp_min(torch.finfo(direct.dtype).tiny)
-
     def backward(self) -> None:
         """Adds ``grad`` to the ``.grad`` of the alphas that were passed, as ``Tensor.backward`` does.
 

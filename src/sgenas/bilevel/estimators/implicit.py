@@ -121,9 +121,7 @@ class Neumann(_Implicit):
         max_hvps: Number of Hessian-vector products k, >= 0.
         scale: Step of the series, > 0 and below 2 / the largest eigenvalue of A. None: the optimizer's lr.
         damping: Added to the eigenvalues of A, >= 0, against small or negative ones.
-        hvp: How products with H and M are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD
-            over the gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one)
-            or ``finite-difference`` (of gradients, for smooth losses).
+        hvp: How products with H and M are computed, as in ``Implicit``.
     """
 
     max_hvps: int = 10
@@ -155,9 +153,7 @@ class ConjugateGradient(_Implicit):
         tolerance: Stops when the residual is this part of b, in [0, 1).
         damping: Added to the eigenvalues of A, >= 0. Without it, the solver stops at the first direction of
             negative curvature, possibly with x = 0.
-        hvp: How products with H and M are computed: ``reverse`` (double backward), ``forward`` (forward-mode AD
-            over the gradient), ``auto`` (reverse if passes are small; where PyTorch has no rule, the other one)
-            or ``finite-difference`` (of gradients, for smooth losses).
+        hvp: How products with H and M are computed, as in ``Implicit``.
     """
 
     max_hvps: int = 10

@@ -6,18 +6,14 @@ import importlib.util
 import os
 import platform
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import fmean
+from typing import Any
 
 import sgenas
 from sgenas.cli.console import DONE, FAILED, complain, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import SgenasError
-
-if TYPE_CHECKING:
-    import torch
 
 NEEDED = (
     *("torch", "torchvision", "numpy", "PIL", "psutil", "pyarrow", "sklearn", "scipy", "matplotlib"),
@@ -133,7 +129,7 @@ def measure() -> dict[str, Any]:
     from torch.nn.functional import cross_entropy
 
     from sgenas import spaces, tree
-    from sgenas.device import find_device
+    from sgenas.device import find_device, time_calls
 
     device, draw = find_device("auto"), torch.Generator().manual_seed(0)
     space = spaces.darts(channels=8, layers=3, nodes=2)
@@ -147,27 +143,9 @@ def measure() -> dict[str, Any]:
         loss = cross_entropy(space.bind(weights, alphas)(images), labels)
         torch.autograd.grad(loss, list(weights.values()))
 
-    passes = 1 / _seconds(step, device, PASSES_SECONDS)
-    product = _seconds(lambda: matrix @ matrix, device, PRODUCT_SECONDS)
+    passes = 1 / fmean(time_calls(step, device, enough=PASSES_SECONDS))
+    product = fmean(time_calls(lambda: matrix @ matrix, device, enough=PRODUCT_SECONDS))
     return {"device": str(device), "passes": round(passes, 2), "gflops": round(2 * SIDE**3 / product / 1e9, 1)}
-
-
-def _seconds(call: Callable[[], Any], device: "torch.device", total: float) -> float:
-    """Mean seconds of a call, from as many as fit into ``total`` seconds, after an untimed one."""
-    import torch
-
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    call()
-    start, count = now(), 0
-    while True:
-        call()
-        count += 1
-        if (passed := now() - start) >= total:
-            return passed / count
 
 
 def _version(package: str) -> str | None:

@@ -117,7 +117,7 @@ def _grid(arguments: argparse.Namespace) -> int:
     if arguments.submit is not None:
         say(f"{len(missing)} jobs submitted. See how far they are:  sgenas table1 --out {shlex.quote(out)} --status")
         return DONE
-    text = next(path for path in written if path.suffix == ".txt").read_text(encoding="utf-8")
+    text = next(path for path in written if path.suffix == ".md").read_text(encoding="utf-8")
     say("\n".join([text.rstrip(), *(f"  {path}" for path in written)]))
     again = f"sgenas table1 --out {shlex.quote(out)}"
     if missing and stopped:

@@ -25,6 +25,9 @@ GENOTYPE_SPACES = ("darts", "pc-darts", "fair-darts", "beta-darts")
 AUXILIARY_SIDE = 8
 """Smallest side in pixels of the auxiliary head's input: 5x5 pooling of stride 3, then a 2x2 convolution."""
 
+STEM = 3
+"""Channels of the stem in units of the first cell's."""
+
 
 class DiscreteCell(nn.Module):
     """A cell: each node sums its edges, and the output concatenates the nodes of ``concat``.
@@ -126,10 +129,10 @@ class AuxiliaryHead(nn.Module):
 class DartsNetwork(nn.Module):
     """Stem, ``layers`` cells, global average pooling, linear classifier.
 
-    The stem is a 3x3 convolution to ``stem_multiplier * channels`` channels with BN. The cells at layers // 3 and 2 *
-    layers // 3 are reduction cells: they halve the sides of the image (rounded up) and double the channels. A node
-    may have any number of edges, several operations on one edge, or no edge: then it does not exist and the cell is
-    narrower. Weights are initialized as PyTorch does, from its global generator; see ``networks.build``.
+    The stem is a 3x3 convolution to 3C channels with BN. The cells at layers // 3 and 2 * layers // 3 are reduction
+    cells: they halve the sides of the image (rounded up) and double the channels. A node may have any number of edges,
+    several operations on one edge, or no edge: then it does not exist and the cell is narrower. Weights are
+    initialized as PyTorch does, from its global generator; see ``networks.build``.
 
     Args:
         genotype: The cells ``normal`` and ``reduce`` with two inputs each. Its ``space`` decides what drop path
@@ -140,7 +143,6 @@ class DartsNetwork(nn.Module):
         num_classes: Number of classes, at least 2.
         input_channels: Channels of the images.
         auxiliary: Whether to add the auxiliary head after the cell 2 * layers // 3.
-        stem_multiplier: Channels of the stem divided by C.
 
     Attributes:
         drop_path: Probability in [0, 1) that a path is dropped in training mode, for each image separately. It starts
@@ -161,20 +163,19 @@ class DartsNetwork(nn.Module):
         num_classes: int = 10,
         input_channels: int = 3,
         auxiliary: bool = False,
-        stem_multiplier: int = 3,
     ) -> None:
         super().__init__()
         _keep_drop_path_out_of_graphs()
         require_sizes(2, channels=channels, num_classes=num_classes)
         require_sizes(3, layers=layers)
-        require_sizes(1, input_channels=input_channels, stem_multiplier=stem_multiplier)
+        require_sizes(1, input_channels=input_channels)
         if genotype.space not in GENOTYPE_SPACES:
             raise GenotypeError(f"genotype.space must be one of {', '.join(GENOTYPE_SPACES)}, got {genotype.space!r}")
         kinds = [kind for kind, _ in genotype.cells]
         if set(kinds) != {"normal", "reduce"}:
             raise GenotypeError(f"genotype.cells must be normal and reduce, got {', '.join(kinds)}")
         self.input_channels = input_channels
-        before_last = last = stem_multiplier * channels
+        before_last = last = STEM * channels
         self.stem = conv_bn(input_channels, last)
         self.cells = nn.ModuleList()
         self.auxiliary_layer = 2 * layers // 3

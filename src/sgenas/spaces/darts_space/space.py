@@ -9,6 +9,7 @@ from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.spaces.cell_space import CellSettings, CellSpace
 from sgenas.spaces.cells import MixedCell, Stem
+from sgenas.spaces.darts_space.network import STEM
 from sgenas.spaces.discretization import Discretization, TopEdges
 from sgenas.spaces.genotype import DARTS_OPERATIONS
 from sgenas.spaces.kernels import classify_members, join
@@ -57,7 +58,7 @@ class DartsSupernet(nn.Module):
         super().__init__()
         channels, layers = settings.channels, settings.layers
         self.nonlinearity: Nonlinearity = settings.nonlinearity
-        before_last = last = settings.stem_multiplier * channels
+        before_last = last = STEM * channels
         self.stem = Stem(input_channels, last)
         self.kinds: list[str] = []
         self.cells = nn.ModuleList()
@@ -128,7 +129,6 @@ class DartsSettings(CellSettings):
         partial_channels: K, 1 / K of the channels go through the operations (PC-DARTS); it must divide ``channels``
             into parts of at least 2. None for the method's, or 1 without a method.
         nodes: Computed nodes of a cell.
-        stem_multiplier: Channels of the stem divided by ``channels``.
         pooling: Max pooling of the supernet: ``hard`` or ``smooth``.
     """
 
@@ -138,10 +138,9 @@ class DartsSettings(CellSettings):
         "darts": DARTS_OPERATIONS,
         "paper": tuple(name for name in DARTS_OPERATIONS if name != "none"),
     }
-    smallest: ClassVar[dict[str, int]] = {"channels": 2, "layers": 3, "nodes": 1, "stem_multiplier": 1}
+    smallest: ClassVar[dict[str, int]] = {"channels": 2, "layers": 3, "nodes": 1}
 
     nodes: int = 4
-    stem_multiplier: int = 3
     pooling: str = option("hard", choices=POOLINGS)
 
     def __post_init__(self) -> None:

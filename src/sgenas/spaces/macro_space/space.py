@@ -141,8 +141,6 @@ class MacroSpace(CellSpace):
     def _check_parts(self) -> None:
         weighs = self.relaxation.weighs_edges
         require(not weighs, "relaxation", "one without edge weights, since a layer has one edge", self.relaxation)
-        threshold = getattr(self.discretization, "threshold", None)
-        require(threshold is None, "discretization", "without threshold, since a layer needs an operation", threshold)
 
     def cost_model(self, budget: "Budget", example: Any) -> "CostModel":
         from sgenas.spaces.macro_space.costs import macro_cost_model

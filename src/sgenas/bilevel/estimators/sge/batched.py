@@ -17,7 +17,7 @@ from sgenas import tree
 from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
 from sgenas.bilevel.gradients import lacks_rule
 from sgenas.device import ran_out
-from sgenas.errors import InvalidValueError, MemoryWarning, one_line, require
+from sgenas.errors import InvalidValueError, MemoryWarning, one_line
 from sgenas.optim import InnerState, can_join, joined, joined_state, projection
 from sgenas.tree import Tree
 
@@ -32,7 +32,7 @@ TINY_PASS = 2**20
 fast for convolutions at 14 MB."""
 
 GPU_SHARE, CPU_SHARE = 0.8, 0.25
-"""What batched passes may take without a limit: of a GPU's free memory; of all the machine's, so that a run
+"""What batched passes may take: of a GPU's free memory; of all the machine's, so that a run
 does not depend on what else runs."""
 
 
@@ -40,7 +40,7 @@ def automatic(task: Perturbation) -> Tensor:
     """``batched`` if that is faster, else ``sequential``.
 
     It is faster for a problem with a stacked loss if two trajectories fit into the memory: always on a GPU,
-    on a CPU if the passes are small or a memory limit asks for it. torch.func.vmap of other losses is faster for
+    on a CPU if the passes are small. torch.func.vmap of other losses is faster for
     very small passes only, and has no rules for some operations, which the problem remembers.
     """
     problem, memory = task.context.problem, task.context.trajectory.saved_bytes
@@ -61,13 +61,13 @@ def automatic(task: Perturbation) -> Tensor:
 
 
 def batched(task: Perturbation) -> Tensor:
-    """As many trajectories at a time as the chunk says and the memory limit allows.
+    """As many trajectories at a time as the chunk says, or without one as fit into the memory.
 
     Raises:
-        InvalidValueError: If not even one fits the limit, or torch.func.vmap cannot run the inner loss.
+        InvalidValueError: If torch.func.vmap cannot run the inner loss.
     """
     try:
-        return _batched(task)
+        return _in_chunks(task, task.chunk or max(1, _chunk(task, _room(task, always=True))))
     except Exception as error:
         if task.context.problem.stacked_inner_loss is not None or not lacks_rule(error):
             raise
@@ -77,25 +77,10 @@ def batched(task: Perturbation) -> Tensor:
         ) from error
 
 
-def _batched(task: Perturbation) -> Tensor:
-    limit = task.memory_limit
-    if task.chunk is not None and limit is None:
-        return _in_chunks(task, task.chunk)
-    room = _room(task, always=True)
-    if limit is not None and room < 1:
-        measured = task.context.trajectory.saved_bytes < math.inf
-        require(measured, "SGE.memory_limit", "None for a loss with torch.func in it (its memory is unknown)", limit)
-        # rounded up, so that the advice is enough
-        one = trajectory_bytes(task.context.state, task.context.trajectory.saved_bytes)
-        needed = f"at least {math.ceil(one / 2**30 * 1e4) / 1e4:.4f} GiB (one perturbed trajectory)"
-        require(False, "SGE.memory_limit", needed, limit)
-    return _in_chunks(task, max(1, _chunk(task, room)))
-
-
 def _room(task: Perturbation, *, always: bool = False) -> float:
     share, state = task.context.problem.share, task.context.state
     neighbors = 1 if share is None else share.neighbors
-    return members_that_fit(state, task.context.trajectory.saved_bytes, task.memory_limit, neighbors, always=always)
+    return members_that_fit(state, task.context.trajectory.saved_bytes, neighbors, always=always)
 
 
 def _chunk(task: Perturbation, room: float) -> int:
@@ -124,10 +109,8 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
             before = min(size, count - first)
             # (processes with other shards of the batch would wait for this chunk in vain)
             if before == 1 or task.context.problem.shards is not None:
-                error.add_note(
-                    f"{before} perturbed trajectories of SGE at a time: smaller batches or a smaller"
-                    " SGE.memory_limit take less memory"
-                )
+                less = "smaller batches" if before == 1 else "smaller batches or a smaller SGE.chunk"
+                error.add_note(f"{before} perturbed trajectories of SGE at a time: {less} take less memory")
                 raise
             size = (before + 1) // 2
             if task.context.problem.replays is not None:
@@ -210,7 +193,6 @@ def trajectory_bytes(state: InnerState, saved_bytes: float) -> float:
 def members_that_fit(
     state: InnerState,
     saved_bytes: float,
-    memory_limit: float | None = None,
     neighbors: int = 1,
     *,
     always: bool = False,
@@ -220,20 +202,17 @@ def members_that_fit(
     Args:
         state: The inner state.
         saved_bytes: Bytes that one forward pass saves for its backward pass.
-        memory_limit: GiB that they may take together; None for a part of what there is.
         neighbors: Number of processes that share the memory of this machine.
         always: As ``batched``, which batches large passes too.
     """
     device = tree.tensors(state.weights)[0].device
-    if device.type == "cpu" and memory_limit is None and saved_bytes > SMALL_PASS and not always:
+    if device.type == "cpu" and saved_bytes > SMALL_PASS and not always:
         return 1
-    return _budget(device, memory_limit, neighbors) / trajectory_bytes(state, saved_bytes)
+    return _budget(device, neighbors) / trajectory_bytes(state, saved_bytes)
 
 
-def _budget(device: torch.device, memory_limit: float | None, neighbors: int) -> float:
+def _budget(device: torch.device, neighbors: int) -> float:
     """Bytes that all trajectories of a chunk may take together."""
-    if memory_limit is not None:
-        return memory_limit * 2**30
     if device.type != "cuda":
         return CPU_SHARE * psutil.virtual_memory().total / neighbors
     free, _ = torch.cuda.mem_get_info(device)

@@ -76,10 +76,9 @@ class SGE(Estimator):
         aggregate: ``mean`` (Eq. 6) or ``least-squares``: the g that explains the projections best,
             <g, u_j> = <delta_j, v>, and of many the one nearest to the baseline (biased for Q < p).
         computation: ``sequential``, ``batched``, or ``auto``, which batches if it is faster and fits.
-        chunk: Perturbed trajectories that are batched at a time, at most; None for as many as fit. Halved,
-            with a MemoryWarning, after an out-of-memory error.
-        memory_limit: Memory in GiB that batched trajectories may take; None for 80 % of a GPU's free
-            memory, or a quarter of the machine's.
+        chunk: Perturbed trajectories that are batched at a time, at most; None for as many as fit into 80 % of a
+            GPU's free memory, or a quarter of the machine's. Halved, with a MemoryWarning, after an out-of-memory
+            error.
         max_added_variance: With ``auto`` directions, the largest variance that they may add, as a share of the
             variance from batch to batch, > 0.
 
@@ -98,7 +97,6 @@ class SGE(Estimator):
     aggregate: str = option("mean", choices=AGGREGATIONS)
     computation: str = option("auto", choices=tuple(COMPUTATIONS))
     chunk: int | None = None
-    memory_limit: float | None = None
     max_added_variance: float = 0.25
 
     draws: ClassVar[bool] = True
@@ -118,11 +116,8 @@ class SGE(Estimator):
         require(good, "SGE.smoothing", "> 0 and finite, or 'auto'", mu)
         require_choice("SGE.aggregate", self.aggregate, AGGREGATIONS)
         require_choice("SGE.computation", self.computation, tuple(COMPUTATIONS))
-        batches, limit = self.computation in ("auto", "batched"), self.memory_limit
-        good = self.chunk is None or (batches and self.chunk >= 1)
+        good = self.chunk is None or (self.computation in ("auto", "batched") and self.chunk >= 1)
         require(good, "SGE.chunk", ">= 1, with computation 'auto' or 'batched'", self.chunk)
-        good = limit is None or (batches and 0 < limit < math.inf)
-        require(good, "SGE.memory_limit", "> 0, with computation 'auto' or 'batched'", limit)
         if isinstance(self.control_variate, str):
             names = tuple(name for name in ESTIMATORS if not ESTIMATORS.get(name).draws)
             require_choice("SGE.control_variate", self.control_variate, names)
@@ -176,7 +171,7 @@ class SGE(Estimator):
         if isinstance(problem, Trainings):
             return trajectory
         automatic = self.computation == "auto" and problem.findings.batches
-        if automatic or (self.computation == "batched" and (self.chunk is None or self.memory_limit is not None)):
+        if automatic or (self.computation == "batched" and self.chunk is None):
             size = measured_bytes(problem, state.weights, alphas, inner_batches[0])
             return replace(trajectory, saved_bytes=size)
         return trajectory
@@ -187,7 +182,7 @@ class SGE(Estimator):
         matrix, chunks, mu = self._draw(alphas, generator), list[int](), self.smoothing
         rows = [tree.unflatten(row, alphas) for row in matrix]
         fixed = 1.0 if isinstance(mu, str) else mu
-        task = Perturbation(context, rows, fixed, self.chunk, self.memory_limit, chunks.append)
+        task = Perturbation(context, rows, fixed, self.chunk, chunks.append)
         if mu == "auto":
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
             chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")

@@ -26,7 +26,6 @@ class Perturbation:
         directions: The u_j, each like the alphas.
         smoothing: mu.
         chunk: Batched trajectories at a time, at most; None for as many as fit.
-        memory_limit: GiB that batched trajectories may take; None for a part of what there is.
         on_smaller_chunk: Called with the new chunk after an out-of-memory error.
     """
 
@@ -34,7 +33,6 @@ class Perturbation:
     directions: Sequence[Tree]
     smoothing: float
     chunk: int | None = None
-    memory_limit: float | None = None
     on_smaller_chunk: Callable[[int], None] = _ignore
 
     def perturbed(self, index: int) -> Tree:
