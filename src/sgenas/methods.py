@@ -231,7 +231,8 @@ NASBENCH201: dict[str, Any] = {
     "derived_every": 0,
 }
 """One protocol for all methods in NAS-Bench-201, for one thread of a CPU: on CIFAR-10 1,560 steps with all images at
-14 x 14 pixels, in a supernet as deep as the networks of the benchmark. Methods keep their parts, and their share of warm-up epochs. Evidence: docs/benchmarks/results.md.
+14 x 14 pixels, in a supernet as deep as the networks of the benchmark. Methods keep their parts, and their share of
+warm-up epochs. Evidence: docs/benchmarks/results.md.
 """
 
 PRESETS = ("source", "paper", "nasbench201")
