@@ -159,6 +159,14 @@ def test_classification_counts_hits() -> None:
     torch.testing.assert_close(found["loss"], F.cross_entropy(logits, torch.tensor([0, 1, 1])) * 3)
 
 
+def test_classification_counts_pixels_that_are_not_ignored() -> None:
+    logits, labels = torch.randn(2, 3, 2, 2), torch.tensor([[[0, 1], [2, -100]], [[-100, -100], [-100, 1]]])
+    found = classification(lambda inputs: logits, (torch.zeros(2), labels))
+    assert found["count"] == 4
+    assert found["accuracy"] == (logits.argmax(dim=1) == labels).sum()
+    torch.testing.assert_close((found["loss"] / found["count"]).float(), F.cross_entropy(logits, labels))
+
+
 # -- collapse -----------------------------------------------------------------------------------------------
 
 
