@@ -106,6 +106,15 @@ def test_damaged_budget_of_a_run_counts_as_none(config: dict[str, Any]) -> None:
     assert found.points[0].costs == found.points[1].costs
 
 
+def test_unfinished_run_is_left_out_of_the_page(make_run: Make) -> None:
+    runs = []
+    for seed, epochs in enumerate((2, 2, 1)):
+        path = make_run(f"run-{seed}", epochs, {"seed": seed, "epochs": 2})
+        runs.append(read_run(path, brief=True))
+        runs[-1].epochs[-1]["derived_accuracy"] = 0.5
+    assert "except for 1 without this accuracy or a known size, or unfinished" in render_comparison(runs, "title")
+
+
 def test_run_without_a_network_is_left_out() -> None:
     empty = replace(record(0, {"derived_accuracy": 0.5}), genotype=None)
     assert pareto([("g", empty), ("g", record(1, {"derived_accuracy": 0.5}))]) is None

@@ -19,6 +19,7 @@ from torch import Tensor
 from sgenas import SGE, tree
 from sgenas.errors import DataError, DivergenceError, InvalidValueError, RangeWarning
 from sgenas.optim import SGD, Adam
+from sgenas.report import read_run
 from sgenas.run.callbacks import Callback
 from sgenas.searching import images
 from sgenas.searching.callbacks import (
@@ -84,6 +85,7 @@ def test_stop_request_ends_the_search_as_finished(tmp_path: Path) -> None:
         result = module_search(epochs=9, callbacks=[Stop()], run_dir=tmp_path)
         assert result.finished
         assert [row["mine"] for row in result.history] == [0]
+        assert read_run(tmp_path).finished
 
 
 def test_stop_request_in_a_step_ends_the_search_after_the_epoch(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Loop(ABC):
         return self._log_every or max(LOG_EVERY, math.ceil(steps / MAX_ROWS))
 
     def request_stop(self) -> None:
-        """Ends the run after this epoch, as finished. For callbacks; in ``on_row`` too late to change the row."""
+        """Ends the run after this epoch, as finished. For callbacks; in ``on_row`` too late to say so in the row."""
         self._stop_requested = True
 
     # -- the loop -------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Loop(ABC):
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         if self._stop_requested:
-            row |= self.end_early()
+            row |= {"ended_early": True} | self.end_early()
             for callback in self.callbacks:
                 callback.on_early_end(self, row)
         row |= self.meter.read()
