@@ -72,6 +72,18 @@ def test_training_runs_are_grouped_by_their_cells(make_run: Make) -> None:
     assert len(one.records) == 2
 
 
+def test_start_weights_of_a_module_come_from_its_seed(make_run: Make) -> None:
+    models = [{"start_weights": f"blake2:{seed}", "layers": f"blake2:{layers}"} for seed, layers in ((0, 1), (1, 1))]
+    configs = [{"seed": seed, "model": model} for seed, model in enumerate(models)]
+    (one,) = groups_of(make_run, *configs)
+    assert (len(one.records), one.differences) == (2, {})
+    found = groups_of(make_run, *configs, {"seed": 2, "model": models[0] | {"layers": "blake2:2"}})
+    assert [(len(group.records), group.differences) for group in found] == [
+        (2, {"model.layers": "blake2:1"}),
+        (1, {"model.layers": "blake2:2"}),
+    ]
+
+
 def test_group_is_named_by_few_settings(make_run: Make) -> None:
     found = groups_of(
         make_run,

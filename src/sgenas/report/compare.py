@@ -71,6 +71,8 @@ def grouped(records: Sequence[RunRecord]) -> list[RunGroup]:
                 genotypes.append(record.config["genotype"])
             own["genotype"] = f"cells {genotypes.index(record.config['genotype']) + 1}"
         settings = dict(flat_settings(own))
+        # a search from Python records the weights that its seed has drawn
+        settings.pop("model.start_weights", None)
         by_settings.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(record)
     found = list(by_settings.values())
     names = list(dict.fromkeys(name for own, _ in found for name in own))
