@@ -3,11 +3,30 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
 """loss(model, batch) -> 0-d tensor. ``model`` is called like the module; the loss must be pure."""
+
+
+IGNORED = -100
+"""The label that cross-entropy leaves out: default of ``ignore_index`` in `torch.nn.functional.cross_entropy`."""
+
+
+def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(number of right predictions, number of labels that count), 0-d float64.
+
+    Args:
+        logits: Shape (B, classes, ...).
+        labels: int64 (B, ...) with `IGNORED` entries left out, or class probabilities in the shape of ``logits``.
+    """
+    if labels.is_floating_point():
+        labels = labels.argmax(dim=1)
+    right, counted = logits.argmax(dim=1) == labels, labels != IGNORED
+    # float64, since float32 cannot count the pixels of a dataset
+    return right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
 
 
 def cross_entropy(model: Callable[..., Any], batch: Any) -> Tensor:

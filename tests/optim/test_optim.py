@@ -190,6 +190,26 @@ def test_bad_settings_name_the_field(make: Any, field: str) -> None:
     assert field in str(caught.value)
 
 
+@pytest.mark.parametrize("make", [Adam, AdamW])
+def test_weights_step_as_they_would_without_those_of_other_types(make: Any) -> None:
+    weights = {kind: torch.zeros(2, dtype=kind) for kind in (torch.float16, torch.float32, torch.float64)}
+    optimizer = make(0.1)
+
+    def stepped(some: dict[Any, torch.Tensor]) -> dict[Any, torch.Tensor]:
+        # squares of these gradients are below the smallest normal float16
+        gradient = {kind: torch.full_like(weight, 1e-3) for kind, weight in some.items()}
+        return optimizer.step(optimizer.init(some), gradient).weights
+
+    together = stepped(weights)
+    for kind, weight in weights.items():
+        assert torch.equal(together[kind], stepped({kind: weight})[kind])
+    for kind in (torch.float32, torch.float64):
+        torch.testing.assert_close(together[kind], torch.full_like(weights[kind], -0.1), rtol=1e-4, atol=0)
+    # with s' = 2^-24 for a root that float16 rounds to 0: 0.1 (1e-3 / (2^-12 / sqrt(0.001)))
+    expected = -0.1 * 1e-3 / (2**-12 / 0.001**0.5)
+    assert together[torch.float16].tolist() == pytest.approx([expected] * 2, rel=1e-2)
+
+
 @pytest.mark.parametrize("optimizer", [SGD(0.1, 0.9), Adam(0.1)], ids=str)
 def test_a_state_without_fitting_slots_is_refused(optimizer: Any) -> None:
     weights = draws(5, 1)[0]

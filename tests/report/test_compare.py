@@ -48,11 +48,40 @@ def test_runs_of_a_group_differ_in_the_seed_only(runs: list[Path]) -> None:
     assert (alone.name, alone.differences) == ("b", {})
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_unfinished_runs_are_left_out_of_means_and_counted(make_run: Make, tmp_path: Path) -> None:
+    settings = {"epochs": 3, "method": "darts"}
+    whole, running, early, fresh, unmeasured = (
+        make_run(f"{seed}", epochs, settings | {"seed": seed}) for seed, epochs in enumerate((3, 2, 1, 0, 3))
+    )
+    for path, changes in ((early, {"ended_early": True}), (unmeasured, {"val_accuracy": None})):
+        *lines, last = (path / "metrics.jsonl").read_text().splitlines()
+        (path / "metrics.jsonl").write_text("\n".join([*lines, json.dumps(json.loads(last) | changes)]))
+    (group,) = grouped([read_run(path) for path in (whole, running, early, fresh, unmeasured)])
+    assert group.last("val_accuracy") == [0.5, 0.25]
+    words = Page(write_comparison([whole, running, early, fresh, unmeasured], tmp_path / "all.html").read_text()).words
+    assert {"2 of 5", "0, 2", "37.50 ± 17.68", "2,400"} < set(words)
+    words = Page(write_comparison([running, fresh], tmp_path / "all.html").read_text()).words
+    assert "0 of 2" in words
+
+
 def test_training_runs_are_grouped_by_their_cells(make_run: Make) -> None:
     configs = [{"seed": seed, "genotype": {"cells": [cell]}} for seed, cell in ((0, 1), (0, 2), (1, 1))]
     one, two = groups_of(make_run, *configs)
     assert (one.name, two.name) == ("genotype cells 1", "genotype cells 2")
     assert len(one.records) == 2
+
+
+def test_start_weights_of_a_module_come_from_its_seed(make_run: Make) -> None:
+    models = [{"start_weights": f"blake2:{seed}", "layers": f"blake2:{layers}"} for seed, layers in ((0, 1), (1, 1))]
+    configs = [{"seed": seed, "model": model} for seed, model in enumerate(models)]
+    (one,) = groups_of(make_run, *configs)
+    assert (len(one.records), one.differences) == (2, {})
+    found = groups_of(make_run, *configs, {"seed": 2, "model": models[0] | {"layers": "blake2:2"}})
+    assert [(len(group.records), group.differences) for group in found] == [
+        (2, {"model.layers": "blake2:1"}),
+        (1, {"model.layers": "blake2:2"}),
+    ]
 
 
 def test_group_is_named_by_few_settings(make_run: Make) -> None:

@@ -87,6 +87,18 @@ def test_costs_of_the_budget_go_before_counted_ones() -> None:
     assert found.points[0].costs["macs"] == network_size(CELLS[0], num_classes=10).macs
 
 
+@pytest.mark.parametrize("kind", ["search", "training"])
+def test_sizes_are_those_for_the_images_of_the_run(kind: str) -> None:
+    plain = record(0, {"derived_accuracy": 0.5, "test_accuracy": 0.5})
+    small = replace(plain, kind=kind, environment={"classes": ["a", "b"], "input": [1, 8, 8]})
+    damaged = [replace(plain, environment={"input": wrong}) for wrong in (None, [1, 8], ["1", 8, 8], 8)]
+    found = pareto([("g", each) for each in (small, plain, *damaged)])
+    assert found is not None
+    size = network_size(CELLS[0], num_classes=2, input_channels=1, resolution=8)
+    assert found.points[0].costs == {"params": size.params, "macs": size.macs}
+    assert all(point.costs == found.points[1].costs for point in found.points[2:])
+
+
 def test_run_that_stopped_early_has_the_row_of_the_epoch_that_it_took() -> None:
     plain = record(1, {"tabulated_cifar10": 91.0, "derived_params": 5})
     rows = [{"epoch": n, "tabulated_cifar10": 90.0 - 10 * n, "derived_params": 7 + n} for n in range(3)]
@@ -104,6 +116,15 @@ def test_damaged_budget_of_a_run_counts_as_none(config: dict[str, Any]) -> None:
     found = pareto([("g", replace(plain, config=config)), ("g", plain)])
     assert found is not None
     assert found.points[0].costs == found.points[1].costs
+
+
+def test_unfinished_run_is_left_out_of_the_page(make_run: Make) -> None:
+    runs = []
+    for seed, epochs in enumerate((2, 2, 1)):
+        path = make_run(f"run-{seed}", epochs, {"seed": seed, "epochs": 2})
+        runs.append(read_run(path, brief=True))
+        runs[-1].epochs[-1]["derived_accuracy"] = 0.5
+    assert "except for 1 without this accuracy or a known size, or unfinished" in render_comparison(runs, "title")
 
 
 def test_run_without_a_network_is_left_out() -> None:

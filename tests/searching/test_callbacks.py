@@ -19,6 +19,7 @@ from torch import Tensor
 from sgenas import SGE, tree
 from sgenas.errors import DataError, DivergenceError, InvalidValueError, RangeWarning
 from sgenas.optim import SGD, Adam
+from sgenas.report import read_run
 from sgenas.run.callbacks import Callback
 from sgenas.searching import images
 from sgenas.searching.callbacks import (
@@ -85,6 +86,7 @@ def test_stop_request_ends_the_search_as_finished(tmp_path: Path) -> None:
         result = module_search(epochs=9, callbacks=[Stop()], run_dir=tmp_path)
         assert result.finished
         assert [row["mine"] for row in result.history] == [0]
+        assert read_run(tmp_path).finished
 
 
 def test_stop_request_in_a_step_ends_the_search_after_the_epoch(tmp_path: Path) -> None:
@@ -158,6 +160,14 @@ def test_classification_counts_hits() -> None:
     assert found["accuracy"] == 2
     assert found["count"] == 3
     torch.testing.assert_close(found["loss"], F.cross_entropy(logits, torch.tensor([0, 1, 1])) * 3)
+
+
+def test_classification_counts_pixels_that_are_not_ignored() -> None:
+    logits, labels = torch.randn(2, 3, 2, 2), torch.tensor([[[0, 1], [2, -100]], [[-100, -100], [-100, 1]]])
+    found = classification(lambda inputs: logits, (torch.zeros(2), labels))
+    assert found["count"] == 4
+    assert found["accuracy"] == (logits.argmax(dim=1) == labels).sum()
+    torch.testing.assert_close((found["loss"] / found["count"]).float(), F.cross_entropy(logits, labels))
 
 
 # -- collapse -----------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def test_cell_search_writes_the_files_of_a_run(tmp_path: Path) -> None:
     assert SearchConfig.from_dict(head["config"]) == config
     assert head["environment"]["images"] == {"training": 24, "validation": 24}
     assert head["environment"]["alphas"] == 12
+    assert head["environment"]["input"] == [1, 8, 8]
     assert {"fingerprint", "classes", "threads", "weights"} < set(head["environment"])
     arrays = np.load(path / "alphas.npz")
     assert arrays["normal"].shape == arrays["reduce_mixing"].shape == (3, 2, 3)

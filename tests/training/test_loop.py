@@ -193,6 +193,32 @@ def test_moving_average_is_its_definition() -> None:
     assert not any(parameter.requires_grad for parameter in average.network.parameters())
 
 
+class Tied(nn.Module):
+    """A weight with two names, a complex weight, and a mask with infinite entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.alone = (nn.Linear(1, 1, bias=False) for _ in range(3))
+        self.second.weight = self.first.weight
+        self.waves = nn.Parameter(torch.zeros(1, dtype=torch.complex64))
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+def test_moving_average_takes_in_shared_and_complex_weights_once() -> None:
+    network = Tied().requires_grad_(False)
+    for weight in network.parameters():
+        weight.zero_()
+    average = MovingAverage(network, 0.999)
+    for step, expected in ((1, 1 - 2 / 11), (2, 1 - 2 / 11 * 3 / 12)):
+        for weight in network.parameters():
+            weight.fill_(1.0)
+        average.update(network)
+        for weight in average.network.state_dict().values():
+            if weight.shape != network.mask.shape:
+                torch.testing.assert_close(weight.real, torch.full_like(weight.real, expected), msg=f"update {step}")
+        assert torch.equal(average.network.mask, network.mask)
+
+
 def test_test_does_not_depend_on_the_batches(training: Make, loop: Loop, steps: Steps) -> None:
     run = loop(training())
     steps(run, 3)

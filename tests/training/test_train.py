@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from same_runs import assert_same_runs
 from stopping import stop_after
 from torch import Tensor, nn
@@ -100,6 +101,34 @@ def test_custom_loss_has_a_test_loss_and_no_accuracy() -> None:
     assert result.history[-1]["test_loss"] < 0.1 * result.history[0]["test_loss"]
     assert "test_accuracy" not in result.history[-1]
     assert "train_accuracy" not in result.history[-1]
+
+
+def test_metrics_are_means_over_the_labels_that_count() -> None:
+    torch.manual_seed(0)
+    pixels, classes = torch.randn(6, 3, 4, 4), torch.randint(0, 5, (6, 4, 4))
+    # batches with other shares of ignored pixels
+    classes[:4, 1:], classes[5, 0] = -100, -100
+    model = nn.Conv2d(3, 5, 1)
+    data = TensorDataset(pixels, classes)
+    last = quiet(model, data, data, epochs=1, batch_size=4, optimizer=SGD(1e-30)).history[-1]
+    counted = classes != -100
+    assert last["test_loss"] == pytest.approx(F.cross_entropy(model(pixels), classes).item(), rel=1e-5)
+    assert last["test_accuracy"] == (model(pixels).argmax(dim=1) == classes)[counted].double().mean().item()
+    one_batch = quiet(model, data, epochs=1, batch_size=6, optimizer=SGD(1e-30)).history[-1]
+    assert one_batch["train_accuracy"] == pytest.approx(last["test_accuracy"])
+    with pytest.raises(InvalidValueError, match="test_data must be at least one label that counts"):
+        quiet(model, data, [(pixels[:1], torch.full((1, 4, 4), -100))], epochs=1)
+
+
+def test_class_probabilities_are_labels() -> None:
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(6, 3), torch.rand(6, 4).softmax(dim=1)
+    model = nn.Linear(3, 4)
+    data = TensorDataset(inputs, labels)
+    last = quiet(model, data, data, epochs=1, batch_size=6, optimizer=SGD(1e-30)).history[-1]
+    assert last["test_loss"] == pytest.approx(F.cross_entropy(model(inputs), labels).item(), rel=1e-6)
+    hits = (model(inputs).argmax(dim=1) == labels.argmax(dim=1)).sum().item()
+    assert last["test_accuracy"] == pytest.approx(last["train_accuracy"]) == hits / 6
 
 
 def test_without_test_data_nothing_is_tested() -> None:

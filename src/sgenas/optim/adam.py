@@ -14,6 +14,13 @@ from sgenas.optim.base import InnerState, check_settings, check_slots, clipped
 from sgenas.tree import Tree
 
 
+def _floor(dtype: torch.dtype) -> float:
+    """The least s' of this type: without it the derivative of the root at 0 would be infinite."""
+    limits = torch.finfo(dtype)
+    # The root of ``tiny`` is far below eps, but in float16 it is larger than many gradients: there the least subnormal.
+    return limits.tiny * limits.eps if dtype == torch.float16 else limits.tiny
+
+
 @dataclass(frozen=True)
 class Adam:
     r"""Adam (Kingma and Ba 2015, arXiv:1412.6980) with L2 regularization; the arithmetic of torch.optim.Adam.
@@ -94,15 +101,15 @@ class Adam:
             grad,
         )
 
-        # far below eps; without it the derivative of the root at 0 would be infinite
-        floor = max(torch.finfo(dtype).tiny for dtype in {value.dtype for value in tree.tensors(square)})
-
         def ratio(m: list[Tensor], s: list[Tensor]) -> Sequence[Tensor]:
-            roots = torch._foreach_sqrt(torch._foreach_clamp_min(s, floor))
+            floors = [_floor(value.dtype) for value in s]
+            # (on a GPU a list of numbers costs more kernels than one)
+            floored = torch._foreach_clamp_min(s, floors[0] if len({*floors}) == 1 else floors)
+            roots = torch._foreach_sqrt(floored)
             return torch._foreach_div(m, torch._foreach_add(torch._foreach_div(roots, bias), self.eps))
 
         def single(m: Tensor, s: Tensor) -> Tensor:
-            return m / (s.clamp_min(floor).sqrt() / bias + self.eps)
+            return m / (s.clamp_min(_floor(s.dtype)).sqrt() / bias + self.eps)
 
         return tree.elementwise(ratio, single, mean, square), {"mean": mean, "square": square}, norm
 

@@ -4,7 +4,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,7 +14,7 @@ from sgenas.errors import InvalidValueError, RunDirError, RunWarning, SgenasErro
 from sgenas.files import write_text
 from sgenas.report.cell_figure import genotype_figure
 from sgenas.report.curves import finish, whole_numbers
-from sgenas.report.formatting import COSTS, NOTHING, counted, flat_settings, is_number, setting_text
+from sgenas.report.formatting import COSTS, NOTHING, CostPart, counted, flat_settings, is_number, setting_text
 from sgenas.report.html import data_uri, render_page
 from sgenas.report.pareto import COSTS as SIZES
 from sgenas.report.pareto import Pareto, draw_pareto, pareto
@@ -48,9 +48,15 @@ class RunGroup:
     differences: dict[str, str]
     records: tuple[RunRecord, ...]
 
+    def finished(self, key: str) -> "RunGroup":
+        """The finished runs alone; those with the number ``key`` in their last row, if any of them has it."""
+        done = [record for record in self.records if record.finished]
+        measured = [record for record in done if is_number(record.epochs[-1].get(key))]
+        return replace(self, records=tuple(measured or done))
+
     def last(self, key: str) -> list[float]:
-        """The number ``key`` of the last finished epoch of each run that has one."""
-        rows = [record.epochs[-1] for record in self.records if record.epochs]
+        """The number ``key`` of the last epoch of each finished run that has one."""
+        rows = [record.epochs[-1] for record in self.records if record.finished]
         return [float(row[key]) for row in rows if is_number(row.get(key))]
 
 
@@ -65,6 +71,8 @@ def grouped(records: Sequence[RunRecord]) -> list[RunGroup]:
                 genotypes.append(record.config["genotype"])
             own["genotype"] = f"cells {genotypes.index(record.config['genotype']) + 1}"
         settings = dict(flat_settings(own))
+        # a search from Python records the weights that its seed has drawn
+        settings.pop("model.start_weights", None)
         by_settings.setdefault(json.dumps(settings, sort_keys=True), (settings, []))[1].append(record)
     found = list(by_settings.values())
     names = list(dict.fromkeys(name for own, _ in found for name in own))
@@ -154,16 +162,7 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
     key, accuracy = ACCURACY[kind]
     groups = sorted(grouped(records), key=lambda group: -fmean(group.last(key) or [-math.inf]))
     costs = [part for part in COSTS if any(group.last(part.key) for group in groups)]
-    rows = [
-        [
-            group.name,
-            str(len(group.records)),
-            _seeds([dict(flat_settings(record.config)).get("seed") for record in group.records]),
-            mean_and_deviation([100 * value for value in group.last(key)]),
-            *[part.write(fmean(found)) if (found := group.last(part.key)) else NOTHING for part in costs],
-        ]
-        for group in groups
-    ]
+    rows = [_row(group, key, costs) for group in groups]
     architectures = []
     for place, group in enumerate(groups):
         for record in group.records:
@@ -186,10 +185,23 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
     )
 
 
+def _row(group: RunGroup, key: str, costs: Sequence[CostPart]) -> list[str]:
+    """A line of the table, of the runs that are comparable."""
+    used, total = group.finished(key), len(group.records)
+    return [
+        group.name,
+        str(total) if len(used.records) == total else f"{len(used.records)} of {total}",
+        _seeds([dict(flat_settings(record.config)).get("seed") for record in used.records]) or NOTHING,
+        mean_and_deviation([100 * value for value in used.last(key)]),
+        *[part.write(fmean(found)) if (found := used.last(part.key)) else NOTHING for part in costs],
+    ]
+
+
 def _pareto(groups: Sequence[RunGroup]) -> dict[str, Any]:
-    """The plot of accuracy against size and the table of the runs that no other one dominates; None without points."""
+    """Plot of accuracy against size of the finished runs, and table of those that no other one dominates; None without
+    points."""
     runs = [(group.name, record) for group in groups for record in group.records]
-    found = pareto(runs)
+    found = pareto([(name, record) for name, record in runs if record.finished])
     if found is None:
         return {"pareto": None}
     return {

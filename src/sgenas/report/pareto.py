@@ -108,21 +108,28 @@ KINDS: dict[str, Callable[[RunRecord], Any]] = {
 
 
 def _costs(record: RunRecord) -> dict[str, float]:
-    """Parameters and multiply-adds of the derived network: of the budget, else at the sizes of `network_size`."""
+    """Parameters and multiply-adds of the derived network for the run's images, in the size of a budget or training."""
     last = _last(record)
     found = {name: last[f"derived_{name}"] for name in COSTS if is_number(last.get(f"derived_{name}"))}
     if len(found) < len(COSTS) and record.genotype is not None:
         given = record.config if record.kind == "training" else record.config.get("budget")
         sizes = [given.get(name) if isinstance(given, dict) else None for name in ("channels", "layers")]
         classes = len(record.environment.get("classes") or ()) or 10
-        found = _counted(record.genotype, *(size if type(size) is int else None for size in sizes), classes) | found
+        images: Any = record.environment.get("input")
+        good = isinstance(images, list) and [type(each) for each in images] == [int] * 3
+        shape = images[:2] if good else (3, 32)
+        channels, layers = (size if type(size) is int else None for size in sizes)
+        found = _counted(record.genotype, channels, layers, classes, *shape) | found
     return found
 
 
 @lru_cache(maxsize=256)
-def _counted(genotype: Genotype, channels: int | None, layers: int | None, classes: int) -> dict[str, float]:
+def _counted(
+    genotype: Genotype, channels: int | None, layers: int | None, classes: int, input_channels: int, side: int
+) -> dict[str, float]:
+    sizes = {"channels": channels, "layers": layers, "num_classes": classes}
     try:
-        size = network_size(genotype, channels=channels, layers=layers, num_classes=classes)
+        size = network_size(genotype, resolution=side, input_channels=input_channels, **sizes)
     except SgenasError:
         # an empty cell has no network
         return {}

@@ -70,6 +70,15 @@ class RunRecord:
     evaluation: dict[str, Any] | None = None
     candidates: tuple[Row, ...] = ()
 
+    @property
+    def finished(self) -> bool:
+        """Whether it has the epochs of its settings (any, if they do not say how many), or ended early."""
+        last, planned = self.epochs[-1] if self.epochs else None, self.config.get("epochs")
+        if last is None:
+            return False
+        early = last.get("ended_early") or "stopped_early_with_epoch" in last
+        return bool(early) or type(planned) is not int or last["epoch"] + 1 >= planned
+
 
 def read_run(path: str | Path, brief: bool = False) -> RunRecord:
     """Reads a run directory.

@@ -1,11 +1,13 @@
 """Callbacks: what is measured, shown and decided alongside a run."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sgenas.errors import DivergenceError
+from sgenas.errors import DivergenceError, InvalidValueError
 
 
 class Callback:
@@ -50,11 +52,42 @@ class Callback:
         """When this process leaves the loop, also after an exception."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, as plain data and tensors."""
+        """What a resumed run needs, as plain data and tensors. A resumed run recognizes a callback by its class, and
+        several of one class by their order."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``."""
+
+
+def states_of(callbacks: Sequence[Callback]) -> dict[str, list[dict[str, Any]]]:
+    """Name of each class -> states of its callbacks, in order."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for callback in callbacks:
+        found[_class_of(callback)].append(callback.state_dict())
+    return dict(found)
+
+
+def load_states(callbacks: Sequence[Callback], states: dict[str, list[dict[str, Any]]]) -> None:
+    """Restores ``states_of``. Callbacks of a class that had none start fresh.
+
+    Raises:
+        InvalidValueError: If a class had another number of callbacks, so that it is unclear which state is whose.
+    """
+    for name in dict.fromkeys(map(_class_of, callbacks)):
+        own, kept = [each for each in callbacks if _class_of(each) == name], states.get(name, [])
+        if len(own) == len(kept):
+            for callback, state in zip(own, kept, strict=True):
+                callback.load_state_dict(state)
+        elif any(kept):
+            raise InvalidValueError(
+                f"callbacks must hold {len(kept)} {type(own[0]).__name__}, as when it was saved, got {len(own)}",
+                field="callbacks",
+            )
+
+
+def _class_of(callback: Callback) -> str:
+    return f"{type(callback).__module__}.{type(callback).__qualname__}"
 
 
 class ProgressBar(Callback):

@@ -13,7 +13,7 @@ from sgenas import tree
 from sgenas.device import arithmetic, ran_out
 from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, RunDirError, SgenasError
 from sgenas.run.batches import Stream
-from sgenas.run.callbacks import Callback
+from sgenas.run.callbacks import Callback, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.loggers import JsonLines, Logger
 from sgenas.run.meter import Meter, Slowdown
@@ -148,7 +148,7 @@ class Loop(ABC):
         return self._log_every or max(LOG_EVERY, math.ceil(steps / MAX_ROWS))
 
     def request_stop(self) -> None:
-        """Ends the run after this epoch, as finished. For callbacks; in ``on_row`` too late to change the row."""
+        """Ends the run after this epoch, as finished. For callbacks; in ``on_row`` too late to say so in the row."""
         self._stop_requested = True
 
     # -- the loop -------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ class Loop(ABC):
         for callback in self.callbacks:
             callback.on_epoch_end(self, row)
         if self._stop_requested:
-            row |= self.end_early()
+            row |= {"ended_early": True} | self.end_early()
             for callback in self.callbacks:
                 callback.on_early_end(self, row)
         row |= self.meter.read()
@@ -317,7 +317,7 @@ class Loop(ABC):
             "log_bytes": self._log_bytes,
             "sums": self._sums,
             "history": self.history,
-            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "callbacks": states_of(self.callbacks),
             "local": self.local_state(),
             "own": self.own_state(),
         }
@@ -334,9 +334,7 @@ class Loop(ABC):
             self.meter.resume_from(state["measured"])
             self._sums = tree.to({name: state["sums"][name] for name in self._sums}, self.device)
             self.history = list(state["history"])
-            # a callback that was added since starts fresh
-            for callback, kept in zip(self.callbacks, state["callbacks"], strict=False):
-                callback.load_state_dict(kept)
+            load_states(self.callbacks, state["callbacks"])
             self.load_own_state(state["own"] | {"local": state["local"]})
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             if isinstance(error, SgenasError):

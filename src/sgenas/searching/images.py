@@ -69,5 +69,6 @@ class ImageParts:
             "classes": list(self.images.classes),
             "images": {"training": len(training), "validation": len(validation)},
             "notes": list(self.images.notes),
+            "input": [self.images.channels, self.images.height, self.images.width],
             "fingerprint": self.images.train.digest(),
         }

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgenas.errors import require
 
@@ -11,8 +11,9 @@ from sgenas.errors import require
 class MovingAverage:
     """average <- d average + (1 - d) weights, with d = min(decay, (1 + t) / (10 + t)) at update t = 1, 2, ...
 
-    The first updates forget faster, so that a short run does not keep its random initial weights. The
-    statistics of batch normalization are averaged in the same way; integers are copied.
+    The first updates forget faster, so that a short run does not keep its random initial weights. Running
+    statistics of batch normalization are averaged in the same way. Integers are copied, and so are buffers with
+    infinite entries (masks, for example).
 
     Args:
         network: Network to average, at its initial weights.
@@ -27,14 +28,25 @@ class MovingAverage:
         require(0 < decay < 1, "ema", "in (0, 1)", decay)
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         self.decay, self.updates = decay, 0
+        # (the average of two infinities is NaN)
+        self._copied = {
+            name
+            for name, tensor in _tensors(network).items()
+            if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.isinf().any()
+        }
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Takes in the current weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        averages, current = self.network.state_dict(), network.state_dict()
-        floats = [name for name in averages if averages[name].is_floating_point()]
-        torch._foreach_lerp_([averages[name] for name in floats], [current[name] for name in floats], 1 - decay)
-        for name in averages.keys() - set(floats):
+        averages, current = _tensors(self.network), _tensors(network)
+        averaged = [name for name in averages if name not in self._copied]
+        torch._foreach_lerp_([averages[name] for name in averaged], [current[name] for name in averaged], 1 - decay)
+        for name in averages.keys() & self._copied:
             averages[name].copy_(current[name])
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; one that has several names, such as a tied weight, by the first of them."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

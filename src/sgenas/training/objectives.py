@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from sgenas import device
 from sgenas.device import moved, rounded
 from sgenas.errors import require, require_choice
-from sgenas.losses import Loss
+from sgenas.losses import IGNORED, Loss, hits
 from sgenas.run.distributed import ALONE, Processes
 
 PRECISIONS = ("auto", *device.PRECISIONS)
@@ -21,7 +21,10 @@ PRECISIONS = ("auto", *device.PRECISIONS)
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """Cross-entropy and accuracy of batches (inputs, labels), labels int64 (B,).
+    """Cross-entropy and accuracy of batches (inputs, labels).
+
+    Labels are int64 (B,), or (B, H, W) for a class per pixel; -100 is left out of losses and accuracies. Class
+    probabilities (B, classes) are labels too, and their largest entry is the class of an accuracy.
 
     A network that returns a pair in training mode has an auxiliary head: the loss is that of the first logits
     plus ``auxiliary_weight`` times that of the second. Tests use neither smoothing nor weights.
@@ -50,21 +53,26 @@ class Classification:
         loss = self._cross_entropy(logits, labels)
         if isinstance(output, tuple):
             loss = loss + self.auxiliary_weight * self._cross_entropy(output[1], labels)
-        return {"loss": loss, "accuracy": (logits.detach().argmax(dim=1) == labels).float().mean()}
+        right, count = hits(logits.detach(), labels)
+        return {"loss": loss, "accuracy": (right / count).float()}
 
     def weight(self, batch: Any) -> Tensor | None:
-        """What the sum over a batch is divided by: the weights of its images; None for their number."""
-        return None if self.class_weights is None else self.class_weights[batch[1]].sum()
+        """What the sum over a batch is divided by: weight or number of its labels that count; None for its rows."""
+        labels = batch[1]
+        if labels.is_floating_point():
+            return None
+        counted = (labels != IGNORED).double()
+        return (counted if self.class_weights is None else counted * self.class_weights[labels.clamp_min(0)]).sum()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
 
-    def test(self, model: Callable[..., Any], batch: Any) -> tuple[dict[str, Tensor], int]:
-        """({name: sum over the batch}, number of summands)."""
+    def test(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+        """{name: sum over the batch}, with the number of summands as ``count``."""
         inputs, labels = batch
         logits = model(inputs)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).sum()}, len(labels)
+        right, count = hits(logits, labels)
+        return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,9 @@ class AnyLoss:
     def weight(self, batch: Any) -> None:
         return None
 
-    def test(self, model: Callable[..., Any], batch: Any) -> tuple[dict[str, Tensor], int]:
-        return self.train(model, batch), 1
+    def test(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+        loss = self.loss(model, batch)
+        return {"loss": loss, "count": torch.ones_like(loss)}
 
 
 Objective = Classification | AnyLoss
@@ -140,14 +149,13 @@ def measure(
 
     def tested(batch: Any) -> dict[str, Tensor]:
         batch = pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, arithmetic.device), batch)
-        sums, size = objective.test(model, batch)
-        return sums | {"count": torch.full((), size, device=arithmetic.device)}
+        return objective.test(model, batch)
 
     try:
         network.eval()
         totals = processes.sums(batches, tested)
     finally:
         network.train(training)
-    require(bool(totals), "test_data", "at least one batch", 0)
-    count = totals.pop("count")
+    count = totals.pop("count", 0)
+    require(count > 0, "test_data", "at least one label that counts" if totals else "at least one batch", 0)
     return {f"test_{name}": total / count for name, total in totals.items()}

@@ -69,7 +69,8 @@ class ShardedGradient:
             part = self._objective.weight(shard)
             if part is not None and whole is not None:
                 # the weighted mean over the batch, as the mean over the shards
-                values["loss"] = values["loss"] * (part / (whole / self._shards.count))
+                loss = values["loss"]
+                values["loss"] = loss * (part / (whole / self._shards.count)).to(loss.dtype)
             torch.autograd.backward(values["loss"])
             logged[:] = values
             self._check(batch)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from sgenas import tree
 from sgenas.errors import require
-from sgenas.losses import cross_entropy
+from sgenas.losses import cross_entropy, hits
 from sgenas.random import generator, seed_of, seeded
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
@@ -30,11 +30,8 @@ def classification(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
     """Sums over a batch ``(inputs, labels, ...)`` of cross-entropy (``loss``) and hits (``accuracy``)."""
     inputs, labels = batch[0], batch[1]
     logits = model(inputs)
-    return {
-        "loss": F.cross_entropy(logits, labels, reduction="sum"),
-        "accuracy": (logits.argmax(dim=1) == labels).sum().float(),
-        "count": torch.tensor(float(len(labels)), device=logits.device),
-    }
+    right, count = hits(logits, labels)
+    return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
 
 
 class Evaluation(Callback):
@@ -90,8 +87,8 @@ class Evaluation(Callback):
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
         """Means over all batches; the processes of a run share the batches."""
         each = run.processes.sums(self.batches(), lambda batch: self.measure(model, _on(run.device, batch)))
-        require(bool(each), "batches", "at least one", 0)
-        count = each.pop("count")
+        count = each.pop("count", 0)
+        require(count > 0, "batches", "at least one with a label that counts" if each else "at least one", 0)
         return {name: value / count for name, value in each.items()}
 
 
