@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
 import sgenas
-from sgenas.fingerprint import describe_data, describe_function, describe_model, digest
+from sgenas.digests import digest
+from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.run.config import first_difference
 
 X = torch.arange(12.0).reshape(6, 2)

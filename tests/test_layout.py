@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "sgenas"
 RANKS = {
     **dict.fromkeys(("errors", "tree", "registry", "random", "fields", "files", "device", "threads"), 0),
-    **dict.fromkeys(("functional", "losses", "fingerprint"), 0),
+    **dict.fromkeys(("functional", "losses", "digests", "fingerprint"), 0),
     **dict.fromkeys(("optim", "bilevel", "spaces"), 1),
     **dict.fromkeys(("methods", "data", "run"), 2),
     **dict.fromkeys(("searching", "training", "report", "extensions"), 3),

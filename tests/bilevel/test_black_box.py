@@ -423,6 +423,21 @@ def test_a_completed_call_is_not_trained_again_and_replaces_the_one_before(tmp_p
     assert call(0, how="raises").diagnostics["trainings"] == 4
 
 
+def test_other_values_that_train_reads_are_trained_again(tmp_path: Path) -> None:
+    config, found = {"scale": [1.0]}, []
+
+    def train(alphas: Any, seed: int) -> Any:
+        weights = ridge(alphas, seed)
+        return weights | {"w": weights["w"] * config["scale"][0]}
+
+    for scale in (1.0, 1.0, 2.0):
+        config["scale"][0] = scale
+        problem = BlackBoxProblem(train, outer_loss, run_dir=tmp_path)
+        found.append(problem.hypergradient(ALPHAS, estimator=SGE(3)))
+    assert [each.diagnostics["trainings"] for each in found] == [4, 0, 4]
+    torch.testing.assert_close(found[2].state.weights["w"], 2 * found[0].state.weights["w"])
+
+
 def test_a_damaged_file_is_trained_again(tmp_path: Path) -> None:
     problem = BlackBoxProblem(ridge, outer_loss, run_dir=tmp_path)
     before = problem.hypergradient(ALPHAS, estimator=SGE(3))

@@ -9,8 +9,8 @@ import pytest
 from same_runs import assert_same_runs, rows
 from torchrun import Torchrun
 
+from sgenas.digests import digest
 from sgenas.errors import InvalidValueError
-from sgenas.fingerprint import digest
 from sgenas.run.checkpoint import load_checkpoint
 from sgenas.run.distributed import Processes
 from sgenas.training import TrainConfig

@@ -163,6 +163,39 @@ def test_run_of_other_arguments_is_refused(tmp_path: Path) -> None:
         export_run(tmp_path / "run", "state-dict", tmp_path / "weights")
 
 
+SCALES = {"loss": 1.0}
+
+
+class Powers(nn.Linear):
+    """A layer with a setting that ``extra_repr`` does not show."""
+
+    def __init__(self, power: int) -> None:
+        super().__init__(4, 3)
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x**self.power)
+
+
+def test_run_whose_loss_or_layers_read_other_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scaled(model: Any, batch: Any) -> Tensor:
+        return SCALES["loss"] * F.cross_entropy(model(batch[0]), batch[1])
+
+    def resumed(power: int, steps: int = 10**9) -> TrainResult:
+        given: dict[str, Any] = {"epochs": 2, "run_dir": tmp_path / "run", "batch_size": 15}
+        torch.manual_seed(0)
+        return quiet(Powers(power), examples(), None, scaled, stop=stop_after(steps), **given)
+
+    assert not resumed(1, steps=2).finished
+    with pytest.raises(RunDirError, match="model.layers differs"):
+        resumed(2)
+    with monkeypatch.context() as patch:
+        patch.setitem(SCALES, "loss", 2.0)
+        with pytest.raises(RunDirError, match="code differs"):
+            resumed(1)
+    assert resumed(1).finished
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

@@ -54,7 +54,7 @@ class Ledger:
         memory: dict[str, bytes],
     ) -> None:
         self._train, self._seed, self._threads, self._executor = train, seed, threads, executor
-        self._folder, self._memory, self._fingerprint = folder, memory, describe_function(train)
+        self._folder, self._memory, self._fingerprint = folder, memory, describe_function(train, strict=True)
         self._failed: dict[str, tuple[str, Outcome]] = {}
         self._used: dict[str, str] = {}
         self._like: Tree = None

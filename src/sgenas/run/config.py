@@ -11,8 +11,8 @@ import typing
 from collections.abc import Container, Mapping
 from typing import Any, Self
 
+from sgenas.digests import PREFIX
 from sgenas.errors import GenotypeError, InvalidValueError, did_you_mean
-from sgenas.fingerprint import PREFIX
 from sgenas.registry import Registry
 
 REGISTRIES: dict[type, Registry[Any]] = {}

@@ -21,8 +21,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from sgenas.bilevel import Shards, Share
 from sgenas.device import find_device, ran_out
+from sgenas.digests import digest
 from sgenas.errors import InvalidValueError, ProcessError, SgenasError
-from sgenas.fingerprint import digest
 
 Made = TypeVar("Made")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.fingerprint import describe_data, describe_function, describe_model, without_addresses
+from sgenas.digests import without_addresses
+from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
 from sgenas.optim import INNER_OPTIMIZERS, InnerOptimizer

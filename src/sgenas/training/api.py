@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sgenas.digests import digest, without_addresses
 from sgenas.errors import require
-from sgenas.fingerprint import describe_data, describe_function, describe_model, digest, without_addresses
+from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
