@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import itertools
 import re
 import sys
 import sysconfig
@@ -178,7 +179,9 @@ class _Digest:
         if hasattr(value, "__array_interface__"):
             return [name_of(kind), np.asarray(value)]
         held = dict(vars(value)) if hasattr(value, "__dict__") else {}
-        held |= {name: getattr(value, name) for name in getattr(kind, "__slots__", ()) if hasattr(value, name)}
+        slots = [vars(base).get("__slots__", ()) for base in kind.__mro__]
+        names = itertools.chain(*([each] if isinstance(each, str) else each for each in slots))
+        held |= {name: getattr(value, name) for name in names if hasattr(value, name)}
         if isinstance(value, Dataset) and not self._strict:
             held = {}
         elif _is_library(kind) and not dataclasses.is_dataclass(value) and not isinstance(value, NAMESPACES):

@@ -128,10 +128,17 @@ def test_unknown_or_bad_setting_of_a_grid_is_named(tmp_path: Path, edit: Any, wo
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rest", ["", ', "preset": "smoke", "entries": 3', ', "preset": "smoke", "entries": [{}]'])
-def test_damaged_grid_is_one_line(tmp_path: Path, rest: str) -> None:
+@pytest.mark.parametrize(
+    ("rest", "error"),
+    [
+        ("", InvalidValueError),
+        (', "preset": "smoke", "entries": 3', RunDirError),
+        (', "preset": "smoke", "entries": [{}]', RunDirError),
+    ],
+)
+def test_damaged_grid_is_one_line(tmp_path: Path, rest: str, error: type[Exception]) -> None:
     (tmp_path / "grid.json").write_text('{"format": "sgenas-table1", "version": 2' + rest + "}")
-    with pytest.raises(RunDirError, match=r"grid\.json") as caught:
+    with pytest.raises(error, match=r"grid\.json") as caught:
         load_grid(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -9,6 +9,7 @@ A run is {"config" (of a search or a training), "run_dir", "stop" (after so many
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ class Disturbance(Callback):
                 alpha.mul_(1 + 1e-6)
 
 
+class Slow:
+    """Holds up the first process, which writes the checkpoints."""
+
+    def open(self, directory: Path, rows: list[dict[str, Any]]) -> None: ...
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def flush(self) -> None:
+        time.sleep(0.5)
+
+    def close(self) -> None: ...
+
+
 def do(run: dict[str, Any], processes: Processes) -> None:
     steps = itertools.count(1)
 
@@ -53,7 +67,8 @@ def do(run: dict[str, Any], processes: Processes) -> None:
         result = kind.from_dict(run["config"]).run(run["run_dir"], **settings)
     else:
         estimator = SGE(num_directions=3, smoothing=0.1, computation="sequential")
-        result = module_search(estimator=estimator, run_dir=run["run_dir"], log_every=1, **settings)
+        loggers = [Slow()] if run.get("slow") else []
+        result = module_search(estimator=estimator, run_dir=run["run_dir"], log_every=1, loggers=loggers, **settings)
     assert result.finished == (run.get("stop") is None)
 
 

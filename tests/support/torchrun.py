@@ -43,7 +43,7 @@ class Torchrun:
         """What the processes print, sorted."""
         started = self.start(processes, *runs, **worker)
         out, err = started.communicate(timeout=240)
-        assert started.returncode == 0, err
+        assert started.returncode == 0, out + err
         return sorted(out.splitlines())
 
     def ranks(self, started: subprocess.Popen[str]) -> dict[int, psutil.Process]:

@@ -226,7 +226,7 @@ def load_grid(path: str | Path) -> Grid:
 
     Raises:
         RunDirError: If there is none, or it is damaged.
-        InvalidValueError: If a setting is unknown or out of range.
+        InvalidValueError: If a setting is unknown, missing or out of range.
     """
     path = Path(path)
     if not (path / FILE).exists():

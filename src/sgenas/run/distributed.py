@@ -129,11 +129,13 @@ class Processes:
     def agreeing(self) -> Iterator[None]:
         """Raises on all processes at the end what one of them raised inside (an SgenasError).
 
-        Nothing inside may communicate.
+        All begin together, so that each sees the files that the others have written before. Nothing inside may
+        communicate.
         """
         if self.size == 1:
             yield
             return
+        self.any(False)
         failure: SgenasError | None = None
         try:
             yield
