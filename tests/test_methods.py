@@ -39,7 +39,7 @@ def test_the_preset_of_nasbench201_is_one_protocol_with_the_parts_and_the_warm_u
     for name, warmup in {"beta-darts": 0, "darts": 0, "pc-darts": 1, "drnas": 1, "gdas": 0, "fair-darts": 0}.items():
         config = SearchConfig.of_method(name, preset="nasbench201")
         assert (config.space.name, config.epochs, config.warmup_epochs) == ("nasbench201", 4, warmup), name
-        assert (config.data.image_size, config.data.batch_size, config.arch_optimizer.lr) == (14, 64, 1e-3), name
+        assert (config.data.image_size, config.data.batch_size, config.arch_optimizer.lr) == (16, 64, 1e-3), name
     assert SearchConfig.of_method("drnas", preset="nasbench201").arch_optimizer.weight_decay == 0.0
 
 

@@ -220,8 +220,8 @@ which the paper does not give either, is that of its reference [11] (PZOBO, arXi
 NASBENCH201: dict[str, Any] = {
     "space": "nasbench201",
     "space.channels": 8,
-    "space.layers": 5,
-    "data.image_size": 14,
+    "space.layers": 4,
+    "data.image_size": 16,
     "batch_size": 64,
     "epochs": 4,
     "weight_optimizer.lr": 0.025,
@@ -231,8 +231,7 @@ NASBENCH201: dict[str, Any] = {
     "derived_every": 0,
 }
 """One protocol for all methods in NAS-Bench-201, for one thread of a CPU: on CIFAR-10 1,560 steps with all images at
-14 x 14 pixels, in a supernet as deep as the networks of the benchmark. Methods keep their parts, and their share of
-warm-up epochs. Evidence: docs/benchmarks/results.md.
+16 x 16 pixels. Methods keep their parts, and their share of warm-up epochs. Evidence: docs/benchmarks/results.md.
 """
 
 PRESETS = ("source", "paper", "nasbench201")
