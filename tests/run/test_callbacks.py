@@ -54,7 +54,9 @@ def test_states_of_one_class_go_by_their_order() -> None:
 
 
 def test_other_number_of_callbacks_without_state_is_accepted() -> None:
-    load_states([ProgressBar(), ProgressBar()], states_of([ProgressBar()]))
+    bars = [ProgressBar(), ProgressBar()]
+    load_states(bars, states_of([ProgressBar()]))
+    assert list(states_of(bars).values()) == [[{}, {}]]
 
 
 def test_resumed_run_keeps_its_callbacks_apart(tmp_path: Path) -> None:

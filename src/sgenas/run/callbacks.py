@@ -7,6 +7,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sgenas.digests import name_of
 from sgenas.errors import DivergenceError, InvalidValueError
 
 
@@ -87,7 +88,7 @@ def load_states(callbacks: Sequence[Callback], states: dict[str, list[dict[str, 
 
 
 def _class_of(callback: Callback) -> str:
-    return f"{type(callback).__module__}.{type(callback).__qualname__}"
+    return name_of(type(callback))
 
 
 class ProgressBar(Callback):

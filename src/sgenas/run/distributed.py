@@ -127,10 +127,9 @@ class Processes:
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Raises on all processes at the end what one of them raised inside (an SgenasError).
+        """Raises on all processes at the end what one of them raised inside (an SgenasError), without communication.
 
-        All begin together, so that each sees the files that the others have written before. Nothing inside may
-        communicate.
+        All begin together, so that each sees the files that the others have written before.
         """
         if self.size == 1:
             yield
@@ -142,9 +141,8 @@ class Processes:
         except SgenasError as error:
             failure = error
         texts = self._texts("" if failure is None else str(failure) or type(failure).__name__)
-        # a process that failed raises its own error
         if failure is not None:
-            raise failure
+            raise failure  # a process that failed raises its own
         failed = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
         if failed:
             raise InvalidValueError(failed[0])

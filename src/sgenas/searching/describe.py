@@ -6,7 +6,7 @@ from typing import Any
 
 from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.digests import without_addresses
+from sgenas.digests import name_of, without_addresses
 from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
@@ -107,7 +107,7 @@ def _plain(component: Any) -> Any:
         kind = type(component)
         name = next((found for each in REGISTRIES.values() if (found := each.name_of(kind))), None)
         fields = {field.name: _plain(getattr(component, field.name)) for field in settings_of(kind)}
-        return ({"type": f"{kind.__module__}.{kind.__qualname__}"} if name is None else {"name": name}) | fields
+        return ({"type": name_of(kind)} if name is None else {"name": name}) | fields
     if isinstance(component, list | tuple):
         return [_plain(each) for each in component]
     try:

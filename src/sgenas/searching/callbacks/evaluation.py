@@ -114,7 +114,8 @@ def _one_pass(source: Iterable[Any], run: Any) -> Iterator[Any]:
     """The batches of one pass, the same ones each time; generators that a stream or loader shows stay as they are."""
     if isinstance(source, DataLoader):
         source = Stream(source, "batches", 1, generator(run.seed, "selection"), run.device)
-    state = source.state_dict() if isinstance(source, Stream) else None
+    stream = source if isinstance(source, Stream) else None
+    state = {} if stream is None else stream.state_dict()
     try:
         batches, end = iter(source), object()
         for number in itertools.count():
@@ -123,12 +124,12 @@ def _one_pass(source: Iterable[Any], run: Any) -> Iterator[Any]:
             if batch is end:
                 break
             yield batch
-            if isinstance(source, Stream) and source.at_end:
+            if stream is not None and stream.at_end:
                 break
     finally:
-        if isinstance(source, Stream):
-            source.load_state_dict(state or {})
-            source.restore_generators(state or {})
+        if stream is not None:
+            stream.load_state_dict(state)
+            stream.restore_generators(state)
 
 
 def _on(device: torch.device, batch: Any) -> Any:
