@@ -16,7 +16,7 @@ from sgenas import SGE
 from sgenas.errors import InvalidValueError
 from sgenas.run.checkpoint import load_checkpoint
 from sgenas.run.distributed import Processes
-from sgenas.searching.selection import EvolutionSelection, RandomSelection
+from sgenas.searching.selection import EvolutionSelection, RandomSelection, TrainingSelection
 
 SGE_ = SGE(num_directions=3, smoothing=0.1, computation="sequential")
 
@@ -74,6 +74,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "first-order shards": (2, {"data": {"data_parallel": 2}}),
     "random selection": (2, {"estimator": SGE_, "selection": RandomSelection(candidates=3)}),
+    "training selection": (
+        2,
+        {"estimator": SGE_, "selection": TrainingSelection(candidates=2, steps=4), "data": {"data_parallel": 2}},
+    ),
     "evolution": (
         2,
         {

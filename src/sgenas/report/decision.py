@@ -131,7 +131,9 @@ def selected(record: RunRecord) -> str:
     if not record.candidates:
         return ""
     found = [row["accuracy"] for row in record.candidates if is_number(row.get("accuracy"))]
-    text = f"Selected by {len(record.candidates)} measurements with the supernet's weights"
+    steps = record.candidates[0].get("steps")
+    weights = f"after {steps} steps of training from scratch" if steps else "with the supernet's weights"
+    text = f"Selected by {len(record.candidates)} measurements {weights}"
     if not found or "architecture" not in record.candidates[0]:
         return f"{text}."
     return (

@@ -3,6 +3,7 @@
 from sgenas.searching.selection.base import SELECTIONS, AlphaSelection, Selection
 from sgenas.searching.selection.perturbation import PerturbationSelection
 from sgenas.searching.selection.sampled import EvolutionSelection, RandomSelection
+from sgenas.searching.selection.training import TrainingSelection
 
 __all__ = [
     "SELECTIONS",
@@ -11,4 +12,5 @@ __all__ = [
     "PerturbationSelection",
     "RandomSelection",
     "Selection",
+    "TrainingSelection",
 ]

@@ -12,6 +12,7 @@ from sgenas.errors import InvalidValueError
 from sgenas.registry import Registry
 from sgenas.searching.callbacks.evaluation import Batches, Evaluation, Measure, validation
 from sgenas.spaces.base import SearchSpace
+from sgenas.spaces.discretization import Rule
 from sgenas.tree import TensorDict
 
 if TYPE_CHECKING:
@@ -60,6 +61,22 @@ class AlphaSelection(Selection):
 
 SELECTIONS: Registry[type[Selection]] = Registry("selection", "sgenas.selections")
 SELECTIONS.register("alphas", AlphaSelection)
+
+
+def rule_of(space: SearchSpace) -> Rule:
+    """What the discretization of a space maximizes; InvalidValueError if it does not say so."""
+    try:
+        return space.discretization.rule
+    except (AttributeError, NotImplementedError):
+        kind = type(space.discretization).__name__
+        raise InvalidValueError(f"discretization must have a rule for this selection, got {kind}",
+                                field="discretization") from None  # fmt: skip
+
+
+def kept_columns(space: SearchSpace, name: str) -> list[int]:
+    """Columns of a table that can be kept."""
+    keeps_none = rule_of(space).keeps_none
+    return [column for column, label in enumerate(space.columns[name]) if keeps_none or label != "none"]
 
 
 def measured(

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import Cost
-from sgenas.errors import DivergenceError, InvalidValueError, require
+from sgenas.errors import DivergenceError, require
 from sgenas.random import generator
 from sgenas.searching.callbacks.evaluation import Measure
-from sgenas.searching.selection.base import SELECTIONS, Batches, Selection, measured, quality
+from sgenas.searching.selection.base import SELECTIONS, Batches, Selection, kept_columns, measured, quality, rule_of
 from sgenas.spaces.base import SearchSpace
-from sgenas.spaces.discretization import Rule
 from sgenas.spaces.wrapped import Decided, Given
 from sgenas.tree import TensorDict
 
@@ -61,7 +60,7 @@ class PerturbationSelection(Selection):
         require(good, "PerturbationSelection.finetune_epochs", ">= 0 or None", epochs)
 
     def check(self, space: SearchSpace) -> None:
-        rule = _rule(space)
+        rule = rule_of(space)
         good = rule.operations_per_edge == 1 and rule.threshold is None
         limit = "one that keeps one operation per edge, without a threshold, for perturbation"
         require(good, "discretization", limit, space.discretization)
@@ -74,9 +73,9 @@ class PerturbationSelection(Selection):
         return max(1, round(SHARE * search.epochs)) if self.finetune_epochs is None else self.finetune_epochs
 
     def cost(self, search: "Search", batches: int) -> Cost:
-        space, rule = search.space, _rule(search.space)
+        space = search.space
         rounds, nodes = rounds_of(space), node_rounds_of(space)
-        removals = sum(len(_columns(space, rule, name)) for each in rounds for name, _ in each)
+        removals = sum(len(kept_columns(space, name)) for each in rounds for name, _ in each)
         removals += sum(len(edges) for each in nodes for _, edges in each)
         epochs = self.epochs(search) * (len(rounds) + len(nodes) - 1)
         return Cost(forward=removals * batches) + search.training_cost(epochs, continued=True)
@@ -92,7 +91,7 @@ class _Projection:
     def __init__(self, search: "Search", batches: Batches, measure: Measure, epochs: int) -> None:
         self._search, self._batches, self._measure, self._epochs = search, batches, measure, epochs
         self._draw = generator(search.seed, "selection")
-        self._space, self._rule = search.space, _rule(search.space)
+        self._space, self._rule = search.space, rule_of(search.space)
         shapes = search.space.shapes
         self._decided = {name: torch.zeros(shape[:-1], dtype=torch.bool) for name, shape in shapes.items()}
         self._rows = {name: torch.zeros(shape) for name, shape in shapes.items()}
@@ -124,7 +123,7 @@ class _Projection:
         name, row = place
         rows = {
             column: self._without(place, column, str(self._space.columns[name][column]))
-            for column in _columns(self._space, self._rule, name)
+            for column in kept_columns(self._space, name)
         }
         for column in sorted(rows, key=lambda column: quality(rows[column])):
             allowed = tree.clone(self._allowed)
@@ -213,20 +212,6 @@ def _restored(search: "Search") -> Iterator[None]:
         search.restore(kept)
 
 
-def _rule(space: SearchSpace) -> Rule:
-    try:
-        return space.discretization.rule
-    except (AttributeError, NotImplementedError):
-        kind = type(space.discretization).__name__
-        raise InvalidValueError(f"discretization must have a rule for perturbation, got {kind}",
-                                field="discretization") from None  # fmt: skip
-
-
-def _columns(space: SearchSpace, rule: Rule, name: str) -> list[int]:
-    """Columns of a table that can be kept."""
-    return [column for column, label in enumerate(space.columns[name]) if rule.keeps_none or label != "none"]
-
-
 def _row(table: Tensor, row: int) -> Tensor:
     """A row of a table, as a view; a choice has one."""
     return table.view(-1, table.shape[-1])[row]
@@ -246,7 +231,7 @@ def groups_of(space: SearchSpace) -> list[list[Place]]:
 
 def node_groups_of(space: SearchSpace) -> list[list[tuple[str, list[int]]]]:
     """Nodes that must lose edges, by kind of cell, each with its incoming edges; one per kind and round."""
-    most, edges = _rule(space).edges_per_node, getattr(space, "edges", ())
+    most, edges = rule_of(space).edges_per_node, getattr(space, "edges", ())
     if most is None:
         return []
     rows: dict[int, list[int]] = {}

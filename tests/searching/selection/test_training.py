@@ -1,0 +1,230 @@
+"""Selection by short training: against trainings written out, and as a part of a search."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from same_runs import assert_same_runs
+from tiny_searches import cells, module_search, net, unstarted, unstarted_cells
+from torch import nn
+
+import sgenas
+from sgenas import SGE, Budget, tree
+from sgenas.errors import InvalidValueError
+from sgenas.optim import SGD
+from sgenas.random import generator
+from sgenas.searching.callbacks.evaluation import validation
+from sgenas.searching.loop import Search
+from sgenas.searching.selection import TrainingSelection, training
+from sgenas.searching.selection.training import neighbors
+from sgenas.spaces import DartsSettings, EdgeNormalizedSoftmax, MacroSettings, ThresholdEdges, TopEdges
+from sgenas.spaces.genotype import Genotype
+from sgenas.spaces.nasbench201_space.space import NasBench201Settings
+
+SMALL = NasBench201Settings(channels=2, layers=1)
+NO_SCHEDULE = SGD(lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def spread(run: Search) -> Search:
+    """The search with alphas of different leads."""
+    draw = torch.Generator().manual_seed(3)
+    for table in run.alphas.values():
+        table += 0.5 * torch.randn(table.shape, generator=draw)
+    return run
+
+
+def select(run: Search, selection: TrainingSelection) -> Any:
+    run.candidates.clear()
+    return selection.select(run, *validation(run))
+
+
+def edges(genotype: Genotype) -> set[tuple[str, int, int, str]]:
+    return {(name, edge.source, edge.target, edge.operation) for name, cell in genotype.cells for edge in cell.edges}
+
+
+# -- candidates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [SMALL, MacroSettings(channels=2), DartsSettings(channels=2, layers=3)])
+def test_neighbors_differ_in_one_place_and_come_by_lead(settings: Any) -> None:
+    run = spread(unstarted_cells(space=settings))
+    own = run.space.mixing_to_derive(run.alphas)
+    derived, leads = run.derive(run.alphas), []
+    for alphas, change in neighbors(run):
+        leads.append(change["lead"])
+        table = own[change["table"]]
+        labels = [str(label) for label in run.space.columns[change["table"]]]
+        kept = [column for column, label in enumerate(labels) if label != "none" or settings is SMALL]
+        rows = [row[kept].sort(descending=True) for row in table.view(-1, len(labels))]
+        assert change["lead"] in [float(values[0] - values[1]) for values, _ in rows]
+        other = run.derive(alphas)
+        if isinstance(derived, Genotype):
+            lost, won = edges(derived) - edges(other), edges(other) - edges(derived)
+            assert {each[3] for each in lost} <= {change["instead_of"]}
+            assert {each[3] for each in won} <= {change["option"]}
+            assert len(lost) <= 1 and len(won) <= 1
+            assert {f"{each[1]}->{each[2]}" for each in lost | won} <= {change["edge"]}
+        else:
+            (name,) = [name for name in derived if derived[name] != other[name]]
+            assert (str(derived[name]), str(other[name])) == (change["instead_of"], change["option"])
+    assert leads == sorted(leads)
+    assert len(leads) == sum(table[..., 0].numel() for table in own.values())
+
+
+def test_closest_neighbor_of_known_alphas() -> None:
+    run = unstarted_cells(space=SMALL)
+    run.alphas["cell"].zero_()
+    run.alphas["cell"][:, 3] = 2.0  # 3x3 everywhere
+    run.alphas["cell"][3, 1] = 1.9  # but on 0->3 hardly more than the skip connection
+    run.alphas["cell"][1, 0] = 1.5
+    found = neighbors(run)
+    assert [change["edge"] for _, change in found[:2]] == ["0->3", "0->2"]
+    assert (found[0][1]["instead_of"], found[0][1]["option"]) == ("nor_conv_3x3", "skip_connect")
+    assert found[1][1]["option"] == "none"
+    selection = TrainingSelection(candidates=2, steps=1)
+    select(run, selection)
+    (first, second) = (run.space.architecture_from_dict(row["architecture"]) for row in run.candidates)
+    assert first == run.derive(run.alphas)
+    assert edges(first) - edges(second) == {("cell", 0, 3, "nor_conv_3x3")}
+    assert edges(second) - edges(first) == {("cell", 0, 3, "skip_connect")}
+
+
+def test_weights_of_edges_do_not_move_the_runner_up() -> None:
+    """PC-DARTS: a row's mixing weights have the factor of its edge, which neighbors keep."""
+    space = DartsSettings(channels=8, layers=3, partial_channels=4)
+    run = spread(unstarted_cells(method="pc-darts", space=space, relaxation=EdgeNormalizedSoftmax()))
+    derived = {each[:3] for each in edges(run.derive(run.alphas))}
+    for alphas, _ in neighbors(run):
+        changed = [name for name in alphas if not torch.equal(alphas[name], run.alphas[name])]
+        assert len(changed) == 1
+        assert {each[:3] for each in edges(run.derive(alphas))} <= derived | {
+            (name, *edge) for name in ("normal", "reduce") for edge in run.space.edges
+        }
+
+
+def test_candidates_are_different_ones_within_the_budget() -> None:
+    budget = Budget(max_params=110_000)
+    run = spread(unstarted_cells(space=SMALL, budget=budget))
+    assert run.costs is not None
+    select(run, TrainingSelection(candidates=7, steps=1))
+    found = [run.space.architecture_from_dict(row["architecture"]) for row in run.candidates]
+    assert all(run.costs.is_within(each) for each in found)
+    assert len({str(each) for each in found}) == len(found) > 1
+    assert found[0] == run.derive(run.alphas)
+    # the limit excludes what the alphas alone would give
+    assert found[0] != run.space.derive(run.alphas)
+
+
+# -- trainings -----------------------------------------------------------------------------------------------------
+
+
+def choices_net() -> nn.Module:
+    """Dropout draws random numbers, which all candidates share."""
+    act = sgenas.Choice({"relu": nn.ReLU(), "tanh": nn.Tanh(), "none": nn.Identity()}, name="act")
+    return net(nn.Dropout(0.3), act)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        partial(cells(space=SMALL, weight_optimizer=NO_SCHEDULE, lr_min=0.02).run, progress=False),
+        partial(cells(space=DartsSettings(channels=2, layers=3), weight_optimizer=NO_SCHEDULE).run, progress=False),
+        partial(module_search, choices_net(), weight_optimizer=NO_SCHEDULE),
+    ],
+)
+def test_trainings_are_those_written_out(start: Any) -> None:
+    """SGD with momentum over the next batches, at the rates of the schedule, from the same weights for each."""
+    run = spread(unstarted(start))
+    stream, steps = run.streams[0], 5
+    before = stream.state_dict()
+    batches = [next(stream) for _ in range(steps)]
+    stream.load_state_dict(before)
+    stream.restore_generators(before)
+    kept = run.state, run.space, tree.clone(run.alphas)
+    chosen = select(run, TrainingSelection(candidates=3, steps=steps))
+    assert run.state is kept[0] and run.space is kept[1]
+    assert all(torch.equal(run.alphas[name], kept[2][name]) for name in run.alphas)
+    assert len(run.candidates) == 3
+
+    found = []
+    for row in run.candidates:
+        architecture = run.space.architecture_from_dict(row["architecture"])
+        mixing = run.space.one_hot(architecture)
+        weights = run.space.initial_weights(generator(run.seed, "selection"))
+        speed = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        for step, batch in enumerate(batches):
+            free = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+            seed = sgenas.random.Seed(sgenas.random.seed_of(run.seed, f"selection/{step}"))
+            loss = run.loss(run.space.seeded(seed).bind_mixing(free, mixing), batch)
+            grads = dict(zip(free, torch.autograd.grad(loss, list(free.values()), allow_unused=True), strict=True))
+            rate = run._schedule(0.1, step, steps)
+            for name, weight in weights.items():
+                grad = grads[name] if grads[name] is not None else torch.zeros_like(weight)
+                speed[name] = 0.9 * speed[name] + grad + 0.01 * weight
+                weights[name] = weight - rate * speed[name]
+        model = run.space.without_dropout().seeded(run.seed).bind_mixing(weights, mixing)
+        given, measure = validation(run)
+        sums = [measure(model, batch) for batch in given()]
+        means = {name: float(sum(each[name] for each in sums) / sum(each["count"] for each in sums)) for name in sums[0]}
+        assert row["loss"] == pytest.approx(means["loss"], rel=1e-4)
+        assert row.get("accuracy", 0.0) == pytest.approx(means.get("accuracy", 0.0))
+        found.append(((row.get("accuracy", 0.0), -row["loss"]), architecture))
+    assert chosen == max(found, key=lambda pair: pair[0])[1]
+    assert len({value for value, _ in found}) == 3
+
+
+def test_finds_the_option_that_alphas_rank_second() -> None:
+    """In ``net()`` only ``own`` can fit; the alphas are set to the wrong one."""
+    run = unstarted(module_search)
+    run.alphas["whose"].copy_(torch.tensor([0.1, 0.0]))
+    assert run.derive(run.alphas)["whose"] == "others"
+    assert select(run, TrainingSelection(candidates=2, steps=60))["whose"] == "own"
+
+
+# -- as a part of a search -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", [SMALL, DartsSettings(channels=2, layers=3)])
+def test_predicted_passes_are_those_taken(space: Any) -> None:
+    config = cells(space=space, selection=TrainingSelection(candidates=3, steps=4), derived_every=0)
+    run = unstarted(partial(config.run, progress=False))
+    assert run.predicted_cost() == config.run(progress=False).cost
+
+
+def test_search_that_is_killed_in_the_selection_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = cells(space=SMALL, selection=TrainingSelection(candidates=3, steps=4), estimator=SGE(num_directions=2))
+    whole = config.run(tmp_path / "whole", progress=False)
+    plain, calls = training.measured, itertools.count()
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return plain(*arguments, **named)
+
+    monkeypatch.setattr(training, "measured", killed)
+    with pytest.raises(KeyboardInterrupt):
+        config.run(tmp_path / "run", progress=False)
+    result = config.run(tmp_path / "run", progress=False)
+    assert (result.genotype, result.cost) == (whole.genotype, whole.cost)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+    texts = [(tmp_path / name / "selection.json").read_text() for name in ("whole", "run")]
+    assert texts[0] == texts[1]
+    assert texts[0].count('"architecture"') == 3
+
+
+@pytest.mark.parametrize("discretization", [ThresholdEdges(), TopEdges(threshold=0.5)])
+def test_discretization_with_a_threshold_is_refused(discretization: Any) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        cells(selection=TrainingSelection(), discretization=discretization).run(progress=False)
+    assert caught.value.field == "discretization"
+
+
+@pytest.mark.parametrize("field", ["candidates", "steps"])
+def test_impossible_settings_are_refused(field: str) -> None:
+    with pytest.raises(InvalidValueError) as caught:
+        TrainingSelection(**{field: 0})
+    assert caught.value.field == f"TrainingSelection.{field}"
