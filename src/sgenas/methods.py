@@ -220,7 +220,7 @@ which the paper does not give either, is that of its reference [11] (PZOBO, arXi
 NASBENCH201: dict[str, Any] = {
     "space": "nasbench201",
     "space.channels": 8,
-    "space.layers": 4,
+    "space.layers": 3,
     "data.image_size": 16,
     "batch_size": 64,
     "epochs": 4,
@@ -229,6 +229,9 @@ NASBENCH201: dict[str, Any] = {
     "arch_optimizer.lr": 1e-3,
     # near chance with the supernet's weights, whatever the cell
     "derived_every": 0,
+    # the derived cell and the runner-up of each of the 6 edges
+    "selection": "training",
+    "selection.candidates": 7,
 }
 """One protocol for all methods in NAS-Bench-201, for one thread of a CPU: on CIFAR-10 1,560 steps with all images at
 16 x 16 pixels. Methods keep their parts, and their share of warm-up epochs. Evidence: docs/benchmarks/results.md.

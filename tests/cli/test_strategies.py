@@ -8,7 +8,14 @@ import pytest
 from sgenas.cli.commands import COMMANDS
 from sgenas.cli.commands.run import search_config
 from sgenas.cli.main import main
-from sgenas.searching.selection import EvolutionSelection, RandomSelection
+from sgenas.searching.config import SearchConfig
+from sgenas.searching.selection import (
+    AlphaSelection,
+    EvolutionSelection,
+    PerturbationSelection,
+    RandomSelection,
+    TrainingSelection,
+)
 
 
 def parsed(*line: str) -> Any:
@@ -23,6 +30,20 @@ def test_flag_of_a_selection_goes_to_that_of_the_strategy() -> None:
     assert config.selection == RandomSelection(batches=4)
     assert parsed("--selection", "random", "--candidates", "7").selection == RandomSelection(candidates=7)
     assert parsed("--strategy", "random").selection is None
+
+
+def test_preset_of_the_benchmark_serves_every_strategy() -> None:
+    preset = ("--preset", "nasbench201")
+    config = parsed(*preset)
+    assert (config.method, config.selection) == ("beta-darts", TrainingSelection(candidates=7))
+    assert parsed(*preset, "--candidate-steps", "50").selection == TrainingSelection(candidates=7, steps=50)
+    assert parsed(*preset, "--selection", "alphas").selection == AlphaSelection()
+    assert parsed(*preset, "--selection", "perturbation").selection == PerturbationSelection()
+    config = parsed(*preset, "--strategy", "evolution", "--candidates", "30")
+    assert (config.method, config.selection) == ("darts", EvolutionSelection(candidates=30))
+    assert config.space.layers == 3
+    config = SearchConfig.of_method("darts", {"strategy": "random"}, preset="nasbench201")
+    assert (config.selection, config.epochs) == (None, 4)
 
 
 @pytest.mark.parametrize(

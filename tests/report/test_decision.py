@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sgenas.report import read_run
-from sgenas.report.decision import evaluated, groups, summary
+from sgenas.report.decision import evaluated, groups, selected, summary
 from sgenas.report.formatting import NOTHING
 from sgenas.report.run_record import AlphaHistory, MixingTable, RunRecord
 from sgenas.spaces.genotype import Cell, Edge, Genotype
@@ -116,3 +116,14 @@ def test_incomplete_comparison_is_shown(text: str) -> None:
     said, rows = evaluated(json.loads(text))
     assert "missing" in said
     assert rows[0]["accuracy"] == NOTHING
+
+
+def test_selection_says_with_which_weights_it_measured() -> None:
+    record = searched("nasbench201", (Edge(0, 2, "sep_conv_3x3"),), OPTIONS, np.zeros((1, 2, 3)))
+    assert selected(record) == ""
+    shared = [{"architecture": {}, "accuracy": accuracy} for accuracy in (0.5, 0.7)]
+    alone = [row | {"steps": 400} for row in shared]
+    ending = ": the best candidate has 70.00\u00a0% validation accuracy, their mean 60.00\u00a0%."
+    texts = [selected(replace(record, candidates=tuple(rows))) for rows in (shared, alone)]
+    assert texts[0] == f"Selected by 2 measurements with the supernet's weights{ending}"
+    assert texts[1] == f"Selected by 2 measurements after 400 steps of training from scratch{ending}"

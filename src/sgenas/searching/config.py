@@ -195,7 +195,12 @@ class SearchConfig(Configuration):
         given = dict(settings or {})
         if base is None:
             require_choice("preset", preset, methods.PRESETS)
-            plain = merged(cls().to_dict(), {"method": method, **_paths(methods.preset(method, preset))})
+            own = _paths(methods.preset(method, preset))
+            if given.get("strategy", "gradient") != "gradient":
+                # other strategies have no alphas, and a selection of their own
+                unused = (*UNUSED, "selection")
+                own = {path: value for path, value in own.items() if path.partition(".")[0] not in unused}
+            plain = merged(cls().to_dict(), {"method": method, **own})
         else:
             plain = base.to_dict()
         plain = merged(plain, given)
@@ -295,6 +300,6 @@ class SearchConfig(Configuration):
 def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of a method as dotted paths of `SearchConfig`."""
     renamed = {"batch_size": "data.batch_size"} | {
-        name: f"{name}.name" for name in ("space", "estimator", "arch_optimizer")
+        name: f"{name}.name" for name in ("space", "estimator", "arch_optimizer", "selection")
     }
     return {renamed.get(name, name): value for name, value in settings.items()}

@@ -7,20 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from same_runs import assert_same_runs
 from tiny_searches import cells, module_search, net, unstarted, unstarted_cells
 from torch import nn
 
 import sgenas
 from sgenas import SGE, Budget, tree
-from sgenas.errors import InvalidValueError
+from sgenas.errors import DivergenceError, InvalidValueError
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.searching.callbacks.evaluation import validation
 from sgenas.searching.loop import Search
 from sgenas.searching.selection import TrainingSelection, training
-from sgenas.searching.selection.training import neighbors
+from sgenas.searching.selection.training import improves, neighbors
 from sgenas.spaces import DartsSettings, EdgeNormalizedSoftmax, MacroSettings, ThresholdEdges, TopEdges
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.nasbench201_space.space import NasBench201Settings
@@ -66,7 +65,8 @@ def test_neighbors_differ_in_one_place_and_come_by_lead(settings: Any) -> None:
             lost, won = edges(derived) - edges(other), edges(other) - edges(derived)
             assert {each[3] for each in lost} <= {change["instead_of"]}
             assert {each[3] for each in won} <= {change["option"]}
-            assert len(lost) <= 1 and len(won) <= 1
+            assert len(lost) <= 1
+            assert len(won) <= 1
             assert {f"{each[1]}->{each[2]}" for each in lost | won} <= {change["edge"]}
         else:
             (name,) = [name for name in derived if derived[name] != other[name]]
@@ -145,8 +145,9 @@ def test_trainings_are_those_written_out(start: Any) -> None:
     stream.load_state_dict(before)
     stream.restore_generators(before)
     kept = run.state, run.space, tree.clone(run.alphas)
-    chosen = select(run, TrainingSelection(candidates=3, steps=steps))
-    assert run.state is kept[0] and run.space is kept[1]
+    chosen = select(run, TrainingSelection(candidates=3, steps=steps, margin=0.0))
+    assert run.state is kept[0]
+    assert run.space is kept[1]
     assert all(torch.equal(run.alphas[name], kept[2][name]) for name in run.alphas)
     assert len(run.candidates) == 3
 
@@ -169,12 +170,20 @@ def test_trainings_are_those_written_out(start: Any) -> None:
         model = run.space.without_dropout().seeded(run.seed).bind_mixing(weights, mixing)
         given, measure = validation(run)
         sums = [measure(model, batch) for batch in given()]
-        means = {name: float(sum(each[name] for each in sums) / sum(each["count"] for each in sums)) for name in sums[0]}
+        means = {
+            name: float(sum(each[name] for each in sums) / sum(each["count"] for each in sums)) for name in sums[0]
+        }
         assert row["loss"] == pytest.approx(means["loss"], rel=1e-4)
         assert row.get("accuracy", 0.0) == pytest.approx(means.get("accuracy", 0.0))
         found.append(((row.get("accuracy", 0.0), -row["loss"]), architecture))
-    assert chosen == max(found, key=lambda pair: pair[0])[1]
     assert len({value for value, _ in found}) == 3
+    (best, found_best), (derived, _) = max(found, key=lambda pair: pair[0]), found[0]
+    shares = best[0] - derived[0], (best[1] - derived[1]) / -derived[1]
+    enough = max(shares[0] if "accuracy" in run.candidates[0] else shares[1], 0.0)
+    assert chosen == found_best
+    stream.load_state_dict(before)
+    stream.restore_generators(before)
+    assert select(run, TrainingSelection(candidates=3, steps=steps, margin=enough + 1e-6)) == found[0][1]
 
 
 def test_finds_the_option_that_alphas_rank_second() -> None:
@@ -223,8 +232,32 @@ def test_discretization_with_a_threshold_is_refused(discretization: Any) -> None
     assert caught.value.field == "discretization"
 
 
-@pytest.mark.parametrize("field", ["candidates", "steps"])
-def test_impossible_settings_are_refused(field: str) -> None:
+@pytest.mark.parametrize(
+    ("found", "before", "better"),
+    [
+        ({"accuracy": 0.54, "loss": 2.0}, {"accuracy": 0.5, "loss": 1.0}, True),
+        ({"accuracy": 0.52, "loss": 1.0}, {"accuracy": 0.5, "loss": 9.0}, False),
+        ({"loss": 0.96}, {"loss": 1.0}, True),
+        ({"loss": 0.98}, {"loss": 1.0}, False),
+        ({"loss": -1.04}, {"loss": -1.0}, True),
+        ({"loss": 0.0}, {"loss": 0.0}, False),
+        ({"loss": 1.0}, {"loss": float("nan")}, True),
+    ],
+)
+def test_margin_is_of_accuracy_or_a_share_of_the_loss(found: Any, before: Any, better: bool) -> None:
+    assert improves(found, before, 0.03) is better
+
+
+def test_candidates_that_all_diverge_end_the_search() -> None:
+    with pytest.raises(DivergenceError, match="every candidate"):
+        select(
+            unstarted(partial(module_search, weight_optimizer=SGD(lr=1e30))),
+            TrainingSelection(candidates=2, steps=4),
+        )
+
+
+@pytest.mark.parametrize(("field", "value"), [("candidates", 0), ("steps", 0), ("margin", -0.1), ("margin", 1.0)])
+def test_impossible_settings_are_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidValueError) as caught:
-        TrainingSelection(**{field: 0})
+        TrainingSelection(**{field: value})  # type: ignore[arg-type]
     assert caught.value.field == f"TrainingSelection.{field}"

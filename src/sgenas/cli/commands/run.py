@@ -59,8 +59,11 @@ def search_config(arguments: argparse.Namespace) -> "SearchConfig":
     schema, found = flags.load("search"), given(arguments)
     if arguments.config is None:
         preset = arguments.preset or "source"
-        method = found.pop("method", PRESETS[preset])
+        alphas = found.get("strategy", "gradient") == "gradient"
+        method = found.pop("method", PRESETS[preset] if alphas else PRESETS["source"])
         base = schema.effective(method, preset, found.get("estimator.name"), None) | {"method": method}
+        if not alphas:
+            base = {path: value for path, value in base.items() if not path.startswith("selection.")}
         chosen = flags.settings(schema, found, base)
         from sgenas.searching.config import SearchConfig
 

@@ -1,6 +1,7 @@
 """Selection by short training: architectures close to the derived one are trained from scratch and compared."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -29,7 +30,8 @@ class TrainingSelection(Selection):
     A neighbor has the runner-up on one edge, or in one choice, and is the closer the smaller the lead there. All train
     from the same weights on the same batches, within the supernet with the mixing weights of one architecture, by the
     optimizer of the weights and its schedule, run through once in ``steps`` steps. The best has the highest validation
-    accuracy, of equal ones the lowest loss.
+    accuracy, of equal ones the lowest loss. It replaces the derived architecture if it gains more than ``margin``: the
+    alphas come from a whole search, and a short training favors what trains fast.
 
     Comparing by short training from scratch follows DARTS (Liu et al., arXiv:1806.09055, section 3.1), which compares
     the cells of four searches; that the candidates are neighbors in one search is this library's.
@@ -38,14 +40,18 @@ class TrainingSelection(Selection):
         candidates: Number of architectures that are trained, the derived one among them; fewer if the space or the
             budget has fewer.
         steps: Steps that each of them is trained for.
+        margin: Gain in validation accuracy that is not enough, 0.03 for three points; of a measure without accuracy
+            the share of the loss.
     """
 
     candidates: int = 5
     steps: int = option(400, flag="candidate-steps")
+    margin: float = option(0.03, flag="candidate-margin")
 
     def __post_init__(self) -> None:
         require(self.candidates >= 1, "TrainingSelection.candidates", ">= 1", self.candidates)
         require(self.steps >= 1, "TrainingSelection.steps", ">= 1", self.steps)
+        require(0 <= self.margin < 1, "TrainingSelection.margin", "from 0 to less than 1", self.margin)
 
     def check(self, space: SearchSpace) -> None:
         limit = "one without a threshold (top-edges, argmax) for a selection by training"
@@ -66,10 +72,13 @@ class TrainingSelection(Selection):
                 self._train(search)
                 search.space, plain = space, space.architecture_to_dict(architecture)
                 row = measured(search, batches, measure, mixing, architecture=plain, steps=self.steps, **change)
-                trained.append((quality(row), architecture))
+                trained.append((row, architecture))
         finally:
             search.state, search.space = state, space
-        return max(trained, key=lambda pair: pair[0])[1]
+        derived, best = trained[0], max(trained, key=lambda pair: quality(pair[0]))
+        if math.isnan(best[0].get("loss", 0.0)):
+            raise search.diverged("loss is nan after the training of every candidate of the selection", search.step)
+        return best[1] if improves(best[0], derived[0], self.margin) else derived[1]
 
     def _candidates(self, search: "Search") -> Iterator[tuple[Any, dict[str, Any]]]:
         """Different architectures, the derived one first, and where each differs from it."""
@@ -93,6 +102,15 @@ class TrainingSelection(Selection):
             batch = Seeded(next(search.streams[0]), Seed(seed_of(search.seed, f"selection/{step}")))
             search.state = objectives.problem(optimizer, [], None).run(search.state, search.alphas, [batch]).end
         search.cost += Cost(self.steps, self.steps, self.steps)
+
+
+def improves(found: dict[str, float], before: dict[str, float], margin: float) -> bool:
+    """Whether ``found`` is better by more than a margin, in accuracy, or without accuracy as a share of the loss."""
+    if "accuracy" in found:
+        return found["accuracy"] - before["accuracy"] > margin
+    if math.isnan(before["loss"]):
+        return not math.isnan(found["loss"])
+    return before["loss"] - found["loss"] > margin * abs(before["loss"])
 
 
 def neighbors(search: "Search") -> list[tuple[tree.TensorDict, dict[str, Any]]]:
