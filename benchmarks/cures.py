@@ -15,7 +15,8 @@ nasbench201`. Appends a line to benchmarks/results/cures.jsonl and prints a tabl
     sdarts-pt    sdarts-rs, its cell chosen by perturbation
     a2m          flatness with the rho of the released code for this space; a2m-1: with rho = 1
     early-stop   by the largest eigenvalue, measured in each epoch; needs --epochs 9 or more, and is left out by default
-    beta-darts   beta decay
+    training     the same search as darts, its cell compared with its neighbors by short training
+    beta-darts   beta decay; beta-training: with that selection
 """
 
 import argparse
@@ -46,6 +47,7 @@ from sgenas.searching.callbacks.collapse import FEWEST
 from sgenas.spaces import AccuracyTable
 
 PERTURBATION: dict[str, Any] = {"selection": {"name": "perturbation"}}
+TRAINING: dict[str, Any] = {"selection": {"name": "training", "candidates": 7}}
 SMOOTHING: dict[str, Any] = {"alpha_noise": 0.3}
 ARMS: dict[str, dict[str, Any]] = {
     "darts": {},
@@ -55,7 +57,9 @@ ARMS: dict[str, dict[str, Any]] = {
     "a2m": {"flatness": 0.01},
     "a2m-1": {"flatness": 1.0},
     "early-stop": {"eigenvalue_every": 1, "early_stop": True},
+    "training": TRAINING,
     "beta-darts": {"method": "beta-darts"},
+    "beta-training": {"method": "beta-darts"} | TRAINING,
 }
 EARLIEST = 10 / 50
 """Share of the epochs before an early stop may take a cell: the source's 10 of 50."""
@@ -108,7 +112,7 @@ def configuration(given: argparse.Namespace, arm: str, seed: int) -> sgenas.Sear
     method = chosen.pop("method", "darts")
     settings: dict[str, Any] = {"seed": seed, "threads": 1, "log_every": 20, "table": given.table}
     settings |= {path: getattr(given, name) for name, path in SIZES.items() if getattr(given, name) is not None}
-    settings |= {"data.data": given.data} | chosen
+    settings |= {"data.data": given.data, "selection": None} | chosen
     config = sgenas.SearchConfig.of_method(method, settings, preset="nasbench201")
     return replace(config, early_stop_from=max(1, round(EARLIEST * config.epochs))) if config.early_stop else config
 

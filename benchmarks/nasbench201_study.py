@@ -1,5 +1,6 @@
 """Searches of NAS-Bench-201 in the protocol of `--preset nasbench201`, and the tabulated accuracies that they find.
 
+    python benchmarks/nasbench201_study.py [--arms preset] [--methods beta-darts] [--seeds 30 31] [--jobs 2]
     python benchmarks/nasbench201_study.py --arms first-order sge [--methods darts ...] [--seeds 10 11] [--jobs 2]
     python benchmarks/nasbench201_study.py --arms table
 
@@ -9,7 +10,8 @@ goes on, also in the middle of a run, and can be extended. What is chosen is cho
 Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
 deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
 ``first-order`` takes in all (equal passes), and each arm's paired difference from ``first-order`` with its 95 %
-confidence interval. An arm is an estimator, or a strategy that has no method. ``table`` is random search and evolution
+confidence interval. The arm ``preset`` is that command. Others are an estimator, whose alphas choose the cell, or a
+strategy that has no method. ``table`` is random search and evolution
 of as many candidates by tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
 """
 
@@ -44,7 +46,7 @@ from sgenas.searching.selection import SELECTIONS
 from sgenas.spaces import AccuracyTable, Genotype
 
 SGE: dict[str, Any] = {"estimator.name": "sge", "estimator.num_directions": 10}
-ARMS: dict[str, dict[str, Any]] = {
+ESTIMATORS: dict[str, dict[str, Any]] = {
     "first-order": {},
     "second-order": {"estimator.name": "finite-difference"},
     # the paper's network and the smoothing of its reference; and what this library recommends
@@ -53,6 +55,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "first-order-5": {"inner_steps": 5},
     "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
 }
+ARMS = {"preset": {}} | {name: settings | {"selection": None} for name, settings in ESTIMATORS.items()}
 """Settings of each arm, in place of the preset's."""
 STRATEGIES = ("random", "evolution")
 """Arms without a method: the supernet is trained on random architectures, candidates are measured with its weights."""
@@ -65,7 +68,7 @@ def main() -> None:
         data=CIFAR10,
         table=str(SHARED_DATA / "nasbench201-200epochs.csv"),
         methods={"nargs": "+", "default": methods, "choices": methods},
-        arms={"nargs": "+", "default": ["first-order"], "choices": [*ARMS, *STRATEGIES, "table"]},
+        arms={"nargs": "+", "default": ["preset"], "choices": [*ARMS, *STRATEGIES, "table"]},
         seeds=[10, 11, 12, 13, 14],
         changes={
             "default": "{}",

@@ -234,7 +234,8 @@ NASBENCH201: dict[str, Any] = {
     "selection.candidates": 7,
 }
 """One protocol for all methods in NAS-Bench-201, for one thread of a CPU: on CIFAR-10 1,560 steps with all images at
-16 x 16 pixels. Methods keep their parts, and their share of warm-up epochs. Evidence: docs/benchmarks/results.md.
+16 x 16 pixels, and 7 trainings of 400 steps. Methods keep their parts, and their share of warm-up epochs. Evidence:
+docs/benchmarks/results.md.
 """
 
 PRESETS = ("source", "paper", "nasbench201")

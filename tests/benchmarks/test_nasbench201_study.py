@@ -55,6 +55,20 @@ def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
     assert found["passes"] == [27, 22, 18]
 
 
+def test_arms_are_what_they_are_called() -> None:
+    given = Namespace(data="digits", table=None, changes='{"data.image_size": null}')
+    configs = {arm: study.configuration(given, "darts", arm, 5) for arm in (*study.ARMS, *study.STRATEGIES)}
+    assert {arm for arm, config in configs.items() if config.selection is not None} == {"preset"}
+    assert [configs[arm].strategy for arm in study.STRATEGIES] == list(study.STRATEGIES)
+    # the preset's selection apart, first order is the preset
+    assert dataclasses.replace(configs["preset"], selection=None) == configs["first-order"]
+    names = {arm: type(config.estimator).__name__ for arm, config in configs.items() if arm in study.ESTIMATORS}
+    assert list(names.values()) == ["FirstOrder", "FiniteDifference", "SGE", "SGE", "FirstOrder", "Unrolled"]
+    plain, recommended = configs["sge-plain"], configs["sge"]
+    assert (plain.space.activation, plain.estimator.smoothing) == ("relu", 0.01)  # type: ignore[attr-defined]
+    assert (recommended.space.activation, recommended.estimator.smoothing) == ("silu", 0.01)  # type: ignore[attr-defined]
+
+
 def test_table_arms_take_as_many_candidates_as_the_strategies(table: AccuracyTable) -> None:
     drawn = {}
     for kind, seed in itertools.product(study.STRATEGIES, (0, 1)):
