@@ -55,7 +55,9 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "first-order-5": {"inner_steps": 5},
     "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
 }
-ARMS = {"preset": {}} | {name: settings | {"selection": None} for name, settings in ESTIMATORS.items()}
+ARMS: dict[str, dict[str, Any]] = {"preset": {}} | {
+    name: settings | {"selection": None} for name, settings in ESTIMATORS.items()
+}
 """Settings of each arm, in place of the preset's."""
 STRATEGIES = ("random", "evolution")
 """Arms without a method: the supernet is trained on random architectures, candidates are measured with its weights."""
