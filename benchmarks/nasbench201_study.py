@@ -10,9 +10,9 @@ goes on, also in the middle of a run, and can be extended. What is chosen is cho
 Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
 deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
 ``first-order`` takes in all (equal passes), and each arm's paired difference from ``first-order`` with its 95 %
-confidence interval. The arm ``preset`` is that command. Others are an estimator, whose alphas choose the cell, or a
-strategy that has no method. ``table`` is random search and evolution
-of as many candidates by tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
+confidence interval. The arm ``preset`` is that command, of which the cells of the alphas are shown too. Others are an
+estimator, whose alphas choose the cell, or a strategy that has no method. ``table`` is random search and evolution of
+as many candidates by tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
 """
 
 import argparse
@@ -41,6 +41,7 @@ from record import (
 import sgenas
 from sgenas.methods import METHODS
 from sgenas.random import generator
+from sgenas.report import read_run
 from sgenas.report.run_record import RunRecord
 from sgenas.searching.selection import SELECTIONS
 from sgenas.spaces import AccuracyTable, Genotype
@@ -134,7 +135,7 @@ def accuracies(record: RunRecord, table: AccuracyTable) -> dict[str, float]:
 def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) -> dict[str, Any]:
     """Figures of a method and arm over the finished seeds, printed as a line."""
     found: dict[str, Any] = {"method": method, "arm": arm, "seeds": [], "final": [], "at_equal_passes": []}
-    found |= {"differences": [], "passes": [], "seconds": []}
+    found |= {"differences": [], "passes": [], "seconds": [], "by_alphas": []}
     for seed in given.seeds:
         record = finished(directory(given, method, arm, seed))
         if record is None:
@@ -143,6 +144,10 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
         found["final"].append(accuracies(record, table))
         found["passes"].append(record.epochs[-1]["forward"])
         found["seconds"].append(record.epochs[-1]["seconds"])
+        if arm == "preset":
+            first_candidate = read_run(directory(given, method, arm, seed)).candidates[0]
+            derived = sgenas.Genotype.from_dict(first_candidate["architecture"])
+            found["by_alphas"].append(table.query(derived)["cifar10"])
         first = finished(directory(given, method, "first-order", seed)) if method != "-" else None
         if first:
             limit = first.epochs[-1]["forward"]
@@ -156,6 +161,8 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
     if arm != "first-order" and len(found["differences"]) > 1:
         found["interval"] = interval(found["differences"])
         text += f"  minus first order {difference_text(found['differences'])}"
+    if found["by_alphas"]:
+        text += f"  by the alphas alone {mean_text(found['by_alphas'])}"
     if found["passes"]:
         text += f"  {mean(found['passes']):.0f} passes, {mean(found['seconds']) / 60:.1f} min"
     print(text, flush=True)
