@@ -108,12 +108,13 @@ GRID_PRESETS = {
         gpu=True,
     ),
     "small": Preset(
-        "a small version for 2 CPU cores: 15 to 50 minutes per job on one of them",
+        "a small version for 2 CPU cores: minutes per job on one of them",
         ("cifar10", "cifar100"),
         "fast",
         search={
             "derived_every": 0,
             "epochs": 6,
+            "data.image_size": 16,
             "data.train_images": 1024,
             "data.batch_size": 32,
             "space.channels": 8,
@@ -121,6 +122,9 @@ GRID_PRESETS = {
         },
         training={
             "epochs": 12,
+            "data.image_size": 16,
+            # half of the recipe's, for images of half the side
+            "data.cutout": 4,
             "data.train_images": 5000,
             "data.test_images": 5000,
             "data.batch_size": 64,
