@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 from statistics import mean
 from subprocess import CompletedProcess
@@ -43,7 +44,8 @@ from sgenas.methods import METHODS
 from sgenas.random import generator
 from sgenas.report import read_run
 from sgenas.report.run_record import RunRecord
-from sgenas.searching.selection import SELECTIONS
+from sgenas.run.config import first_difference
+from sgenas.searching.selection import SELECTIONS, TrainingSelection
 from sgenas.spaces import AccuracyTable, Genotype
 
 SGE: dict[str, Any] = {"estimator.name": "sge", "estimator.num_directions": 10}
@@ -126,6 +128,22 @@ def start(given: argparse.Namespace, method: str, arm: str, seed: int) -> "Compl
     return python(__file__, *same, "--one", method, arm, seed, check=False)
 
 
+def run_of(given: argparse.Namespace, method: str, arm: str, seed: int) -> RunRecord | None:
+    """A finished run, None if it is not finished.
+
+    Ends the study if the run has other settings, of an earlier version of the preset for example.
+    """
+    record = finished(directory(given, method, arm, seed))
+    if record is None:
+        return None
+    plain = configuration(given, method, arm, seed).to_dict()
+    # files are recorded with their absolute paths
+    ours, theirs = (each | {"table": "", "data": each["data"] | {"data": ""}} for each in (plain, record.config))
+    if difference := first_difference(ours, theirs):
+        sys.exit(f"{record.path}: {difference}; delete it, or give the study another --name")
+    return record
+
+
 def accuracies(record: RunRecord, table: AccuracyTable) -> dict[str, float]:
     """Tabulated accuracies of the final cell, in percent."""
     assert record.genotype is not None
@@ -137,18 +155,18 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
     found: dict[str, Any] = {"method": method, "arm": arm, "seeds": [], "final": [], "at_equal_passes": []}
     found |= {"differences": [], "passes": [], "seconds": [], "by_alphas": []}
     for seed in given.seeds:
-        record = finished(directory(given, method, arm, seed))
+        record = run_of(given, method, arm, seed)
         if record is None:
             continue
         found["seeds"].append(seed)
         found["final"].append(accuracies(record, table))
         found["passes"].append(record.epochs[-1]["forward"])
         found["seconds"].append(record.epochs[-1]["seconds"])
-        if arm == "preset":
+        if arm == "preset" and isinstance(configuration(given, method, arm, seed).selection, TrainingSelection):
             first_candidate = read_run(directory(given, method, arm, seed)).candidates[0]
             derived = sgenas.Genotype.from_dict(first_candidate["architecture"])
             found["by_alphas"].append(table.query(derived)["cifar10"])
-        first = finished(directory(given, method, "first-order", seed)) if method != "-" else None
+        first = run_of(given, method, "first-order", seed) if method != "-" else None
         if first:
             limit = first.epochs[-1]["forward"]
             within = [each["tabulated_cifar10"] for each in record.epochs if each["forward"] <= limit]

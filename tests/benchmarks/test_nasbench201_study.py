@@ -44,8 +44,7 @@ def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
         ("sge", 1): record(NAMES[40], [11, 22]),
         ("sge", 2): record(NAMES[50], [9, 18]),
     }
-    monkeypatch.setattr(study, "directory", lambda given, method, arm, seed: (arm, seed))
-    monkeypatch.setattr(study, "finished", runs.get)
+    monkeypatch.setattr(study, "run_of", lambda given, method, arm, seed: runs.get((arm, seed)))
     found = study.row(Namespace(seeds=[0, 1, 2, 3]), table, "darts", "sge")
     own = {name: ACCURACIES[NAMES[name]][0] for name in (10, 20, 30, 40)}
     assert found["seeds"] == [0, 1, 2]
@@ -53,6 +52,16 @@ def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
     # the second one has no epoch with as few passes
     assert found["at_equal_passes"] == [own[30], None]
     assert found["passes"] == [27, 22, 18]
+
+
+def test_run_of_other_settings_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Namespace(data="digits", table=None, changes='{"data.image_size": null}', out="runs", name="preset")
+    plain = study.configuration(given, "darts", "first-order", 3).to_dict()
+    own = dataclasses.replace(record(NAMES[0], [5]), config=plain | {"data": plain["data"] | {"data": "/absolute"}})
+    monkeypatch.setattr(study, "finished", lambda path: own)
+    assert study.run_of(given, "darts", "first-order", 3) is own
+    with pytest.raises(SystemExit, match="selection is .* here, None there"):
+        study.run_of(given, "darts", "preset", 3)
 
 
 def test_arms_are_what_they_are_called() -> None:

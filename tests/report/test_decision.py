@@ -122,8 +122,22 @@ def test_selection_says_with_which_weights_it_measured() -> None:
     record = searched("nasbench201", (Edge(0, 2, "sep_conv_3x3"),), OPTIONS, np.zeros((1, 2, 3)))
     assert selected(record) == ""
     shared = [{"architecture": {}, "accuracy": accuracy} for accuracy in (0.5, 0.7)]
-    alone = [row | {"steps": 400} for row in shared]
-    ending = ": the best candidate has 70.00\u00a0% validation accuracy, their mean 60.00\u00a0%."
-    texts = [selected(replace(record, candidates=tuple(rows))) for rows in (shared, alone)]
-    assert texts[0] == f"Selected by 2 measurements with the supernet's weights{ending}"
-    assert texts[1] == f"Selected by 2 measurements after 400 steps of training from scratch{ending}"
+    text = "Selected by 2 measurements with the supernet's weights: the best candidate has 70.00\u00a0% validation"
+    assert selected(replace(record, candidates=tuple(shared))) == f"{text} accuracy, their mean 60.00\u00a0%."
+    assert groups(replace(record, candidates=tuple(shared))) == []
+
+
+def test_selection_by_training_says_what_it_kept() -> None:
+    record = searched("nasbench201", (Edge(0, 2, "sep_conv_3x3"),), OPTIONS, np.zeros((1, 2, 3)))
+    rows = [{"architecture": {}, "accuracy": accuracy, "steps": 400, "kept": False} for accuracy in (0.5, 0.6)]
+    start = "Selected by 2 measurements after 400 steps of training from scratch: the architecture of the alphas has"
+    texts = []
+    for kept in (0, 1):
+        candidates = [row | {"kept": number == kept} for number, row in enumerate(rows)]
+        decided = replace(record, candidates=tuple(candidates))
+        texts.append(selected(decided))
+        # the alphas have decided, but for one place
+        assert groups(decided) == groups(record)
+    said = f"{start} 50.00\u00a0% validation accuracy"
+    assert texts[0] == f"{said} and was kept; the best candidate has 60.00\u00a0%."
+    assert texts[1] == f"{said}, the one that replaces it 60.00\u00a0%."

@@ -62,8 +62,8 @@ class Group:
 
 
 def groups(record: RunRecord) -> list[Group]:
-    """The decisions of the alphas; empty until there are alphas and an architecture, and if a selection has decided."""
-    if record.alphas is None or record.candidates:
+    """The decisions of the alphas; empty until there are alphas and an architecture, and if others have decided."""
+    if record.alphas is None or not all("kept" in row and "steps" in row for row in record.candidates):
         return []
     moment, tables = _moment(record), record.alphas.tables
     if record.choices is not None:
@@ -136,9 +136,18 @@ def selected(record: RunRecord) -> str:
     text = f"Selected by {len(record.candidates)} measurements {weights}"
     if not found or "architecture" not in record.candidates[0]:
         return f"{text}."
-    return (
-        f"{text}: the best candidate has {percent(max(found))} validation accuracy, their mean {percent(fmean(found))}."
-    )
+    if not steps:
+        average = percent(fmean(found))
+        return f"{text}: the best candidate has {percent(max(found))} validation accuracy, their mean {average}."
+    first, kept = record.candidates[0], next(row for row in record.candidates if row.get("kept"))
+    said = f"{text}: the architecture of the alphas has {_accuracy(first)} validation accuracy"
+    if kept is first:
+        return f"{said} and was kept; the best candidate has {percent(max(found))}."
+    return f"{said}, the one that replaces it {_accuracy(kept)}."
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    return percent(row["accuracy"]) if is_number(row.get("accuracy")) else NOTHING
 
 
 def evaluated(evaluation: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:

@@ -148,6 +148,11 @@ def result_row(run: Any) -> dict[str, Any]:
     return row
 
 
+def _or_none(value: Any) -> Any:
+    """JSON has no NaN: a candidate that diverged has no loss."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_results(run: Any) -> None:
     """Writes the alphas so far, the current architecture and the candidates of a search to its run directory."""
     run.run_dir.write_arrays("alphas.npz", alpha_arrays(run.space, run.alpha_history))
@@ -155,7 +160,7 @@ def write_results(run: Any) -> None:
     if run.chosen is not None:
         chosen = run.space.architecture_to_dict(architecture)
         # one candidate per line
-        rows = ",\n".join(json.dumps(row) for row in run.candidates)
+        rows = ",\n".join(json.dumps({name: _or_none(value) for name, value in row.items()}) for row in run.candidates)
         run.run_dir.write_text("selection.json", f'{{"chosen": {json.dumps(chosen)}, "candidates": [\n{rows}\n]}}\n')
     if isinstance(architecture, Genotype):
         run.run_dir.write_text("genotype.json", architecture.to_json())

@@ -52,7 +52,7 @@ def selection_of(
     usual = SELECTIONS.get(SELECTION_OF[strategy])
     chosen = SELECTIONS.get(selection)() if isinstance(selection, str) else selection or usual()
     alone = isinstance(chosen, AlphaSelection)
-    require(alone or not early_stop, "early_stop", "left out with a selection that measures the last supernet", True)
+    require(alone or not early_stop, "early_stop", "left out unless selection is alphas, which it goes back to", True)
     if strategy == "gradient":
         return chosen
     if type(chosen) is not usual:

@@ -107,6 +107,10 @@ class SearchSpace(ABC):
         """The space whose network is measured, in which dropout is off; cell spaces have none."""
         return self
 
+    def with_all_channels(self) -> Self:
+        """The space whose operations have all channels, as in derived networks; not so partially connected cells."""
+        return self
+
     def draw_noise(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict | None:
         """The noise of a stochastic relaxation for one alpha step, None for a deterministic one.
 

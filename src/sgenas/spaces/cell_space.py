@@ -1,10 +1,11 @@
 """The spaces of cells: what DARTS and NAS-Bench-201 have in common."""
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -173,6 +174,13 @@ class CellSpace(SearchSpace):
         unset = {name: value for name, value in options.items() if getattr(self.settings, name) is None}
         if unset:
             self._take_settings(replace(self.settings, **unset))
+
+    def with_all_channels(self) -> Self:
+        if self.partial_channels == 1:
+            return self
+        other = copy.copy(self)
+        other._take_settings(replace(self.settings, partial_channels=1))
+        return other
 
     @property
     def genotype_space(self) -> str:

@@ -11,10 +11,11 @@ from sgenas import tree
 from sgenas.bilevel import Cost
 from sgenas.errors import require
 from sgenas.fields import option
-from sgenas.random import Seed, generator, seed_of
+from sgenas.random import Seed, generator, seed_of, seeded
 from sgenas.searching.callbacks.evaluation import Measure
 from sgenas.searching.drawing import key_of
 from sgenas.searching.objectives import Seeded
+from sgenas.searching.schedules import Cosine
 from sgenas.searching.selection.base import SELECTIONS, Batches, Selection, kept_columns, measured, quality, rule_of
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.wrapped import Given
@@ -23,15 +24,20 @@ if TYPE_CHECKING:
     from sgenas.searching.loop import Search
 
 
+FINAL_SHARE = 1 / 25
+"""The last learning rate in units of the first: that of DARTS' search."""
+
+
 @dataclass(frozen=True)
 class TrainingSelection(Selection):
     """The best of the derived architecture and its closest neighbors, each trained from scratch for a short time.
 
-    A neighbor has the runner-up on one edge, or in one choice, and is the closer the smaller the lead there. All train
-    from the same weights on the same batches, within the supernet with the mixing weights of one architecture, by the
-    optimizer of the weights and its schedule, run through once in ``steps`` steps. The best has the highest validation
-    accuracy, of equal ones the lowest loss. It replaces the derived architecture if it gains more than ``margin``: the
-    alphas come from a whole search, and a short training favors what trains fast.
+    A neighbor has the runner-up on one edge, or in one choice, and is the closer the smaller the lead there; with a
+    budget it is the best architecture within the limits if that were so. All train from the same weights on the same
+    batches, within the supernet with the mixing weights of one architecture and all channels, by the optimizer of the
+    weights, whose learning rate falls along a cosine. The best has the highest validation accuracy, of equal ones the
+    lowest loss. It replaces the derived architecture if it gains more than ``margin``: the alphas come from a whole
+    search, and a short training favors what trains fast. Candidates that diverge are out.
 
     Comparing by short training from scratch follows DARTS (Liu et al., arXiv:1806.09055, section 3.1), which compares
     the cells of four searches; that the candidates are neighbors in one search is this library's.
@@ -58,27 +64,39 @@ class TrainingSelection(Selection):
         require(rule_of(space).threshold is None, "discretization", limit, space.discretization)
 
     def cost(self, search: "Search", batches: int) -> Cost:
-        steps = self.candidates * self.steps
-        return Cost(steps + self.candidates * batches, steps, steps)
+        rows = sum(prod(shape[:-1]) for shape in search.space.shapes.values())
+        count = min(self.candidates, 1 + rows)
+        return Cost(count * (self.steps + batches), count * self.steps, count * self.steps)
 
     def select(self, search: "Search", batches: Batches, measure: Measure) -> Any:
-        trained, state, space, start = [], search.state, search.space, search.streams[0].state_dict()
+        trained, state, space = [], search.state, search.space
+        stream, alone = search.streams[0], space.with_all_channels()
+        start = stream.state_dict()
+        if "start" in start:
+            # this is the end of a pass, which need not be gone through again
+            start["taken"] = 0
         try:
             for architecture, change in self._candidates(search):
                 mixing = tree.to(space.one_hot(architecture), search.device)
-                search.space = space.with_parts(relaxation=Given(mixing))
-                search.streams[0].load_state_dict(start)
-                search.streams[0].restore_generators(start)
+                search.space = alone.with_parts(relaxation=Given(mixing))
+                stream.load_state_dict(start)
+                stream.restore_generators(start)
                 self._train(search)
-                search.space, plain = space, space.architecture_to_dict(architecture)
+                plain = space.architecture_to_dict(architecture)
                 row = measured(search, batches, measure, mixing, architecture=plain, steps=self.steps, **change)
                 trained.append((row, architecture))
+                search.space = space
         finally:
             search.state, search.space = state, space
-        derived, best = trained[0], max(trained, key=lambda pair: quality(pair[0]))
-        if math.isnan(best[0].get("loss", 0.0)):
+        finite = [row for row, _ in trained if math.isfinite(row.get("loss", 0.0))]
+        if not finite:
             raise search.diverged("loss is nan after the training of every candidate of the selection", search.step)
-        return best[1] if improves(best[0], derived[0], self.margin) else derived[1]
+        derived, best = trained[0][0], max(finite, key=quality)
+        kept = best if derived not in finite or improves(best, derived, self.margin) else derived
+        number = next(number for number, (row, _) in enumerate(trained) if row is kept)
+        for place, candidate in enumerate(search.candidates):
+            candidate["kept"] = place == number
+        return trained[number][1]
 
     def _candidates(self, search: "Search") -> Iterator[tuple[Any, dict[str, Any]]]:
         """Different architectures, the derived one first, and where each differs from it."""
@@ -88,7 +106,8 @@ class TrainingSelection(Selection):
             key = key_of(search.space, architecture)
             if key not in known and len(known) < self.candidates:
                 known.add(key)
-                yield architecture, change
+                # within a budget other places may change, too
+                yield architecture, change if search.costs is None else {}
 
     def _train(self, search: "Search") -> None:
         """Trains the weights that all candidates start from in the space of the search; they end in its state."""
@@ -98,8 +117,11 @@ class TrainingSelection(Selection):
         lr = getattr(optimizer, "lr", None)
         for step in range(self.steps):
             if lr is not None:
-                optimizer = dataclasses.replace(optimizer, lr=search._schedule(lr, step, self.steps))  # type: ignore[type-var]
-            batch = Seeded(next(search.streams[0]), Seed(seed_of(search.seed, f"selection/{step}")))
+                rate = Cosine(FINAL_SHARE * lr)(lr, step, self.steps)
+                optimizer = dataclasses.replace(optimizer, lr=rate)  # type: ignore[type-var]
+            seed = seed_of(search.seed, f"selection/{step}")
+            with seeded(seed):
+                batch = Seeded(next(search.streams[0]), Seed(seed))
             search.state = objectives.problem(optimizer, [], None).run(search.state, search.alphas, [batch]).end
         search.cost += Cost(self.steps, self.steps, self.steps)
 
@@ -107,10 +129,11 @@ class TrainingSelection(Selection):
 def improves(found: dict[str, float], before: dict[str, float], margin: float) -> bool:
     """Whether ``found`` is better by more than a margin, in accuracy, or without accuracy as a share of the loss."""
     if "accuracy" in found:
-        return found["accuracy"] - before["accuracy"] > margin
-    if math.isnan(before["loss"]):
-        return not math.isnan(found["loss"])
-    return before["loss"] - found["loss"] > margin * abs(before["loss"])
+        gain = found["accuracy"] - before["accuracy"]
+    else:
+        gain, margin = before["loss"] - found["loss"], margin * abs(before["loss"])
+    # accuracies are quotients, and three points should not be more than three points
+    return gain > margin + 1e-9
 
 
 def neighbors(search: "Search") -> list[tuple[tree.TensorDict, dict[str, Any]]]:
@@ -128,6 +151,9 @@ def neighbors(search: "Search") -> list[tuple[tree.TensorDict, dict[str, Any]]]:
             exchanged = {key: value.detach().clone() for key, value in alphas.items()}
             own = exchanged[name].view(-1, table.shape[-1])[row]
             own[[best, second]] = own[[second, best]]
+            if own[best] == own[second]:
+                # of equal ones the first would win again
+                own[second] += 1e-6 * (1 + own[second].abs())
             change: dict[str, Any] = {"table": name, "lead": float(weights[order[0]] - weights[order[1]])}
             if hasattr(space, "edges"):
                 change["edge"] = "{}->{}".format(*space.edges[row])
