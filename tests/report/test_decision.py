@@ -141,3 +141,9 @@ def test_selection_by_training_says_what_it_kept() -> None:
     said = f"{start} 50.00\u00a0% validation accuracy"
     assert texts[0] == f"{said} and was kept; the best candidate has 60.00\u00a0%."
     assert texts[1] == f"{said}, the one that replaces it 60.00\u00a0%."
+
+
+def test_selection_without_a_mark_is_described_by_its_best_candidate() -> None:
+    record = searched("nasbench201", (Edge(0, 2, "sep_conv_3x3"),), OPTIONS, np.zeros((1, 2, 3)))
+    rows = ({"architecture": {}, "accuracy": 0.5, "steps": 400},)
+    assert selected(replace(record, candidates=rows)).endswith("their mean 50.00\u00a0%.")

@@ -136,10 +136,10 @@ def selected(record: RunRecord) -> str:
     text = f"Selected by {len(record.candidates)} measurements {weights}"
     if not found or "architecture" not in record.candidates[0]:
         return f"{text}."
-    if not steps:
+    first, kept = record.candidates[0], next((row for row in record.candidates if row.get("kept")), None)
+    if not steps or kept is None:
         average = percent(fmean(found))
         return f"{text}: the best candidate has {percent(max(found))} validation accuracy, their mean {average}."
-    first, kept = record.candidates[0], next(row for row in record.candidates if row.get("kept"))
     said = f"{text}: the architecture of the alphas has {_accuracy(first)} validation accuracy"
     if kept is first:
         return f"{said} and was kept; the best candidate has {percent(max(found))}."

@@ -94,7 +94,7 @@ def render(record: RunRecord, cell: bytes | None, curves: bytes) -> str:
         cell=None if cell is None else data_uri(cell),
         curves=data_uri(curves),
         groups=found,
-        summary=summary(found) if found else selected(record),
+        summary=" ".join(filter(None, (selected(record), summary(found) if found else ""))),
         color=color,
         evaluation=None if record.evaluation is None else evaluated(record.evaluation),
         headings=[heading for _, heading, _ in columns],
