@@ -81,7 +81,7 @@ class Panel:
             values = (*axes.get_ylim(), *self.extent)
             axes.set_ylim(min(values), max(values))
             if not self.operations and (many or len(self.lines) > 1):
-                _legend(axes)
+                _legend(axes, self.title)
         finish(axes, self.title, self.xlabel, self.ylabel)
 
     @staticmethod
@@ -169,13 +169,13 @@ def finish(axes: "Axes", title: str, xlabel: str, ylabel: str) -> None:
         axes.text(0.5, 0.5, "no data yet", transform=axes.transAxes, ha="center", color="#666666")
 
 
-def _legend(axes: "Axes") -> None:
-    """A legend of up to three lines beside the title, where it covers no data; a larger one inside."""
+def _legend(axes: "Axes", title: str) -> None:
+    """A legend beside the title, where it covers no data, if there is room; else inside."""
     where: dict[str, Any] = {"loc": "best", "ncols": 2, "framealpha": 0.7, "edgecolor": "none"}
-    if len(axes.get_legend_handles_labels()[0]) <= 3:
-        where = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "borderaxespad": 0.0, "ncols": 3}
-        where["frameon"] = False
-    axes.legend(fontsize=8, columnspacing=1.0, handlelength=1.8, **where)
+    # in letters: a line in front of a label is as wide as 4, a panel as 55
+    if len(title) + sum(4 + len(label) for label in axes.get_legend_handles_labels()[1]) <= 55:
+        where = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "borderaxespad": 0, "ncols": 3, "frameon": False}
+    axes.legend(fontsize=8, columnspacing=0.8, handlelength=1.4, **where)
 
 
 def whole_numbers(axis: "Axis") -> None:
