@@ -1,5 +1,6 @@
 """--strategy and --selection on the command line, and `sgenas rank`'s errors."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sgenas.searching.selection import (
     RandomSelection,
     TrainingSelection,
 )
+
+
+TABLE = Path(__file__).parents[3] / "shared" / "data" / "nasbench201-200epochs.csv"
 
 
 def parsed(*line: str) -> Any:
@@ -79,8 +83,24 @@ def test_run_directory_is_named_after_the_strategy(
     sizes = ("--channels", "2", "--layers", "1", "--epochs", "1", "--candidates", "2", "--device", "cpu")
     assert main([*line, *sizes, "--threads", "1", "--strategy", "random"]) == 0
     assert (tmp_path / "runs" / "random-digits-0" / "selection.json").exists()
-    assert "random search on digits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "random search on digits" in said
+    assert "Selected by 2 measurements with the supernet's weights" in said
     assert main(["rank", "runs/random-digits-0"]) == 2
     assert capsys.readouterr().err.startswith("sgenas: --table ")
     assert main(["rank", "runs/random-digits-0", "--table", "nothing.csv"]) == 2
     assert "nothing.csv cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="needs the table of NAS-Bench-201")
+def test_end_of_a_search_says_what_was_selected_and_what_it_is_worth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ("search", "--data", "digits", "--train-images", "48", "--batch-size", "16", "--space", "nasbench201")
+    sizes = ("--channels", "2", "--layers", "1", "--epochs", "1", "--candidates", "2", "--candidate-steps", "3")
+    more = ("--device", "cpu", "--threads", "1", "--selection", "training", "--table", str(TABLE))
+    assert main([*line, *sizes, *more, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "Selected by 2 measurements after 3 steps of training from scratch" in said
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"{last['tabulated_cifar10']:.2f} % on cifar10 (rank {last['rank_cifar10']:,})" in said

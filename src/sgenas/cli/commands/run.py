@@ -185,6 +185,7 @@ def opening(record: Mapping[str, Any]) -> str:
 def close(path: Path) -> None:
     """Draws the pictures of a finished run and prints its cell, its accuracy, its cost, and the files."""
     from sgenas.report import cost, read_run, save_all
+    from sgenas.report.decision import selected
 
     written = save_all(path)
     record = read_run(path)
@@ -199,6 +200,12 @@ def close(path: Path) -> None:
     elif "val_accuracy" in last:
         chance = 100 / max(1, len(record.environment.get("classes", ())))
         say(f"validation accuracy of the supernet: {last['val_accuracy']:.2%} (chance {chance:.3g} %) {after}")
+    if record.candidates:
+        say(selected(record))
+    known = {name.removeprefix("tabulated_"): value for name, value in last.items() if name.startswith("tabulated_")}
+    if known:
+        each = (f"{value:.2f} % on {name} (rank {last[f'rank_{name}']:,})" for name, value in known.items())
+        say(f"tabulated accuracy of the cell: {', '.join(each)}")
     found = {word: last.get(f"derived_{name}") for name, word in DERIVED.items()}
     costs = [f"{value:,.0f} {word}" for word, value in found.items() if value is not None]
     if costs:
