@@ -18,7 +18,6 @@ from sgenas.searching.selection import (
     TrainingSelection,
 )
 
-
 TABLE = Path(__file__).parents[3] / "shared" / "data" / "nasbench201-200epochs.csv"
 
 
