@@ -109,6 +109,13 @@ def test_data_continues_where_it_stood(name: str, steps: int, tmp_path: Path) ->
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
 
+def test_class_weights_without_a_number_of_threads() -> None:
+    """The passes that choose it have batches with the factors of the classes."""
+    config = cells(epochs=1, data={"class_weights": "balanced"})
+    assert config.threads is None
+    assert config.run(progress=False).finished
+
+
 @pytest.mark.slow
 def test_shards_and_class_weights_resume_exactly(tmp_path: Path) -> None:
     config = cells(data={"data_parallel": 2, "class_weights": "balanced"}, estimator=SGE(num_directions=2))

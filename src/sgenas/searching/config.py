@@ -287,7 +287,7 @@ class SearchConfig(Configuration):
         weights, alphas = (
             draw(generator(self.seed, "threads")) for draw in (space.initial_weights, space.initial_alphas)
         )
-        images, labels = next(iter(parts.batches()))
+        images, labels, *_ = next(iter(parts.batches()))
 
         def one_pass() -> None:
             leaves = tree.leaves(weights)
