@@ -9,6 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.data.sources import DATASET_SOURCES
+from sgenas.methods import METHODS
+from sgenas.optim.base import INNER_OPTIMIZERS
+
 FOLDER = Path(__file__).parents[1] / "examples"
 QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "hyper_cleaning": ({"TRAINING_STEPS": 100}, ["--steps", "15", "--estimator", "finite-difference"]),
@@ -23,6 +28,13 @@ QUICK: dict[str, tuple[dict[str, Any], list[str]]] = {
     "black_box_decay": ({}, ["--steps", "4"]),
 }
 """Constants and arguments of a quick run."""
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example registers its parts each time it is loaded."""
+    for registry in (ESTIMATORS, INNER_OPTIMIZERS, METHODS, DATASET_SOURCES):
+        monkeypatch.setattr(registry, "_items", dict(registry._items))
 
 
 def load(name: str) -> ModuleType:

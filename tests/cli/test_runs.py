@@ -189,7 +189,7 @@ def test_second_ctrl_c_ends_at_once_without_a_traceback(
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [(SEARCH, signal.SIGINT), pytest.param(TRAIN, signal.SIGTERM, marks=pytest.mark.slow)],
+    [(SEARCH, signal.SIGINT), pytest.param((*TRAIN, "--warmup", "1"), signal.SIGTERM, marks=pytest.mark.slow)],
     ids=["search", "train"],
 )
 def test_signal_stops_after_a_checkpoint_and_resume_ends_in_the_same_place(

@@ -124,7 +124,7 @@ MISTAKES = {
         partial(step, data={"class_weights": "balanced"}),
     ),
     "derived cell left on the CPU": Mistake(
-        Evaluation, "on_epoch_end", f"tree.to({ONE_HOT}, run.device)", ONE_HOT, whole_search
+        Evaluation, "_measure_derived", f"tree.to({ONE_HOT}, run.device)", ONE_HOT, whole_search
     ),
     "start of the eigenvalue left on the CPU": Mistake(
         HessianEigenvalue, "on_epoch_end", "start.to(run.device)", "start", partial(whole_search, eigenvalue_every=1)
@@ -157,8 +157,8 @@ MISTAKES = {
     "a number read in every step": Mistake(
         loop.Search,
         "_gradient_norm",
-        '"weight_grad_norm": norm',
-        '"weight_grad_norm": norm * norm.item()',
+        '"weight_grad_norm": self.state.grad_norm',
+        '"weight_grad_norm": self.state.grad_norm * self.state.grad_norm.item()',
         counts,
         "item|scalar",
     ),
