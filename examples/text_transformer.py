@@ -179,6 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         estimator=ESTIMATORS[options.estimator],
         weight_optimizer=sg.optim.SGD(lr=0.3, momentum=0.9, weight_decay=3e-4, grad_clip=1.0),
         arch_optimizer=sg.optim.Adam(lr=0.03, betas=(0.5, 0.999), weight_decay=1e-3),
+        # a large rate with a low end: the feed-forward parts rank differently while it is high
+        schedule=sg.schedules.Cosine(0.001),
         epochs=epochs,
         warmup_epochs=3,
         progress=False,
