@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from killed_selections import assert_killed_selection_repeats
 from same_runs import assert_same_runs
 from stopping import stop_after
 from tiny_searches import cells, module_search, steps, unstarted, unstarted_cells
@@ -395,24 +396,7 @@ def test_search_that_is_killed_in_the_selection_repeats_it(tmp_path: Path, monke
     config = cells(
         selection=PerturbationSelection(finetune_epochs=1), estimator=SGE(num_directions=2), data={"batch_size": 24}
     )
-    whole = config.run(tmp_path / "whole", progress=False)
-    plain, calls = perturbation.measured, itertools.count()
-
-    def killed(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == 7:
-            raise KeyboardInterrupt
-        return plain(*arguments, **named)
-
-    monkeypatch.setattr(perturbation, "measured", killed)
-    with pytest.raises(KeyboardInterrupt):
-        config.run(tmp_path / "run", progress=False)
-    result = config.run(tmp_path / "run", progress=False)
-    assert (result.genotype, result.cost) == (whole.genotype, whole.cost)
-    assert_same_runs(tmp_path / "whole", tmp_path / "run")
-    texts = [(tmp_path / name / "selection.json").read_text() for name in ("whole", "run")]
-    assert texts[0] == texts[1]
-    again = config.run(tmp_path / "run", progress=False)
-    assert (again.genotype, again.finished) == (whole.genotype, True)
+    assert_killed_selection_repeats(config, perturbation, 7, tmp_path, monkeypatch)
 
 
 def test_stopped_search_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:

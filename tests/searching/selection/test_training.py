@@ -1,6 +1,5 @@
 """Selection by short training: against trainings written out, and as a part of a search."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from same_runs import assert_same_runs
+from killed_selections import assert_killed_selection_repeats
 from tiny_searches import cells, module_search, net, rows, steps, unstarted, unstarted_cells
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -216,23 +215,8 @@ def test_predicted_passes_are_those_taken(space: Any) -> None:
 
 def test_search_that_is_killed_in_the_selection_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = cells(space=SMALL, selection=TrainingSelection(candidates=3, steps=4), estimator=SGE(num_directions=2))
-    whole = config.run(tmp_path / "whole", progress=False)
-    plain, calls = training.measured, itertools.count()
-
-    def killed(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return plain(*arguments, **named)
-
-    monkeypatch.setattr(training, "measured", killed)
-    with pytest.raises(KeyboardInterrupt):
-        config.run(tmp_path / "run", progress=False)
-    result = config.run(tmp_path / "run", progress=False)
-    assert (result.genotype, result.cost) == (whole.genotype, whole.cost)
-    assert_same_runs(tmp_path / "whole", tmp_path / "run")
-    texts = [(tmp_path / name / "selection.json").read_text() for name in ("whole", "run")]
-    assert texts[0] == texts[1]
-    assert texts[0].count('"architecture"') == 3
+    text = assert_killed_selection_repeats(config, training, 1, tmp_path, monkeypatch)
+    assert text.count('"architecture"') == 3
 
 
 @pytest.mark.parametrize("discretization", [ThresholdEdges(), TopEdges(threshold=0.5)])

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from sgenas import tree
@@ -64,7 +63,7 @@ class TrainingSelection(Selection):
         require(rule_of(space).threshold is None, "discretization", limit, space.discretization)
 
     def cost(self, search: "Search", batches: int) -> Cost:
-        rows = sum(prod(shape[:-1]) for shape in search.space.shapes.values())
+        rows = sum(math.prod(shape[:-1]) for shape in search.space.shapes.values())
         count = min(self.candidates, 1 + rows)
         return Cost(count * (self.steps + batches), count * self.steps, count * self.steps)
 
@@ -88,23 +87,26 @@ class TrainingSelection(Selection):
                 search.space = space
         finally:
             search.state, search.space = state, space
-        finite = [row for row, _ in trained if math.isfinite(row.get("loss", 0.0))]
+        rows = [row for row, _ in trained]
+        finite = [place for place, row in enumerate(rows) if math.isfinite(row.get("loss", 0.0))]
         if not finite:
             raise search.diverged("loss is nan after the training of every candidate of the selection", search.step)
-        derived, best = trained[0][0], max(finite, key=quality)
-        kept = best if derived not in finite or improves(best, derived, self.margin) else derived
-        number = next(number for number, (row, _) in enumerate(trained) if row is kept)
+        best = max(finite, key=lambda place: quality(rows[place]))
+        # the derived one is the first
+        kept = best if 0 not in finite or improves(rows[best], rows[0], self.margin) else 0
         for place, candidate in enumerate(search.candidates):
-            candidate["kept"] = place == number
-        return trained[number][1]
+            candidate["kept"] = place == kept
+        return trained[kept][1]
 
     def _candidates(self, search: "Search") -> Iterator[tuple[Any, dict[str, Any]]]:
         """Different architectures, the derived one first, and where each differs from it."""
         known: set[str] = set()
         for alphas, change in [(search.final_alphas, {}), *neighbors(search)]:
+            if len(known) == self.candidates:
+                break
             architecture = search.derive(alphas)
             key = key_of(search.space, architecture)
-            if key not in known and len(known) < self.candidates:
+            if key not in known:
                 known.add(key)
                 # within a budget other places may change, too
                 yield architecture, change if search.costs is None else {}
@@ -144,7 +146,7 @@ def neighbors(search: "Search") -> list[tuple[tree.TensorDict, dict[str, Any]]]:
         columns = kept_columns(space, name)
         if len(columns) < 2:
             continue
-        for row in range(prod(table.shape[:-1])):
+        for row in range(math.prod(table.shape[:-1])):
             weights = table.view(-1, table.shape[-1])[row, columns]
             order = weights.argsort(descending=True, stable=True)[:2].tolist()
             best, second = (columns[place] for place in order)
