@@ -193,8 +193,19 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """That many CPU threads for PyTorch's operations, None for as they are; as before at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def fastest_threads(step: Callable[[], object], *, repeats: int = 2) -> int:
-    """1 or the current number of threads, whichever runs ``step`` faster; sets it for the process.
+    """1 or the current number of threads, whichever runs ``step`` faster.
 
     Small networks are bound by the number of operations, so that a second thread only adds waiting.
     """
@@ -204,11 +215,9 @@ def fastest_threads(step: Callable[[], object], *, repeats: int = 2) -> int:
     seconds = {}
     step()
     for count in (every, 1):
-        torch.set_num_threads(count)
-        seconds[count] = min(time_calls(step, torch.device("cpu"), repeats=repeats, warm_up=0))
-    chosen = min(seconds, key=seconds.__getitem__)
-    torch.set_num_threads(chosen)
-    return chosen
+        with cpu_threads(count):
+            seconds[count] = min(time_calls(step, torch.device("cpu"), repeats=repeats, warm_up=0))
+    return min(seconds, key=seconds.__getitem__)
 
 
 def time_calls(

@@ -20,7 +20,6 @@ import sys
 import torch
 from tiny_searches import cells, module_search
 from sgenas import SGE
-from sgenas.run.distributed import joined
 torch.set_num_threads(1)
 kind, path = sys.argv[1:]
 settings = {"epochs": 100, "log_every": 3, "checkpoint_every": 1}
@@ -33,8 +32,7 @@ elif kind == "first order":
 elif kind == "sge":
     cells(estimator=SGE(num_directions=2, control_variate="finite-difference"), **settings).run(path, progress=False)
 else:
-    with joined(60) as processes:
-        cells(estimator=sge, **settings | {"epochs": 60}).run(path, processes=processes, progress=False)
+    cells(estimator=sge, **settings | {"epochs": 60}).run(path, progress=False)
 """
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 

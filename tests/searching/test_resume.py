@@ -24,6 +24,8 @@ from sgenas.optim import SGD, Adam
 from sgenas.run.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
 from sgenas.searching.callbacks import EarlyStopping, Evaluation, HessianEigenvalue
 from sgenas.searching.callbacks.evaluation import Measure
+from sgenas.spaces.darts_space.published import find_genotype
+from sgenas.training import TrainConfig
 
 # a search from Python and cells by configuration, each with every part that has a state
 SGE_ = SGE(num_directions=2, smoothing=0.1)
@@ -107,6 +109,38 @@ def test_data_continues_where_it_stood(name: str, steps: int, tmp_path: Path) ->
     module_search(run_dir=tmp_path / "run", stop=stop_after(steps), **SOURCES[name](), **settings)
     module_search(run_dir=tmp_path / "run", **SOURCES[name](), **settings)
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_search_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training after it in the same process, as in `table1`, has its own."""
+    during: list[int] = []
+
+    def stop() -> bool:
+        during.append(torch.get_num_threads())
+        return True
+
+    monkeypatch.setattr("sgenas.searching.config.fastest_threads", lambda step: 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cells().run(stop=stop, progress=False)
+        cells(threads=3).run(stop=stop, progress=False)
+        assert (during, torch.get_num_threads()) == ([1, 3], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["search", "training"])
+def test_scripts_that_torchrun_starts_share_their_run(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shared(Exception): ...
+
+    def fail() -> None:
+        raise Shared
+
+    monkeypatch.setattr("sgenas.run.distributed.launched", fail)
+    config = cells() if kind == "search" else TrainConfig(find_genotype("darts-v2"))
+    with pytest.raises(Shared):
+        config.run(progress=False)
 
 
 def test_class_weights_without_a_number_of_threads() -> None:

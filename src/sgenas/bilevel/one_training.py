@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sgenas.device import cpu_threads
 from sgenas.errors import one_line
 from sgenas.random import seeded
 from sgenas.tree import Tree
@@ -110,10 +111,5 @@ def _threads(count: int | None) -> Iterator[None]:
     # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()
-    with threadpool_limits(count):  # type: ignore[no-untyped-call]
-        torch.set_num_threads(count)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+    with threadpool_limits(count), cpu_threads(count):  # type: ignore[no-untyped-call]
+        yield

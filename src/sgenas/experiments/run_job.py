@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sgenas.errors import SgenasError
 from sgenas.experiments.grid import Job, load_grid
@@ -14,6 +15,7 @@ from sgenas.experiments.outcome import (
     read_outcome,
     write_outcome,
 )
+from sgenas.run.distributed import ALONE
 
 STOP_FILE = "stop"
 """In the grid's directory: asks every job to write its checkpoint and stop."""
@@ -49,12 +51,13 @@ def run_job(
             return kept
         forget_outcome(job)
         stage = "search"
+        options: dict[str, Any] = {"stop": stop, "processes": ALONE, "progress": progress}
         try:
-            found = job.search.run(job.search_dir, stop=stop, progress=progress)
+            found = job.search.run(job.search_dir, **options)
             if not found.finished:
                 return None
             stage = "training"
-            trained = job.training(found.genotype).run(job.training_dir, stop=stop, progress=progress)
+            trained = job.training(found.genotype).run(job.training_dir, **options)
             if not trained.finished:
                 return None
             outcome = Outcome(now(), figures=figures_of(job))

@@ -56,17 +56,18 @@ def _number(name: str, default: int) -> int:
 
 
 @contextlib.contextmanager
-def joined(timeout: float = TIMEOUT) -> Iterator["Processes"]:
+def joined(timeout: float = TIMEOUT, *, given: "Processes | None" = None) -> Iterator["Processes"]:
     """Joins the processes that torchrun has started, and leaves at the end; without torchrun there is one.
 
     Args:
         timeout: Seconds to wait for the others, here and later.
+        given: Processes that have joined already, for others to leave.
 
     Raises:
         ProcessError: If they do not join.
     """
-    if not launched():
-        yield ALONE
+    if given is not None or not launched():
+        yield given or ALONE
         return
     wait = timedelta(seconds=timeout)
     gpus = torch.cuda.is_available() and dist.is_nccl_available()

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -14,7 +13,7 @@ from sgenas import losses
 from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.device import PRECISIONS
+from sgenas.device import PRECISIONS, cpu_threads
 from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
@@ -207,11 +206,9 @@ def search(
     }
     stops = any(isinstance(each, EarlyStopping) for each in callbacks)
     choice = selection_of(strategy, selection, row, unused, early_stop=stops)
-    if threads is not None:
-        torch.set_num_threads(threads)
     with ExitStack() as stack:
-        if processes is None:
-            processes = stack.enter_context(joined())
+        stack.enter_context(cpu_threads(threads))
+        processes = stack.enter_context(joined(given=processes))
         where = processes.device(device)
         layout = processes.layout(shards)
         require(

@@ -18,7 +18,7 @@ from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
 from sgenas.run.config import Configuration, merged
-from sgenas.run.distributed import ALONE, Processes
+from sgenas.run.distributed import Processes, joined
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
 from sgenas.searching.alpha_noise import AlphaNoise
@@ -232,7 +232,7 @@ class SearchConfig(Configuration):
         resume: bool | None = None,
         callbacks: Sequence[Callback] = (),
         stop: Callable[[], bool] = lambda: False,
-        processes: Processes = ALONE,
+        processes: Processes | None = None,
         progress: bool = True,
     ) -> SearchResult:
         """Runs the search with `sgenas.search`.
@@ -244,44 +244,46 @@ class SearchConfig(Configuration):
             resume: True requires a run there, False refuses one.
             callbacks: In addition to those of the configuration.
             stop: Asked after each step; True ends the search with a checkpoint.
-            processes: Processes that share the search.
+            processes: Processes that share the search; None for those that torchrun has started.
             progress: Show progress on standard error.
         """
         config = replace(self, data=data.absolute_paths(self.data, images))
         if config.table is not None:
             config = replace(config, table=str(Path(config.table).expanduser().absolute()))
-        where = processes.device(config.device)
-        parts = processes.build(lambda: ImageParts(config, images, where))
-        threads = self.threads or self._fastest_threads(parts, run_dir, resume is not False and not overwrite)
-        return api.search(
-            parts.space,
-            parts.train,
-            parts.val,
-            **{name: getattr(self, name) for name in PASSED_ON},
-            schedule=Cosine(self.lr_min),
-            trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
-            batch_size=self.data.batch_size,
-            callbacks=[*parts.callbacks, *callbacks],
-            loggers=() if self.logger is None else (self.logger,),
-            run_dir=run_dir,
-            overwrite=overwrite,
-            resume=resume,
-            threads=threads,
-            shards=self.data.data_parallel,
-            progress=progress,
-            stop=stop,
-            processes=processes,
-            record=config.to_dict(),
-            facts=parts.facts,
-        )
+        with joined(given=processes) as here:
+            device = here.device(config.device)
+            parts = here.build(lambda: ImageParts(config, images, device))
+            continues = resume is not False and not overwrite and RunDir(run_dir).has_run
+            threads = self.threads or self._default_threads(parts, here, RunDir(run_dir) if continues else None)
+            return api.search(
+                parts.space,
+                parts.train,
+                parts.val,
+                **{name: getattr(self, name) for name in PASSED_ON},
+                schedule=Cosine(self.lr_min),
+                trajectory_optimizer=None if self.trajectory_lr is None else SGD(self.trajectory_lr),
+                batch_size=self.data.batch_size,
+                callbacks=[*parts.callbacks, *callbacks],
+                loggers=() if self.logger is None else (self.logger,),
+                run_dir=run_dir,
+                overwrite=overwrite,
+                resume=resume,
+                threads=threads,
+                shards=self.data.data_parallel,
+                progress=progress,
+                stop=stop,
+                processes=here,
+                record=config.to_dict(),
+                facts=parts.facts,
+            )
 
-    def _fastest_threads(self, parts: "ImageParts", run_dir: str | Path | None, resume: bool) -> int | None:
+    def _default_threads(self, parts: "ImageParts", processes: Processes, resumed: RunDir | None) -> int | None:
         """One or all threads, whichever takes a pass of the supernet faster; of a resumed run what it had."""
-        directory = RunDir(run_dir)
-        if resume and directory.has_run:
-            recorded = directory.read_config()["environment"].get("threads")
+        if resumed is not None:
+            recorded = resumed.read_config()["environment"].get("threads")
             return recorded if isinstance(recorded, int) else None
-        if parts.device.type != "cpu":
+        if parts.device.type != "cpu" or processes.size > 1:
+            # processes of a machine share its cores, and must not choose differently
             return None
         space = METHODS.get(self.method).apply(parts.space, relaxation=self.relaxation)
         weights, alphas = (

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from sgenas.device import cpu_threads
 from sgenas.digests import digest, without_addresses
 from sgenas.errors import require
 from sgenas.fingerprint import describe_data, describe_function, describe_model
@@ -145,12 +145,10 @@ def train(
     """
     require(batch_size >= 1, "batch_size", ">= 1", batch_size)
     require(shards >= 1, "shards", ">= 1", shards)
-    if threads is not None:
-        require(threads >= 1, "threads", ">= 1", threads)
-        torch.set_num_threads(threads)
+    require(threads is None or threads >= 1, "threads", ">= 1 or None", threads)
     with ExitStack() as stack:
-        if processes is None:
-            processes = stack.enter_context(joined())
+        stack.enter_context(cpu_threads(threads))
+        processes = stack.enter_context(joined(given=processes))
         where, layout = processes.device(device), processes.layout(shards)
         require(layout.groups == 1, "shards", f"a multiple of the {processes.size} processes", shards)
         stack.enter_context(explaining_single_rows())

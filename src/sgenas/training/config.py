@@ -18,7 +18,7 @@ from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
 from sgenas.run.config import Configuration, merged
-from sgenas.run.distributed import ALONE, Processes
+from sgenas.run.distributed import Processes, joined
 from sgenas.spaces.darts_space.network import AUXILIARY_SIDE
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.networks import build, takes_auxiliary
@@ -167,7 +167,7 @@ class TrainConfig(Configuration):
         resume: bool | None = None,
         callbacks: Sequence[Callback] = (),
         stop: Callable[[], bool] = lambda: False,
-        processes: Processes = ALONE,
+        processes: Processes | None = None,
         progress: bool = True,
     ) -> "api.TrainResult":
         """Runs the training with `sgenas.train`.
@@ -179,38 +179,39 @@ class TrainConfig(Configuration):
             resume: True requires a run there, False refuses one.
             callbacks: Measure, show or decide something alongside.
             stop: Asked after each step; True ends the training with a checkpoint.
-            processes: Processes that share the training.
+            processes: Processes that share the training; None for those that torchrun has started.
             progress: Show progress on standard error.
         """
         config = replace(self, data=data.absolute_paths(self.data, images))
-        shards, count = self.data.data_parallel, processes.size
-        require(shards % count == 0, "data_parallel", f"a multiple of the {count} processes", shards)
-        device = processes.device(config.device)
-        parts = processes.build(lambda: TrainImageParts(config, images, device))
-        return api.train(
-            self.build(parts.images),
-            parts.train,
-            parts.test,
-            **{name: getattr(self, name) for name in PASSED_ON},
-            batch_size=self.data.batch_size,
-            optimizer=self._optimizer(),
-            schedule=self._schedule(),
-            auxiliary_weight=self.head_weight,
-            class_weights=parts.class_weights,
-            drop_path=self.final_drop_path,
-            callbacks=callbacks,
-            loggers=() if self.logger is None else (self.logger,),
-            run_dir=run_dir,
-            overwrite=overwrite,
-            resume=resume,
-            channels_last=channels_last_on(device),
-            shards=shards,
-            progress=progress,
-            stop=stop,
-            processes=processes,
-            record=config.to_dict(),
-            facts=parts.facts,
-        )
+        with joined(given=processes) as here:
+            shards, count = self.data.data_parallel, here.size
+            require(shards % count == 0, "data_parallel", f"a multiple of the {count} processes", shards)
+            device = here.device(config.device)
+            parts = here.build(lambda: TrainImageParts(config, images, device))
+            return api.train(
+                self.build(parts.images),
+                parts.train,
+                parts.test,
+                **{name: getattr(self, name) for name in PASSED_ON},
+                batch_size=self.data.batch_size,
+                optimizer=self._optimizer(),
+                schedule=self._schedule(),
+                auxiliary_weight=self.head_weight,
+                class_weights=parts.class_weights,
+                drop_path=self.final_drop_path,
+                callbacks=callbacks,
+                loggers=() if self.logger is None else (self.logger,),
+                run_dir=run_dir,
+                overwrite=overwrite,
+                resume=resume,
+                channels_last=channels_last_on(device),
+                shards=shards,
+                progress=progress,
+                stop=stop,
+                processes=here,
+                record=config.to_dict(),
+                facts=parts.facts,
+            )
 
     def build(self, images: ImageData) -> nn.Module:
         """The network for such images, with the initial weights of the seed."""
