@@ -188,6 +188,29 @@ SINGLE: dict[str, Callable[[], Any]] = {
 }
 
 
+class Misjudged:
+    """Batches whose number is not what ``len`` says, as of a sampler that estimates it."""
+
+    def __init__(self, says: int, gives: int) -> None:
+        self.says, self.gives = says, gives
+
+    def __len__(self) -> int:
+        return self.says
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(torch.ones(self.gives, 2, 1))
+
+
+@pytest.mark.parametrize(("says", "gives", "got"), [(5, 3, "3"), (3, 5, "more")])
+def test_passes_of_another_length_are_an_error(says: int, gives: int, got: str) -> None:
+    """An epoch would never end, or end in the middle of the next pass."""
+    batches = stream(Misjudged(says, gives))
+    for _ in range(min(says, gives)):
+        next(batches)
+    with pytest.raises(DataError, match=rf"^train_data must give {says} batches per pass, its len\(\), got {got}$"):
+        next(batches)
+
+
 class Nine(IterableDataset[int]):
     """Nine rows without a number."""
 

@@ -38,7 +38,7 @@ class Stream:
     Raises:
         InvalidValueError: If the source cannot be iterated over more than once, or is a bare tensor, a tuple
             of tensors or a dict, whose parts are not batches.
-        DataError: If a pass has no batch.
+        DataError: If a pass has no batch, or not as many as ``len`` of the source says.
     """
 
     def __init__(
@@ -96,7 +96,11 @@ class Stream:
         for batch in self._ahead or self._rest:
             self._ahead = []
             self.taken += 1
+            if self.length is not None and self.taken > self.length:
+                raise DataError(f"{self._name} must give {self.length} batches per pass, its len(), got more")
             return batch
+        if self._pass is not None and self.taken < (self.length or 0):
+            raise DataError(f"{self._name} must give {self.length} batches per pass, its len(), got {self.taken}")
         # what decides about a pass is the generators' state at its first batch
         self._start, self.taken = self._random_state(), 0
         self._pass = self._begin_pass()
