@@ -36,18 +36,7 @@ from torch import Tensor
 
 from sgenas import data
 from sgenas.bilevel import SGE, BilevelProblem
-from sgenas.bilevel.solvers import (
-    F2SA,
-    SABA,
-    SOBA,
-    SRBA,
-    AmIGO,
-    Minibatches,
-    OracleCalls,
-    Solver,
-    SolverState,
-    StocBiO,
-)
+from sgenas.bilevel.solvers import SABA, SOBA, Minibatches, OracleCalls, Solver, SolverState
 from sgenas.optim import SGD, InnerState
 from sgenas.tree import TensorDict
 
@@ -58,7 +47,7 @@ CHECKS = (1_000, 3_000, 10_000, 20_000, 40_000, 80_000, 100_000, 160_000, 320_00
 
 
 @dataclass(frozen=True)
-class PZOBO(Solver):
+class PZOBO(SOBA):
     """SGE as a solver: N steps of SGD from the last weights, then a step of alpha along SGE's hypergradient."""
 
     inner_steps: int = 50
@@ -67,9 +56,9 @@ class PZOBO(Solver):
 
     def step(self, problem: BilevelProblem, state: SolverState, inner: Minibatches, outer: Minibatches) -> SolverState:
         problem = replace(problem, inner_optimizer=SGD(self.lr))
-        start, batches = InnerState(state.weights), [inner.next() for _ in range(self.inner_steps)]
+        start, batches = InnerState(state.weights), [inner.batches[inner.draw()] for _ in range(self.inner_steps)]
         estimator = SGE(self.num_directions, self.smoothing)
-        found = estimator(problem, start, state.alphas, batches, outer.next(), seed=state.step)
+        found = estimator(problem, start, state.alphas, batches, outer.batches[outer.draw()], seed=state.step)
         calls = state.calls + OracleCalls(found.cost.inner_steps, 1)
         alphas = {name: value - self.outer_lr * found.grad[name] for name, value in state.alphas.items()}
         return SolverState(found.state.weights, alphas, state.v, state.step + 1, calls)
@@ -250,20 +239,12 @@ def classifier_loss(weights: TensorDict, alphas: TensorDict, batch: tuple[Tensor
 SOLVERS: dict[str, dict[str, Solver]] = {
     "quadratic": {
         "SABA": SABA(0.1, 0.1),
-        "SRBA": SRBA(0.1, 0.1, period=264),
         "SOBA": SOBA(0.1, 0.1),
-        "AmIGO": AmIGO(0.01, 0.1),
-        "StocBiO": StocBiO(0.1, 0.1),
-        "F2SA": F2SA(0.1, 0.1),
         "PZOBO": PZOBO(0.1, 0.1),
     },
     "cleaning": {
         "SABA": SABA(0.1, 100.0),
-        "SRBA": SRBA(0.001, 100.0, period=200_000),
         "SOBA": SOBA(1.0, 1e4),
-        "AmIGO": AmIGO(0.001, 100.0),
-        "StocBiO": StocBiO(0.01, 1000.0),
-        "F2SA": F2SA(0.1, 1000.0),
         # not from those files: the best of ten settings by the error of one run
         "SABA-0.003": SABA(0.003, 1000.0),
         "SABA-0.001": SABA(0.001, 300.0),

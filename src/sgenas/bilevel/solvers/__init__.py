@@ -5,18 +5,6 @@ Example:
 """
 
 from sgenas.bilevel.solvers.base import Minibatches, OracleCalls, Solver, SolverState
-from sgenas.bilevel.solvers.double_loop import F2SA, AmIGO, StocBiO
-from sgenas.bilevel.solvers.single_loop import SABA, SOBA, SRBA
+from sgenas.bilevel.solvers.single_loop import SABA, SOBA
 
-__all__ = [
-    "F2SA",
-    "SABA",
-    "SOBA",
-    "SRBA",
-    "AmIGO",
-    "Minibatches",
-    "OracleCalls",
-    "Solver",
-    "SolverState",
-    "StocBiO",
-]
+__all__ = ["SABA", "SOBA", "Minibatches", "OracleCalls", "Solver", "SolverState"]

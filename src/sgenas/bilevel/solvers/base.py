@@ -14,7 +14,7 @@ PZOBO (Sow et al. 2021, arXiv:2110.07004) is not here: its hypergradient is that
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -25,6 +25,20 @@ from sgenas.bilevel.hvp import HVP, ROUTES, SMALL_GRAPH, measured_bytes
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.errors import DivergenceError, require, require_choice
 from sgenas.tree import Tree
+
+Vector = dict[int, Tree]
+"""Several trees in one flat one, whose arithmetic needs no walk through containers."""
+
+
+def joined(*trees: Tree) -> Vector:
+    """The tensors of all trees."""
+    return dict(enumerate(leaf for one in trees for leaf in tree.tensors(one)))
+
+
+def split(vector: Vector, *like: Tree) -> list[Tree]:
+    """Inverse of ``joined`` for trees like these."""
+    leaves = iter(vector.values())
+    return [tree.rebuild(one, [next(leaves) for _ in tree.tensors(one)]) for one in like]
 
 
 @dataclass(frozen=True)
@@ -50,10 +64,6 @@ class OracleCalls:
 
     def __add__(self, other: "OracleCalls") -> "OracleCalls":
         return OracleCalls(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    def times(self, count: int) -> "OracleCalls":
-        """``count`` times as many calls."""
-        return OracleCalls(*(count * getattr(self, one.name) for one in fields(self)))
 
 
 DIRECTIONS = OracleCalls(1, 1, 1, 1)
@@ -89,10 +99,6 @@ class Minibatches:
             self._order = torch.randperm(len(self.batches), generator=self._generator).tolist()
         return self._order.pop()
 
-    def next(self) -> Any:
-        """The next minibatch."""
-        return self.batches[self.draw()]
-
 
 @dataclass(frozen=True)
 class SolverState:
@@ -101,7 +107,7 @@ class SolverState:
     Attributes:
         weights: Inner variables w.
         alphas: Outer variables.
-        v: Estimate of -H^-1 d L_val / d w; zero in algorithms that do not carry one.
+        v: Estimate of -H^-1 d L_val / d w.
         step: Steps taken.
         calls: Oracle calls of all of them.
         memory: What else the algorithm carries.
@@ -132,8 +138,6 @@ class Solver(ABC):
     outer_lr: float = 0.1
     decay: float = 0.0
     hvp: str = "auto"
-    counts: ClassVar[tuple[str, ...]] = ()
-    """Fields that are numbers of steps."""
 
     def __post_init__(self) -> None:
         name = type(self).__name__
@@ -141,8 +145,6 @@ class Solver(ABC):
             require(0 < getattr(self, rate) < float("inf"), f"{name}.{rate}", "positive", getattr(self, rate))
         require(0 <= self.decay <= 1, f"{name}.decay", "in [0, 1]", self.decay)
         require_choice(f"{name}.hvp", self.hvp, ROUTES)
-        for count in self.counts:
-            require(getattr(self, count) >= 1, f"{name}.{count}", "at least 1", getattr(self, count))
 
     def init(self, problem: BilevelProblem, weights: Tree, alphas: Tree) -> SolverState:
         """The first state, with v = 0.
@@ -156,8 +158,36 @@ class Solver(ABC):
         return SolverState(state.weights, tree.clone(alphas), tree.zeros_like(state.weights))
 
     @abstractmethod
+    def mean(self, value: Vector, index: int, minibatches: Minibatches, memory: Any) -> tuple[Vector, Any]:
+        """(estimate of the mean over all samples without bias, memory after it).
+
+        Args:
+            value: The terms of the drawn minibatch.
+            index: Which one it is.
+            minibatches: All of them.
+            memory: What the last estimate left; None before the first.
+        """
+
     def step(self, problem: BilevelProblem, state: SolverState, inner: Minibatches, outer: Minibatches) -> SolverState:
-        """One step of alpha, with all that belongs to it. Changes nothing but the orders of the minibatches."""
+        """One step of SGD of w, v and alpha at once. Changes nothing but the orders of the minibatches."""
+        w, alphas, i, j = state.weights, state.alphas, inner.draw(), outer.draw()
+        value = joined(*self.products(problem, state, inner.batches[i]))
+        outer_value = joined(*problem.outer_gradients(w, alphas, outer.batches[j])[1:])
+        ours, theirs = state.memory or (None, None)
+        value, ours = self.mean(value, i, inner, ours)
+        outer_value, theirs = self.mean(outer_value, j, outer, theirs)
+        grad, curved, mixed = split(value, w, w, alphas)
+        by_w, by_alphas = split(outer_value, w, alphas)
+        falls = float(state.step + 1) ** self.decay
+        lr, outer_lr = self.lr / falls, self.outer_lr / falls
+        return SolverState(
+            tree.add(w, grad, -lr),
+            tree.add(alphas, tree.add(mixed, by_alphas), -outer_lr),
+            tree.add(state.v, tree.add(curved, by_w), -lr),
+            state.step + 1,
+            state.calls + DIRECTIONS,
+            (ours, theirs),
+        )
 
     def run(
         self,
@@ -187,19 +217,6 @@ class Solver(ABC):
                 break
         return state
 
-    def rate(self, state: SolverState, base: float, decay: float | None = None) -> float:
-        """The step size of this step."""
-        return base / float(state.step + 1) ** (self.decay if decay is None else decay)
-
-    def moved(
-        self, state: SolverState, to_w: Tree, to_v: Tree, to_alphas: Tree, calls: OracleCalls, memory: Any = None
-    ) -> SolverState:
-        """The state after a step against (D_w, D_v, D_alpha)."""
-        lr, outer_lr = self.rate(state, self.lr), self.rate(state, self.outer_lr)
-        w, v = tree.add(state.weights, to_w, -lr), tree.add(state.v, to_v, -lr)
-        alphas = tree.add(state.alphas, to_alphas, -outer_lr)
-        return SolverState(w, alphas, v, state.step + 1, state.calls + calls, memory)
-
     def products(self, problem: BilevelProblem, state: SolverState, batch: Any) -> tuple[Tree, Tree, Tree]:
         """(d L_train / d w, H v, M v) on one minibatch, from one graph if it is small."""
         point = (state.weights, state.alphas, batch)
@@ -209,11 +226,3 @@ class Solver(ABC):
             problem.counter.add(1, 1, 1)
             return graph.grad, *HVP(problem, *point, self.hvp, graph).both(state.v)
         return problem.inner_gradient(*point)[1], *HVP(problem, *point, self.hvp).both(state.v)
-
-    def directions(
-        self, problem: BilevelProblem, state: SolverState, inner: Any, outer: Any
-    ) -> tuple[Tree, Tree, Tree]:
-        """(D_w, D_v, D_alpha) on one pair of minibatches."""
-        grad, curved, mixed = self.products(problem, state, inner)
-        _, by_w, by_alphas = problem.outer_gradients(state.weights, state.alphas, outer)
-        return grad, tree.add(curved, by_w), tree.add(mixed, by_alphas)
