@@ -184,7 +184,15 @@ def test_many_runs_have_rows_and_few_are_drawn(make_run: Make, tmp_path: Path, m
 
 
 @pytest.mark.parametrize(
-    ("seeds", "text"), [([2, 1, 0], "0 to 2"), ([1, 0], "0, 1"), ([None, "x", 3], f"{NOTHING}, x, 3"), ([7, 3], "3, 7")]
+    ("seeds", "text"),
+    [
+        ([2, 1, 0], "0 to 2"),
+        ([5, 7, 6], "5 to 7"),
+        ([1.0, 2.0, 3.0], "1, 2, 3"),
+        ([1, 0], "0, 1"),
+        ([None, "x", 3], f"{NOTHING}, x, 3"),
+        ([7, 3], "3, 7"),
+    ],
 )
 def test_seeds_in_one_line(seeds: list[Any], text: str) -> None:
     assert compare._seeds(seeds) == text

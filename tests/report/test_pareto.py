@@ -90,11 +90,11 @@ def test_costs_of_the_budget_go_before_counted_ones() -> None:
 @pytest.mark.parametrize("kind", ["search", "training"])
 def test_sizes_are_those_for_the_images_of_the_run(kind: str) -> None:
     plain = record(0, {"derived_accuracy": 0.5, "test_accuracy": 0.5})
-    small = replace(plain, kind=kind, environment={"classes": ["a", "b"], "input": [1, 8, 8]})
+    small = replace(plain, kind=kind, environment={"classes": ["a", "b"], "input": [1, 8, 6]})
     damaged = [replace(plain, environment={"input": wrong}) for wrong in (None, [1, 8], ["1", 8, 8], 8)]
     found = pareto([("g", each) for each in (small, plain, *damaged)])
     assert found is not None
-    size = network_size(CELLS[0], num_classes=2, input_channels=1, resolution=8)
+    size = network_size(CELLS[0], num_classes=2, input_channels=1, resolution=(8, 6))
     assert found.points[0].costs == {"params": size.params, "macs": size.macs}
     assert all(point.costs == found.points[1].costs for point in found.points[2:])
 

@@ -78,6 +78,9 @@ def test_size_agrees_with_a_real_network_and_draws_nothing() -> None:
         network = build(published("darts-v1"), auxiliary=auxiliary, **sizes)
         assert sum(parameter.numel() for parameter in network.parameters()) == expected
     assert network_size(published("darts-v1"), resolution=18, **sizes).macs > 3 * size.macs
+    wide, square = (network_size(published("darts-v1"), resolution=shape, **sizes) for shape in ((8, 16), 8))
+    # all but the linear layer, which sees the mean over the pixels
+    assert wide.macs == 2 * square.macs - build(published("darts-v1"), **sizes).classifier.weight.numel()  # type: ignore[operator, union-attr]
     without = network_size(NASBENCH, channels=4, layers=2)
     assert without.params == without.params_with_auxiliary
 

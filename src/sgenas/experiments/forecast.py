@@ -224,7 +224,7 @@ class _Steps(Callback):
         if run.device.type == "cuda":
             torch.cuda.synchronize(run.device)
             self.memory = peak_memory(run.device)
-        if run.step > UNTIMED_STEPS:
+        if run.step >= UNTIMED_STEPS:
             self.seconds.append(time.perf_counter() - self._start)
 
     def enough(self) -> bool:

@@ -218,13 +218,13 @@ def figures_of(job: Job) -> Figures:
     """The results of a job whose training run is finished; raises what ``read_run`` raises."""
     search, training = (read_run(path, brief=True) for path in (job.search_dir, job.training_dir))
     config, facts, environment = TrainConfig.from_dict(training.config), training.environment, search.environment
-    input_channels, side, _ = facts["input"]
+    input_channels, height, width = facts["input"]
     size = network_size(
         config.genotype,
         channels=config.channels,
         layers=config.layers,
         num_classes=len(facts["classes"]),
-        resolution=side,
+        resolution=(height, width),
         input_channels=input_channels,
     )
     last, searched = training.epochs[-1], search.epochs[-1]

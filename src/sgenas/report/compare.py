@@ -236,9 +236,10 @@ def _architecture(record: RunRecord, drawn: bool) -> tuple[str, str]:
 
 def _seeds(values: Sequence[Any]) -> str:
     """Seeds in one line, three or more consecutive ones as ``5 to 999``."""
-    found = sorted(values) if all(type(value) is int for value in values) else list(values)
-    if len(found) > 2 and found == [*range(len(found))]:
-        return f"0 to {found[-1]}"
+    numbers = all(type(value) is int for value in values)
+    found = sorted(values) if numbers else list(values)
+    if numbers and len(found) > 2 and found == [*range(found[0], found[0] + len(found))]:
+        return f"{found[0]} to {found[-1]}"
     return ", ".join(setting_text(value) for value in found)
 
 

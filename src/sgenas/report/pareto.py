@@ -117,7 +117,7 @@ def _costs(record: RunRecord) -> dict[str, float]:
         classes = len(record.environment.get("classes") or ()) or 10
         images: Any = record.environment.get("input")
         good = isinstance(images, list) and [type(each) for each in images] == [int] * 3
-        shape = images[:2] if good else (3, 32)
+        shape = images if good else (3, 32, 32)
         channels, layers = (size if type(size) is int else None for size in sizes)
         found = _counted(record.genotype, channels, layers, classes, *shape) | found
     return found
@@ -125,11 +125,17 @@ def _costs(record: RunRecord) -> dict[str, float]:
 
 @lru_cache(maxsize=256)
 def _counted(
-    genotype: Genotype, channels: int | None, layers: int | None, classes: int, input_channels: int, side: int
+    genotype: Genotype,
+    channels: int | None,
+    layers: int | None,
+    classes: int,
+    input_channels: int,
+    height: int,
+    width: int,
 ) -> dict[str, float]:
     sizes = {"channels": channels, "layers": layers, "num_classes": classes}
     try:
-        size = network_size(genotype, resolution=side, input_channels=input_channels, **sizes)
+        size = network_size(genotype, resolution=(height, width), input_channels=input_channels, **sizes)
     except SgenasError:
         # an empty cell has no network
         return {}

@@ -268,7 +268,7 @@ def _without_single_rows(source: Any, name: str) -> Any:
 
 
 def _warn_of_single_row(name: str) -> None:
-    text = f"{name}: a last batch of one row is left out, since batch normalization needs two rows or more"
+    text = f"{name}: a batch of one row is left out, since batch normalization needs two rows or more"
     warnings.warn(text, RunWarning, stacklevel=2)
 
 

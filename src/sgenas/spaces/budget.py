@@ -80,8 +80,9 @@ class CellCostModel(CostModel):
     Of all cells that the discretization can derive (its ``rule``) and whose network meets all limits,
     ``derive`` returns one with the largest sum of scores over all kinds together. If the unconstrained cell
     meets the limits, it is that one; also if one of its cells is empty (Fair DARTS: no operation reaches the
-    threshold yet), since then there is no network to measure. With a threshold, an operation below it is
-    taken only if no cell without it meets the limits, and an edge that leaves a missing node never is.
+    threshold yet), since then there is no network to measure. With a threshold, an operation below it has
+    a negative score: it is taken only where others need it, as the node that they leave or to have a network at
+    all. An edge that leaves a missing node never is.
     """
 
     def __init__(

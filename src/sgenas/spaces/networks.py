@@ -94,25 +94,28 @@ def build(
     return network
 
 
-def network_size(genotype: Genotype, *, resolution: int = 32, input_channels: int = 3, **sizes: Any) -> Size:
+def network_size(
+    genotype: Genotype, *, resolution: int | tuple[int, int] = 32, input_channels: int = 3, **sizes: Any
+) -> Size:
     """The exact size of the network that ``build`` returns for the same arguments.
 
     All tensors are on the meta device: this takes no memory for weights and draws no random numbers.
 
     Args:
         genotype: Cells of the network.
-        resolution: Side of the square image in pixels.
+        resolution: Side of a square image in pixels, or height and width.
         input_channels: Channels of the images.
         **sizes: ``channels``, ``layers`` and ``num_classes`` of ``build``.
 
     Raises:
         InvalidValueError: As ``build``, or if the resolution is below 1.
     """
-    require_sizes(1, resolution=resolution)
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    require_sizes(1, resolution=min(height, width))
     try:
         with torch.device("meta"):
             network = build(genotype, input_channels=input_channels, **sizes)
-            images = torch.empty(1, input_channels, resolution, resolution)
+            images = torch.empty(1, input_channels, height, width)
             params = with_auxiliary = count_parameters(network)
             if takes_auxiliary(genotype):
                 with_head = build(genotype, input_channels=input_channels, auxiliary=True, **sizes)

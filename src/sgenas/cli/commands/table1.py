@@ -47,16 +47,22 @@ def _arguments(parser: Parser) -> None:
 @command("Compare", _arguments, example="sgenas table1 --preset small --seeds 0,1 --out runs/table1 --jobs 2")
 def table1(arguments: argparse.Namespace) -> int:
     """Run Table 1 of the paper, or what is missing of it: searches, trainings, and the table."""
+
+    def given(name: str) -> bool:
+        value = getattr(arguments, name)
+        # and not in (None, False), which 0 equals
+        return value is not None and value is not False
+
     chosen = [name for name in EXCLUSIVE if getattr(arguments, name)]
     for first in chosen:
         for name in (*(each for each in EXCLUSIVE if each != first), *GRID):
-            if getattr(arguments, name) not in (None, False):
+            if given(name):
                 raise InvalidValueError(f"{name} makes no sense with --{first.replace('_', '-')}", field=name)
     for name, other in (("ray", "submit"), ("ray", "dry_run"), ("submit", "dry_run")):
         if None not in (getattr(arguments, name), getattr(arguments, other)):
             raise InvalidValueError(f"--{name} makes no sense with --{other.replace('_', '-')}")
     for name, other in (("json", "status"), *((name, "submit") for name in ("minutes", "gpus", "partition"))):
-        if getattr(arguments, name) and not getattr(arguments, other):
+        if given(name) and not given(other):
             raise InvalidValueError(f"{name} only applies with --{other}", field=name)
     from sgenas.experiments import table1
 
