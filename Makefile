@@ -70,7 +70,7 @@ $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct \
-	    --editable '.[test,hf,ray]'
+	    --editable '.[test,ray]'
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """Labeled images in memory: sources by name, stratified splits, augmentation, resumable batches."""
 
-from sgenas.data import digits, downloads, folder, hugging_face, parquet  # noqa: F401  they register
+from sgenas.data import digits, downloads, folder, parquet  # noqa: F401  they register
 from sgenas.data.augmentation import Augmentation, statistics
 from sgenas.data.batches import BatchStream, balanced, ordered_batches
 from sgenas.data.images import ImageData, ImageSet

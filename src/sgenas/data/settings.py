@@ -24,8 +24,8 @@ class ImageSettings:
     """Where the images of a run come from, and how they are changed.
 
     Args:
-        data: Dataset: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:FILES_OR_DIR, folder:DIR (one
-            folder per class) or hf:DIR_OR_NAME (Hugging Face).
+        data: Dataset: digits, cifar10, cifar100, svhn, fashion_mnist, parquet:FILES_OR_DIR or folder:DIR
+            (one folder per class).
         data_dir: Directory of downloaded datasets; ~/.cache/sgenas if None.
         train_images: Number of training images to use, drawn by class; all if None.
         image_size: Side in pixels that images are scaled and cropped to, except the digits; if None,

@@ -16,7 +16,7 @@ from sgenas.errors import InvalidValueError, require
 from sgenas.registry import Registry
 
 TEST_SPLITS = ("test", "testing", "validation", "valid", "val", "eval")
-"""Names of folders, words of file names and splits that test; the first one present is taken."""
+"""Names of folders and words of file names that test; the first one present is taken."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def load(
 
     Args:
         spec: ``name`` or ``name:place`` with a name of `DATASET_SOURCES`: ``digits``, ``cifar10``,
-            ``cifar100``, ``svhn``, ``fashion_mnist``, ``parquet:FILES_OR_DIR``, ``folder:DIR``,
-            ``hf:DIR_OR_NAME``.
+            ``cifar100``, ``svhn``, ``fashion_mnist``, ``parquet:FILES_OR_DIR``, ``folder:DIR``.
         data_dir: Directory of downloaded datasets; ``~/.cache/sgenas`` if None.
         train_images: Keep that many training images, drawn by class, at least one per class; all if None.
         seed: Seed of that sample.

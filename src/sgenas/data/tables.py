@@ -3,7 +3,6 @@
 import json
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -144,10 +143,7 @@ def encoded(where: str, rows: Sequence[int], values: "pa.ChunkedArray[Any]") -> 
     images = []
     for row, value in zip(rows, values.to_pylist(), strict=True):
         content = value.get("bytes") if isinstance(value, dict) else value
-        path = value.get("path") if isinstance(value, dict) else None
-        if content is None and path is not None and Path(path).is_file():
-            content = Path(path)
         if content is None:
-            raise DataError(f"{where} row {row} has no image bytes")
+            raise DataError(f"{where} row {row} has no image bytes; store the contents of files, not their paths")
         images.append(Encoded(f"{where} row {row}", content))
     return images

@@ -21,7 +21,6 @@ NEEDED = (
 )
 """Modules of the packages that sgenas depends on."""
 EXTRAS = {
-    "hf": ("datasets",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "ray": ("ray",),
     "slurm": ("submitit",),
