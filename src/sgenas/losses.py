@@ -29,6 +29,14 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return right.sum(dtype=torch.float64), counted.sum(dtype=torch.float64)
 
 
+def classification_sums(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+    """Sums over a batch ``(inputs, labels, ...)``: cross-entropy as ``loss``, hits as ``accuracy``, and ``count``."""
+    inputs, labels = batch[0], batch[1]
+    logits = model(inputs)
+    right, count = hits(logits, labels)
+    return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
+
+
 def cross_entropy(model: Callable[..., Any], batch: Any) -> Tensor:
     """Mean cross-entropy of a classifier.
 

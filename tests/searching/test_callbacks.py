@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sgenas import SGE, tree
 from sgenas.errors import DataError, DivergenceError, InvalidValueError, RangeWarning
+from sgenas.losses import classification_sums
 from sgenas.optim import SGD, Adam
 from sgenas.report import read_run
 from sgenas.run.callbacks import Callback
@@ -29,7 +30,6 @@ from sgenas.searching.callbacks import (
     NaNGuard,
     RangeGuard,
     TabulatedAccuracy,
-    classification,
 )
 from sgenas.searching.callbacks.collapse import epoch_to_return_to
 from sgenas.searching.images import ImageParts
@@ -156,7 +156,7 @@ def test_any_measure_on_any_batches_every_few_epochs() -> None:
 
 def test_classification_counts_hits() -> None:
     logits = torch.tensor([[2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
-    found = classification(lambda inputs: logits, (torch.zeros(3), torch.tensor([0, 1, 1])))
+    found = classification_sums(lambda inputs: logits, (torch.zeros(3), torch.tensor([0, 1, 1])))
     assert found["accuracy"] == 2
     assert found["count"] == 3
     torch.testing.assert_close(found["loss"], F.cross_entropy(logits, torch.tensor([0, 1, 1])) * 3)
@@ -164,7 +164,7 @@ def test_classification_counts_hits() -> None:
 
 def test_classification_counts_pixels_that_are_not_ignored() -> None:
     logits, labels = torch.randn(2, 3, 2, 2), torch.tensor([[[0, 1], [2, -100]], [[-100, -100], [-100, 1]]])
-    found = classification(lambda inputs: logits, (torch.zeros(2), labels))
+    found = classification_sums(lambda inputs: logits, (torch.zeros(2), labels))
     assert found["count"] == 4
     assert found["accuracy"] == (logits.argmax(dim=1) == labels).sum()
     torch.testing.assert_close((found["loss"] / found["count"]).float(), F.cross_entropy(logits, labels))

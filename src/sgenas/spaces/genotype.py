@@ -212,6 +212,21 @@ class Genotype:
             raise GenotypeError(f"{path}: {error}") from None
 
 
+def only_cell(genotype: Genotype, space: str, name: str, **form: Any) -> Cell:
+    """The cell of a genotype of ``space`` with one cell called ``name``; GenotypeError if it is another or has another
+    form: ``inputs``, ``nodes`` or ``concat``."""
+    names = [found for found, _ in genotype.cells]
+    if (genotype.space, names) != (space, [name]):
+        raise GenotypeError(
+            f"genotype must be of the space {space} with one cell {name}, got {', '.join(names)} of the space {genotype.space}"
+        )
+    cell = genotype[name]
+    for field, expected in form.items():
+        if getattr(cell, field) != expected:
+            raise GenotypeError(f"cell.{field} must be {expected}, got {getattr(cell, field)}")
+    return cell
+
+
 def existing_nodes(cell: Cell) -> tuple[int, ...]:
     """The computed nodes of a cell that have a value, in order.
 

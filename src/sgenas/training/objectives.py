@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from sgenas import device
 from sgenas.device import moved, rounded
 from sgenas.errors import require, require_choice
-from sgenas.losses import IGNORED, Loss, hits
+from sgenas.losses import IGNORED, Loss, classification_sums, hits
 from sgenas.run.distributed import ALONE, Processes
 
 PRECISIONS = ("auto", *device.PRECISIONS)
@@ -69,10 +69,7 @@ class Classification:
 
     def test(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
         """{name: sum over the batch}, with the number of summands as ``count``."""
-        inputs, labels = batch
-        logits = model(inputs)
-        right, count = hits(logits, labels)
-        return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
+        return classification_sums(model, batch)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ import sgenas
 from sgenas import SGE, tree
 from sgenas.bilevel import BilevelProblem, FirstOrder
 from sgenas.errors import DivergenceError, InvalidValueError
+from sgenas.losses import classification_sums
 from sgenas.optim import SGD
 from sgenas.random import generator
-from sgenas.searching.callbacks.evaluation import classification, validation
+from sgenas.searching.callbacks.evaluation import validation
 from sgenas.searching.loop import Search
 from sgenas.searching.selection import PerturbationSelection, perturbation
 from sgenas.searching.selection.base import measured, quality
@@ -433,4 +434,4 @@ def test_negative_fine_tuning_is_refused() -> None:
 
 
 def test_measured_by_classification_without_an_evaluation() -> None:
-    assert validation(trained(choices_search))[1] is classification
+    assert validation(trained(choices_search))[1] is classification_sums

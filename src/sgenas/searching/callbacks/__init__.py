@@ -2,7 +2,7 @@
 
 from sgenas.run.callbacks import Callback, ProgressBar
 from sgenas.searching.callbacks.collapse import EarlyStopping, HessianEigenvalue
-from sgenas.searching.callbacks.evaluation import Evaluation, TabulatedAccuracy, classification
+from sgenas.searching.callbacks.evaluation import Evaluation, TabulatedAccuracy
 from sgenas.searching.callbacks.guards import NaNGuard, RangeGuard
 from sgenas.searching.callbacks.ranking import SupernetRanking, rank_supernet
 
@@ -16,6 +16,5 @@ __all__ = [
     "RangeGuard",
     "SupernetRanking",
     "TabulatedAccuracy",
-    "classification",
     "rank_supernet",
 ]

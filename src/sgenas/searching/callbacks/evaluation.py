@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from sgenas import tree
 from sgenas.errors import require
-from sgenas.losses import cross_entropy, hits
+from sgenas.losses import classification_sums, cross_entropy
 from sgenas.random import generator, seed_of, seeded
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
@@ -26,14 +25,6 @@ Batches = Callable[[], Iterable[Any]]
 """Gives the validation batches, from the first on; the same ones at each call."""
 
 
-def classification(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
-    """Sums over a batch ``(inputs, labels, ...)`` of cross-entropy (``loss``) and hits (``accuracy``)."""
-    inputs, labels = batch[0], batch[1]
-    logits = model(inputs)
-    right, count = hits(logits, labels)
-    return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
-
-
 class Evaluation(Callback):
     """Measures the supernet after each epoch, and the derived architecture with the supernet's weights.
 
@@ -42,7 +33,7 @@ class Evaluation(Callback):
 
     Args:
         batches: Batches to measure on, iterated over each time; or a function that returns them.
-        measure: What to measure, see `classification`.
+        measure: What to measure, see `sgenas.losses.classification_sums`.
         every: Epochs between two measurements of the supernet.
         derived_every: Epochs between two measurements of the derived architecture; 0 for never.
     """
@@ -50,7 +41,7 @@ class Evaluation(Callback):
     def __init__(
         self,
         batches: Iterable[Any] | Callable[[], Iterable[Any]],
-        measure: Measure = classification,
+        measure: Measure = classification_sums,
         *,
         every: int = 1,
         derived_every: int = 1,
@@ -106,7 +97,7 @@ def validation(run: Any) -> tuple[Batches, Measure]:
         value = loss(model, batch).detach()
         return {"loss": value, "count": torch.ones_like(value)}
 
-    measure = classification if loss is cross_entropy else mean_loss
+    measure = classification_sums if loss is cross_entropy else mean_loss
     return (lambda: _one_pass(run.new_val(), run)), measure
 
 

@@ -40,7 +40,7 @@ class Selection(ABC):
         Args:
             search: The search with its trained supernet.
             batches: Gives the validation batches.
-            measure: What is measured, see `classification`.
+            measure: What is measured, see `sgenas.losses.classification_sums`.
         """
 
     def check(self, space: SearchSpace) -> None:  # noqa: B027

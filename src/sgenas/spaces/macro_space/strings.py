@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import product
 
 from sgenas.errors import GenotypeError
-from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.genotype import Cell, Edge, Genotype, only_cell
 
 SPACE, KIND = "nasbench-macro", "cell"
 OPERATIONS = ("skip_connect", "mb3_k3", "mb6_k5")
@@ -31,15 +31,7 @@ def from_string(text: str) -> Genotype:
 
 def to_string(genotype: Genotype) -> str:
     """The digits of a genotype of this space; GenotypeError if it is not a network of the benchmark."""
-    names = [name for name, _ in genotype.cells]
-    if (genotype.space, names) != (SPACE, [KIND]):
-        raise GenotypeError(
-            f"genotype must be of the space {SPACE} with one cell {KIND}, got {names}, {genotype.space}"
-        )
-    cell = genotype[KIND]
-    for field, expected in (("inputs", 1), ("nodes", LAYERS), ("concat", (LAYERS,))):
-        if getattr(cell, field) != expected:
-            raise GenotypeError(f"cell.{field} must be {expected}, got {getattr(cell, field)}")
+    cell = only_cell(genotype, SPACE, KIND, inputs=1, nodes=LAYERS, concat=(LAYERS,))
     edges = sorted(cell.edges, key=lambda edge: edge.target)
     if tuple((edge.source, edge.target) for edge in edges) != EDGES:
         raise GenotypeError(f"cell must be a chain with one operation per layer, got {cell}")

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from sgenas.errors import GenotypeError
 from sgenas.spaces.darts_space.operations import conv_bn, make_operation, relu_conv_bn, require_images, require_sizes
-from sgenas.spaces.genotype import Cell, Genotype
+from sgenas.spaces.genotype import Cell, Genotype, only_cell
+from sgenas.spaces.nasbench201_space.strings import KIND, SPACE
 
 
 class SumCell(nn.Module):
@@ -86,7 +87,7 @@ class NasBench201Network(nn.Module):
         super().__init__()
         require_sizes(1, channels=channels, layers=layers, input_channels=input_channels)
         require_sizes(2, num_classes=num_classes)
-        cell = genotype if isinstance(genotype, Cell) else _only_cell(genotype)
+        cell = genotype if isinstance(genotype, Cell) else only_cell(genotype, SPACE, KIND)
         self.input_channels = input_channels
         self.stem = conv_bn(input_channels, channels)
         blocks: list[nn.Module] = []
@@ -103,13 +104,3 @@ class NasBench201Network(nn.Module):
         """Logits (B, num_classes) of images (B, input_channels, H, W); InvalidValueError for another shape."""
         require_images(images, self.input_channels)
         return self.classifier(self.last(self.blocks(self.stem(images))).mean(dim=(2, 3)))
-
-
-def _only_cell(genotype: Genotype) -> Cell:
-    names = [name for name, _ in genotype.cells]
-    if genotype.space != "nasbench201" or names != ["cell"]:
-        raise GenotypeError(
-            "this network needs a genotype of the space nasbench201 with one cell named cell, got"
-            f" {', '.join(names)} of the space {genotype.space}"
-        )
-    return genotype["cell"]

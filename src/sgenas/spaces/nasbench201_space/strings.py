@@ -15,7 +15,7 @@ from itertools import product
 
 from sgenas.errors import GenotypeError
 from sgenas.spaces.discretization import edges_of
-from sgenas.spaces.genotype import Cell, Edge, Genotype
+from sgenas.spaces.genotype import Cell, Edge, Genotype, only_cell
 
 SPACE, KIND = "nasbench201", "cell"
 INPUTS, NODES = 1, 3
@@ -57,15 +57,7 @@ def to_string(genotype: Genotype) -> str:
         GenotypeError: If it is not a cell of the benchmark: another space, other kinds or numbers of nodes, an output
             other than the last node, an unknown operation, or two operations on one edge.
     """
-    names = [name for name, _ in genotype.cells]
-    if (genotype.space, names) != (SPACE, [KIND]):
-        raise GenotypeError(
-            f"genotype must be of the space {SPACE} with one cell {KIND}, got {names}, {genotype.space}"
-        )
-    cell = genotype[KIND]
-    for field, expected in (("inputs", INPUTS), ("nodes", NODES), ("concat", (NODES,))):
-        if getattr(cell, field) != expected:
-            raise GenotypeError(f"cell.{field} must be {expected}, got {getattr(cell, field)}")
+    cell = only_cell(genotype, SPACE, KIND, inputs=INPUTS, nodes=NODES, concat=(NODES,))
     _check_operations(cell.edges)
     chosen = {(edge.source, edge.target): edge.operation for edge in cell.edges}
     if len(chosen) < len(cell.edges):
