@@ -354,7 +354,7 @@ def test_a_process_that_dies_or_hangs_fails_its_own_training_only(tmp_path: Path
         with BlackBoxProblem(train, outer_loss, workers=1 + (not timeout), timeout=timeout, run_dir=run_dir) as problem:
             with pytest.raises(TrainingError, match=words):
                 problem.hypergradient(ALPHAS, estimator=SGE(2, directions="antithetic"))
-            assert len(list((run_dir / "trainings").glob("*.safetensors"))) == 2
+            assert len(list((run_dir / "trainings").glob("*.pt"))) == 2
 
 
 class Broken:
@@ -417,7 +417,7 @@ def test_a_completed_call_is_not_trained_again_and_replaces_the_one_before(tmp_p
     assert (first.diagnostics["trainings"], again.diagnostics["trainings"]) == (4, 0)
     # another seed of the directions shares the unperturbed training
     assert call(1, training_seed=0).diagnostics["trainings"] == 3
-    assert len(list((run_dir / "trainings").glob("*.safetensors"))) == 4
+    assert len(list((run_dir / "trainings").glob("*.pt"))) == 4
     assert call(0).diagnostics["trainings"] == 3
     # another procedure shares nothing
     assert call(0, how="raises").diagnostics["trainings"] == 4
@@ -441,11 +441,12 @@ def test_other_values_that_train_reads_are_trained_again(tmp_path: Path) -> None
 def test_a_damaged_file_is_trained_again(tmp_path: Path) -> None:
     problem = BlackBoxProblem(ridge, outer_loss, run_dir=tmp_path)
     before = problem.hypergradient(ALPHAS, estimator=SGE(3))
-    cut, empty, *_ = sorted((tmp_path / "trainings").glob("*.safetensors"))
+    cut, empty, other, *_ = sorted((tmp_path / "trainings").glob("*.pt"))
     cut.write_bytes(cut.read_bytes()[:-9])
     empty.write_bytes(b"")
+    torch.save({"w": 1}, other)
     after = problem.hypergradient(ALPHAS, estimator=SGE(3))
-    assert after.diagnostics["trainings"] == 2
+    assert after.diagnostics["trainings"] == 3
     assert equal(before.grad, after.grad)
 
 
@@ -482,10 +483,10 @@ def test_a_killed_call_resumes_with_the_trainings_that_finished(workers: int, tm
     finished: list[Path] = []
     while len(finished) < 3:
         time.sleep(0.05)
-        finished = list((run_dir / "trainings").glob("*.safetensors"))
+        finished = list((run_dir / "trainings").glob("*.pt"))
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    kept = len(list((run_dir / "trainings").glob("*.safetensors")))
+    kept = len(list((run_dir / "trainings").glob("*.pt")))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=True)
     trained, first = done.stdout.split()
     assert int(trained) == 8 - kept

@@ -1,7 +1,7 @@
 """One training of a black box: run with a seed, in any process, and its weights packed into bytes."""
 
 import contextlib
-import json
+import io
 import pickle
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sgenas import tree
 from sgenas.device import cpu_threads
 from sgenas.errors import one_line
 from sgenas.random import seeded
@@ -36,26 +36,27 @@ class Outcome:
 
 
 def pack(returned: Any) -> bytes:
-    """Modules, mappings, lists and tuples of tensors and arrays as the content of a safetensors file."""
-    leaves: dict[str, Tensor] = {}
-    structure = _structure(returned, "", leaves)
-    if not leaves:
+    """Modules, mappings, lists and tuples of tensors and arrays as the content of a file of PyTorch."""
+    weights, file = _checked(returned, ""), io.BytesIO()
+    if not tree.tensors(weights):
         raise _Unusable("returned no weights")
-    return safetensors.torch.save(leaves, {"structure": json.dumps(structure)})
+    torch.save(weights, file)
+    return file.getvalue()
 
 
-def _structure(value: Any, path: str, leaves: dict[str, Tensor]) -> Any:
-    """The containers of ``value``, with the keys of its tensors in ``leaves``."""
+def _checked(value: Any, path: str) -> Tree:
+    """``value`` as dicts, lists and tuples of tensors on the CPU."""
     if isinstance(value, nn.Module):
         value = value.state_dict()
     if isinstance(value, Mapping):
-        wrong = next((key for key in value if not isinstance(key, str | int)), None)
+        # (no subclasses, which torch.load refuses)
+        wrong = next((key for key in value if type(key) not in (str, int, bool)), None)
         if wrong is not None:
             raise _Unusable(f"returned the key {wrong!r} at {path or 'the top'}; keys must be strings or whole numbers")
-        return {"dict": [[key, _structure(child, f"{path}.{key}".strip("."), leaves)] for key, child in value.items()]}
+        return {key: _checked(child, f"{path}.{key}".strip(".")) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        children = [_structure(child, f"{path}.{index}".strip("."), leaves) for index, child in enumerate(value)]
-        return {"list" if isinstance(value, list) else "tuple": children}
+        children = [_checked(child, f"{path}.{index}".strip(".")) for index, child in enumerate(value)]
+        return children if isinstance(value, list) else tuple(children)
     name = repr(path) if path else "the weights"
     if isinstance(value, np.ndarray | np.generic):
         try:
@@ -69,26 +70,13 @@ def _structure(value: Any, path: str, leaves: dict[str, Tensor]) -> Any:
         raise _Unusable(f"returned {name} as {value.dtype}, {value.layout}; weights must be real and dense")
     if not bool(torch.isfinite(value).all()):
         raise _Unusable(f"returned NaN or infinite values in {name}")
-    # (tied tensors share memory, which the format has no place for)
-    leaves[str(len(leaves))] = value.detach().to("cpu", copy=True).contiguous()
-    return str(len(leaves) - 1)
+    # (a copy, since torch.save writes all of the memory that a view is a part of)
+    return value.detach().to("cpu", copy=True).contiguous()
 
 
 def unpack(packed: bytes) -> Tree:
-    """Inverse of ``pack``, on the CPU."""
-    length = int.from_bytes(packed[:8], "little")
-    header = json.loads(packed[8 : 8 + length])
-    leaves = safetensors.torch.load(packed)
-
-    def build(structure: Any) -> Tree:
-        if isinstance(structure, str):
-            return leaves[structure]
-        ((kind, children),) = structure.items()
-        if kind == "dict":
-            return {key: build(child) for key, child in children}
-        return [build(child) for child in children] if kind == "list" else tuple(map(build, children))
-
-    return build(json.loads(header["__metadata__"]["structure"]))
+    """Inverse of ``pack``, on the CPU; raises some exception for other bytes. Runs no code from them."""
+    return tree.detach(torch.load(io.BytesIO(packed), weights_only=True))
 
 
 def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) -> Outcome:

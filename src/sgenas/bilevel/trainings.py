@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sgenas import tree
@@ -120,7 +119,7 @@ class Ledger:
         """Deletes the weights of earlier calls; without a folder, all."""
         self._memory.clear()
         if self._folder is not None:
-            for path in self._folder.glob("*.safetensors"):
+            for path in self._folder.glob("*.pt"):
                 if path.stem not in self._used:
                     path.unlink(missing_ok=True)
 
@@ -147,14 +146,15 @@ class Ledger:
 
     def _path(self, key: str) -> Path:
         assert self._folder is not None
-        return self._folder / f"{key}.safetensors"
+        return self._folder / f"{key}.pt"
 
     def _kept(self, key: str) -> bool:
         if self._folder is None:
             return key in self._memory
         try:
             unpack(self._path(key).read_bytes())
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except Exception:
+            # (torch.load raises many kinds for a damaged file)
             return False
         return True
 
