@@ -217,9 +217,8 @@ def only_cell(genotype: Genotype, space: str, name: str, **form: Any) -> Cell:
     form: ``inputs``, ``nodes`` or ``concat``."""
     names = [found for found, _ in genotype.cells]
     if (genotype.space, names) != (space, [name]):
-        raise GenotypeError(
-            f"genotype must be of the space {space} with one cell {name}, got {', '.join(names)} of the space {genotype.space}"
-        )
+        got = f"{', '.join(names)} of the space {genotype.space}"
+        raise GenotypeError(f"genotype must be of the space {space} with one cell {name}, got {got}")
     cell = genotype[name]
     for field, expected in form.items():
         if getattr(cell, field) != expected:
