@@ -115,20 +115,20 @@ def stochastic_model() -> nn.Module:
     return nn.Sequential(RarelySkipped(), act, nn.Dropout(0.3), nn.Linear(3, 2)).double()
 
 
-def test_random_layers_without_a_seed_raise_and_are_named() -> None:
+def test_random_layers_without_a_seed_raise() -> None:
     for seed in range(20):
         space = ModuleSpace(stochastic_model())
         torch.manual_seed(seed)
-        with pytest.raises(InvalidValueError, match=r"'0' \(RarelySkipped\).*seed"):
+        with pytest.raises(InvalidValueError, match="random numbers.*seed"):
             space.bind(space.initial_weights(), {"act": torch.zeros(2).double()})(draw(4, 3))
 
 
-def test_active_dropout_of_a_problem_of_modules_raises_and_is_named() -> None:
+def test_active_dropout_of_a_problem_of_modules_raises() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.3)).double()
     losses = [lambda model, alphas, batch: squared_error(model, batch) * alphas] * 2
     problem = BilevelProblem.from_modules(model, losses[0], losses[1], SGD(lr=0.1))
     batch = draw(4, 3), draw(4, 2)
-    with pytest.raises(InvalidValueError, match=r"'1' \(Dropout\).*eval"):
+    with pytest.raises(InvalidValueError, match="random numbers.*eval"):
         FirstOrder()(problem, problem.init(), torch.ones((), dtype=torch.float64), [batch], batch)
 
 

@@ -83,13 +83,14 @@ class Functional:
             if generator_states() != before:
                 _set_generators(before)
                 if seed is None:
-                    raise self._drew(tensors, args, kwargs, generator_states, "random numbers")
+                    remedy = "pass a seed (space.seeded(seed)), the same for all compared passes, or call eval() on it"
+                    raise _drew("random numbers", remedy)
                 # a pass that does not draw pays for no seed; one that does is a function, so that it can be repeated
                 self._draws = True
                 outputs = self._seeded(tensors, args, kwargs, seed, before)
         for name, state in others.items():
             if state() != states[name]:
-                raise self._drew(tensors, args, kwargs, state, f"from {name}")
+                raise _drew(f"from {name}", "use PyTorch's generator, which sgenas sets to one seed per batch")
         self._checked = True
         return outputs
 
@@ -177,42 +178,9 @@ class Functional:
             field="model",
         )
 
-    def _drew(
-        self,
-        tensors: Mapping[str, Tensor],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        state: Callable[[], Any],
-        what: str,
-    ) -> InvalidValueError:
-        """The error of a pass that drew; it names the innermost module whose call changes ``state``."""
-        found: list[str] = []
-        before: dict[str, Any] = {}
 
-        def enter(name: str, module: nn.Module, inputs: Any) -> None:
-            before[name] = state()
-
-        def leave(name: str, module: nn.Module, inputs: Any, outputs: Any) -> None:
-            if before[name] != state():
-                # the innermost module ends first
-                found.append(f"module {name!r} ({type(module).__name__})" if name else type(module).__name__)
-
-        hooks = []
-        for name, part in self.module.named_modules():
-            hooks.append(part.register_forward_pre_hook(partial(enter, name)))
-            hooks.append(part.register_forward_hook(partial(leave, name)))
-        try:
-            self._pure(tensors, args, kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        who = found[0] if found else "the model"
-        remedy = (
-            "pass a seed (space.seeded(seed)), the same for all passes that are compared, or call eval() on it"
-            if state is generator_states
-            else "use PyTorch's generator, which sgenas sets to one seed per batch"
-        )
-        return InvalidValueError(f"{who} must not draw {what} in a pass; {remedy}", field="model")
+def _drew(what: str, remedy: str) -> InvalidValueError:
+    return InvalidValueError(f"the model must not draw {what} in a pass; {remedy}", field="model")
 
 
 def copied(module: nn.Module) -> nn.Module:
