@@ -238,21 +238,10 @@ def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:
     forward and a backward pass, each product a backward pass through both. Kinks (ReLU, maximum) have no
     curvature for automatic differentiation.
     """
-    leaves = tree.leaves(point)
-    inputs = tree.tensors(leaves)
-    value = function(leaves)
-    gradient: tuple[Tensor, ...] = ()
-    if value.requires_grad:
-        gradient = torch.autograd.grad(value, inputs, create_graph=True, allow_unused=True, materialize_grads=True)
-    flat = torch.cat([part.flatten() for part in gradient]) if gradient else None
-
-    def product(vector: Tensor) -> Tensor:
-        if flat is None or not flat.requires_grad:
-            return torch.zeros_like(vector)
-        parts = torch.autograd.grad(flat, inputs, vector, retain_graph=True, allow_unused=True, materialize_grads=True)
-        return torch.cat([part.flatten() for part in parts])
-
-    return product
+    graph = GradientGraph(lambda weights, *_: function(weights), point, {}, None)
+    return lambda v: torch.cat(
+        [part.flatten() for part in graph.product(tree.unflatten(v, point), to_weights=True, to_alphas=False)]
+    )
 
 
 def largest_eigenvalue(matvec: Matvec, start: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> float:
