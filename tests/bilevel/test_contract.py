@@ -395,7 +395,7 @@ class TestFromModules:
         problem, alphas, x = self.make(model), torch.zeros(2), torch.ones(3, 2)
         fails(
             InvalidValueError,
-            type(part).__name__,
+            "random numbers.*eval",
             lambda: FirstOrder()(problem, problem.init(), alphas, [x], x),
             "model",
         )
