@@ -121,10 +121,10 @@ class BlackBoxProblem:
         seeds = seed, seed if training_seed is None else training_seed
         for name, value in zip(("seed", "training_seed"), seeds, strict=True):
             require(isinstance(value, int) and 0 <= value < 2**63, name, "a whole number from 0 to 2^63 - 1", value)
-        require(not torch.is_inference_mode_enabled(), "torch.inference_mode", "off for derivatives", "on")
         require(tree.size(alphas) >= 1, "alphas", "at least one number", alphas)
-        for path, alpha in zip(tree.paths(alphas), tree.tensors(alphas), strict=True):
-            require(alpha.is_floating_point(), "alphas", "floating-point tensors", f"{path!r} of {alpha.dtype}")
+        problem = Trainings(no_inner_loss, self.outer_loss, SGD(lr=1.0))
+        # (there are no weights yet)
+        problem.check(InnerState(alphas), alphas, seeds)
         start = tree.detach(alphas)
         others = chosen.trained_points(start, torch.Generator().manual_seed(seed))
         if others is None:
@@ -140,7 +140,7 @@ class BlackBoxProblem:
             ledger.complete(points)
             weights = ledger.weights(start)
             loss = _outer_loss(self.outer_loss, weights, chosen, seeds[1])
-            problem = Trainings(no_inner_loss, loss, SGD(lr=1.0), ledger=ledger)
+            problem = replace(problem, outer_loss=loss, ledger=ledger)
             state = InnerState(floating(weights))
             result = chosen(problem, state, alphas, [seeds[1]], outer_batch, seed=seed if chosen.draws else None)
             ledger.forget_others()

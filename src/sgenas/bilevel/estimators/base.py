@@ -208,7 +208,6 @@ class Estimator(ABC):
         if generator is None and self.draws:
             name = type(self).__name__
             raise InvalidValueError(f"{name} draws random directions: pass generator= or seed=", field="generator")
-        require(len(inner_batches) >= 1, "inner_batches", "at least 1 batch (N >= 1)", len(inner_batches))
         if any(
             tensor.requires_grad for slot in (state.weights, *state.slots.values()) for tensor in tree.tensors(slot)
         ):

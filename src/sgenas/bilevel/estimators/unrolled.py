@@ -62,7 +62,6 @@ class Unrolled(Estimator):
     def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
         """The unperturbed trajectory; its steps keep the graphs of their gradients if these are small."""
         keep = self.kept_steps(len(inner_batches))
-        problem.check(state, alphas, inner_batches)
         if self._keeps_graphs(problem, state.weights, alphas, inner_batches[0], keep):
             before = problem.counter.total
             try:
