@@ -22,7 +22,7 @@ def _imported() -> None:
     import rich.style  # noqa: F401
 
 
-KINDS = ("gaussian", "sphere", "orthogonal", "antithetic")
+KINDS = ("gaussian", "orthogonal", "antithetic")
 
 
 @pytest.mark.parametrize(

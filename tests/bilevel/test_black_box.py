@@ -42,7 +42,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 # -- values -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("directions", ["gaussian", "orthogonal", "sphere", "antithetic"])
+@pytest.mark.parametrize("directions", ["gaussian", "orthogonal", "antithetic"])
 def test_sge_with_as_many_directions_as_alphas_is_the_closed_form(directions: str) -> None:
     direct, indirect = exact(ALPHAS)
     for smoothing in (1e-3, 1e-4):

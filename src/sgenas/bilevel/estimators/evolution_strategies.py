@@ -23,8 +23,7 @@ class EvolutionStrategies(Estimator):
         grad = (1/Q) sum_j [F(alpha + mu u_j) - F(alpha)] / mu u_j
 
     Every F follows the N inner steps from the same start on the same batches and is taken on the same outer
-    batch (common random numbers). With ``sphere`` directions it is the estimator of Gu et al.,
-    arXiv:2102.09026; with ``antithetic`` ones the differences are central.
+    batch (common random numbers). With ``antithetic`` directions the differences are central.
 
     The direct gradient is inside the estimate and as noisy as the rest: with p alphas the relative error is
     about sqrt((p + 1) / Q) of the *whole* gradient (SGE: of the indirect gradient alone). The result's

@@ -72,7 +72,7 @@ def aggregate(
         terms = (left[:, None] * directions).reshape(-1, group, directions.shape[1]).mean(dim=1)
         # a single term has no spread, but the distribution of its direction says which part of it is random
         single = len(terms) == 1
-        square = random_share(kind, terms.shape[1]) * terms.square().sum() if single else terms.var(dim=0).sum()
+        square = random_share(terms.shape[1]) * terms.square().sum() if single else terms.var(dim=0).sum()
         variance = square / len(terms)
     return Aggregate(gradient, variance, coefficient)
 

@@ -19,11 +19,6 @@ def _gaussian(count: int, size: int, normal: Normal) -> Tensor:
     return normal(count)
 
 
-def _sphere(count: int, size: int, normal: Normal) -> Tensor:
-    rows = normal(count)
-    return rows * (math.sqrt(size) / rows.norm(dim=1, keepdim=True))
-
-
 def _orthogonal(count: int, size: int, normal: Normal) -> Tensor:
     """Rows of uniformly random frames, of norm sqrt(p); from p directions on every frame is a basis."""
     frames = []
@@ -45,12 +40,10 @@ def _antithetic(count: int, size: int, normal: Normal) -> Tensor:
 DIRECTIONS: dict[str, Callable[[int, int, Normal], Tensor]] = {
     "gaussian": _gaussian,
     "orthogonal": _orthogonal,
-    "sphere": _sphere,
     "antithetic": _antithetic,
 }
 """gaussian: independent N(0, I), as in the paper. orthogonal: at right angles, of norm sqrt(p), so that none
-measures again what another has. sphere: independent, of norm sqrt(p). antithetic: pairs u, -u, which make
-central differences."""
+measures again what another has. antithetic: pairs u, -u, which make central differences."""
 
 
 def check(owner: str, kind: str, count: int) -> None:
@@ -85,9 +78,9 @@ def independent(kind: str) -> bool:
     return kind != "orthogonal"
 
 
-def random_share(kind: str, size: int) -> float:
+def random_share(size: int) -> float:
     """The variance of <g, u> u divided by its mean squared norm, for every g of ``size`` entries.
 
-    E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions and p |g|^2 on the sphere, and the mean is g.
+    E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions, and the mean is g.
     """
-    return 1 - 1 / (size if kind == "sphere" else size + 2)
+    return 1 - 1 / (size + 2)

@@ -69,8 +69,8 @@ class SGE(Estimator):
     Args:
         num_directions: Number of random directions Q, >= 1; even if antithetic. In a search also ``"auto"``.
         smoothing: Perturbation scale mu in units of alpha, > 0, or ``"auto"``: chosen at each call.
-        directions: Distribution of the directions, all with E[u u^T] = I: ``gaussian``, ``orthogonal``,
-            ``sphere`` (norm sqrt(p)) or ``antithetic`` (pairs u, -u, which make central differences).
+        directions: Distribution of the directions, all with E[u u^T] = I: ``gaussian``, ``orthogonal`` or
+            ``antithetic`` (pairs u, -u, which make central differences).
         control_variate: Deterministic estimator whose indirect gradient is the baseline of a control
             variate: its name, the estimator itself, or None for none.
         aggregate: ``mean`` (Eq. 6) or ``least-squares``: the g that explains the projections best,
