@@ -48,7 +48,7 @@ def test_classes_are_the_folders_in_alphabetical_order(tmp_path, put):
     assert data.train.labels.tolist() == [0, 0, 1]
     assert np.array_equal(data.train.images.numpy(), np.stack([*cats, dog]).transpose(0, 3, 1, 2))
     assert data.train.images.is_contiguous()
-    assert (data.origin, data.notes) == (str(tmp_path), ("files and folders skipped: 2 hidden or system, 1 .txt",))
+    assert (data.origin, data.notes) == (str(tmp_path), ())
 
 
 def test_train_and_test_folders(tmp_path, put):
@@ -133,9 +133,9 @@ def test_missing_and_empty_folders_are_refused(tmp_path, put):
     put("cat/1.png")
     refused(tmp_path, "at least 2 classes")
     (tmp_path / "dog").mkdir()
-    refused(tmp_path, "at least 2 classes", "empty class folder 'dog'")
+    refused(tmp_path, tmp_path / "dog", "must have an image", "remove it")
     (tmp_path / "dog" / "1.tif").write_bytes(b"TIFF")
-    refused(tmp_path, tmp_path / "dog", "only .tif")
+    refused(tmp_path, tmp_path / "dog", "must have an image", ".png, .jpg")
 
 
 @pytest.mark.parametrize("place", ["train/dog/2.png", "test/cat/9.png"])
@@ -173,22 +173,19 @@ def test_decompression_bomb_is_refused_before_decoding(tmp_path, put, pixels):
     refused(tmp_path, large, "decompression bomb")
 
 
-def test_hidden_and_system_files_are_skipped_and_counted(tmp_path, put):
+def test_hidden_files_thumbnails_and_other_types_are_skipped(tmp_path, put):
     kept = [put("cat/1.png", seed=1), put("dog/deep/er/1.png", seed=2)]
-    for place in ("cat/.ipynb_checkpoints/1-checkpoint.png", "__MACOSX/cat/._1.png", "cat/@eaDir/1.png"):
+    for place in ("cat/.ipynb_checkpoints/1-checkpoint.png", "cat/@eaDir/1.png/SYNOPHOTO_THUMB_M.png", "@eaDir/1.png"):
         put(place)
     for place in ("cat/._1.png", "cat/Thumbs.db", "dog/deep/.DS_Store", "desktop.ini", ".DS_Store"):
         (tmp_path / place).write_bytes(b"no image")
     put("stray.png")
     (tmp_path / "cat" / "1.txt").write_text("a caption")
     (tmp_path / "LICENSE").write_text("free")
-    (tmp_path / "cow").mkdir()
     data = load(f"folder:{tmp_path}")
     assert data.classes == ("cat", "dog")
     assert np.array_equal(data.train.images.numpy(), np.stack(kept).transpose(0, 3, 1, 2))
-    (note,) = data.notes
-    wanted = ("8 hidden or system", "1 .txt", "1 without extension", "1 images outside", "1 empty class folder 'cow'")
-    assert all(words in note for words in wanted)
+    assert data.notes == ()
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path, put):
@@ -201,7 +198,6 @@ def test_links_are_followed_but_not_in_circles(tmp_path, put):
         (tmp_path / "p" / place).symlink_to(target, target_is_directory=True)
     data = load(f"folder:{tmp_path / 'p'}")
     assert np.array_equal(data.train.images.numpy(), np.stack([cat, dog, far]).transpose(0, 3, 1, 2))
-    assert "2 links to a folder" in data.notes[0]
     (tmp_path / "p" / "dog" / "3.png").symlink_to(tmp_path / "gone.png")
     refused(tmp_path / "p", tmp_path / "p" / "dog" / "3.png", "No such file")
 
@@ -246,22 +242,13 @@ def test_one_held_out_folder_tests_and_the_others_are_named(tmp_path, put, folde
         (("a/1.png", "b/1.png", "test/a/1.png"), "a folder train"),
         (("train/a/1.png", "Train/b/1.png"), "one training folder"),
         (("train/a/1.png", "train/b/1.png", "test/1.png"), "sort its images"),
-        (("inside/train/a/1.png", "inside/train/b/1.png"), "did you mean folder:"),
-        (("caf\u00e9/1.png", "cafe\u0301/1.png"), "two that are called"),
+        (("inside/train/a/1.png", "inside/train/b/1.png"), "at least 2 classes"),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(tmp_path, put, places, word):
     for place in places:
         put(place)
     refused(tmp_path, word)
-
-
-def test_accents_are_one_class_however_they_are_written(tmp_path, put):
-    for place in ("train/caf\u00e9/1.png", "train/\u732b/1.png", "test/cafe\u0301/1.png"):
-        put(place)
-    data = load(f"folder:{tmp_path}")
-    assert data.classes == ("caf\u00e9", "\u732b")
-    assert data.test.labels.tolist() == [0]
 
 
 def test_folders_that_cannot_be_listed_are_named(tmp_path, put, monkeypatch):
