@@ -62,7 +62,7 @@ class OneSided(Estimator):
 
 @dataclass(frozen=True)
 class SignDescent:
-    """w' = w - lr sign(g). Only implicit estimators need more: a method ``l2_coefficient``.
+    """w' = w - lr sign(g). Estimators need nothing else of an inner optimizer.
 
     Args:
         lr: Learning rate, > 0.

@@ -129,9 +129,7 @@ def test_implicit_estimators_ask_for_the_l2_coefficient(name: str, estimator: Im
     if coefficient is None:
         with pytest.raises(InvalidValueError) as caught:
             case.estimate(estimator)
-        kind = type(case.problem.inner_optimizer).__name__
-        assert caught.value.field == ("AdamW.weight_decay" if kind == "AdamW" else kind)
-        assert kind == "AdamW" or "l2_coefficient()" in str(caught.value)
+        assert caught.value.field == "AdamW.weight_decay"
         return
     result = case.estimate(estimator)
     end, alphas = tree.flatten(result.state.weights), tree.flatten(case.alphas)

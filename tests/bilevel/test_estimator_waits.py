@@ -25,7 +25,7 @@ from sgenas.bilevel.estimators.base import Checks
 from sgenas.bilevel.hvp import hessian_operator, largest_eigenvalue
 from sgenas.bilevel.linear_solvers import conjugate_gradient
 from sgenas.errors import DivergenceError
-from sgenas.optim import SGD
+from sgenas.optim import SGD, InnerState, l2_coefficient
 
 GPU = torch.device("cuda")
 OPTIMIZER = SGD(0.3, 0.9, weight_decay=0.05, grad_clip=0.05)
@@ -129,6 +129,22 @@ def test_solvers_and_power_iterations_wait_once_per_product() -> None:
         machine.reset()
         largest_eigenvalue(hessian_operator(lambda v: v @ (a @ v), b), b, iterations=5, tolerance=0.0)
         assert sum(machine.waits.values()) == 5
+        machine.reset()
+        l2_coefficient(Plain(), {"w": b})
+        assert sum(machine.waits.values()) == 1
+
+
+class Plain:
+    """An optimizer without shortcuts."""
+
+    def __init__(self) -> None:
+        self._sgd = SGD(0.1, weight_decay=0.3)
+
+    def init(self, weights: tree.Tree) -> InnerState:
+        return self._sgd.init(weights)
+
+    def step(self, state: InnerState, grad: tree.Tree) -> InnerState:
+        return self._sgd.step(state, grad)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -135,11 +135,35 @@ def test_a_subclass_that_overrides_step_loses_the_shortcuts() -> None:
     assert not is_elementwise(OnlySome(0.1))
 
 
-def test_l2_coefficient_is_that_of_the_method() -> None:
+class Measured(SGD):
+    def step(self, state: InnerState, grad: TensorDict) -> InnerState:
+        return super().step(state, grad)
+
+
+class MeasuredAdam(Adam):
+    def step(self, state: InnerState, grad: TensorDict) -> InnerState:
+        return super().step(state, grad)
+
+
+class MeasuredAdamW(AdamW):
+    def step(self, state: InnerState, grad: TensorDict) -> InnerState:
+        return super().step(state, grad)
+
+
+def test_l2_coefficient_is_measured_without_a_shortcut() -> None:
+    weights = draws(4, 1)[0]
     for decay in (0.0, 3e-4, 0.1):
-        assert l2_coefficient(SGD(0.02, 0.9, True, decay, 0.5)) == decay
-        assert l2_coefficient(Adam(1e-3, weight_decay=decay)) == decay
-    assert l2_coefficient(AdamW(0.1, weight_decay=0.0)) == 0
+        for optimizer in (
+            Measured(0.02, 0.9, True, decay, 0.5),
+            Measured(0.02, weight_decay=decay),
+            MeasuredAdam(1e-3, weight_decay=decay),
+        ):
+            assert not offers(optimizer, "l2_coefficient")
+            assert l2_coefficient(optimizer, weights) == pytest.approx(decay, rel=1e-6, abs=1e-9)
+    with pytest.raises(InvalidValueError) as caught:
+        l2_coefficient(MeasuredAdamW(0.1, weight_decay=0.1), weights)
+    assert caught.value.field == "MeasuredAdamW"
+    assert l2_coefficient(AdamW(0.1, weight_decay=0.0), weights) == 0
 
 
 @pytest.mark.parametrize(

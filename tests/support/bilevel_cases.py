@@ -155,9 +155,6 @@ class OnlySome(SGD):
         first, *others = tree.tensors(grad)
         return super().step(state, tree.rebuild(grad, [first / 2, *others]))
 
-    def l2_coefficient(self) -> float:
-        return 0.0
-
 
 Written = Callable[[Tensor, dict[str, Tensor], Tensor, int], tuple[Tensor, dict[str, Tensor]]]
 """(weights, slots, gradient, number of the step from 1) -> (weights, slots), all vectors."""
@@ -200,7 +197,7 @@ def _only_some(w: Tensor, slots: dict[str, Tensor], g: Tensor, t: int) -> tuple[
 
 
 def optimizers() -> dict[str, tuple[InnerOptimizer, Written, float | None]]:
-    """{name: (optimizer, its written-out step, its coefficient of L2 regularization; None if it has none)}."""
+    """{name: (optimizer, its written-out step, its coefficient of L2 regularization or None)}."""
     plain, heavy = SGD(0.3), SGD(0.3, 0.9, weight_decay=0.05)
     clipped, loose = replace(heavy, grad_clip=0.05), replace(heavy, grad_clip=1e6)
     nesterov = replace(clipped, nesterov=True)
@@ -212,10 +209,10 @@ def optimizers() -> dict[str, tuple[InnerOptimizer, Written, float | None]]:
         "clipped": (clipped, written_sgd(clipped, decay=0.05), 0.05),
         "not-clipped": (loose, written_sgd(loose, decay=0.05), 0.05),
         "nesterov": (nesterov, written_sgd(nesterov, nesterov=True, decay=0.05), 0.05),
-        "overridden-nesterov": (overridden, written_sgd(overridden, nesterov=True), None),
+        "overridden-nesterov": (overridden, written_sgd(overridden, nesterov=True), 0.0),
         "adam": (adam, written_adam(adam, l2=0.03), 0.03),
         "adamw": (adamw, written_adam(adamw, decoupled=0.03), None),
-        "two-slots": (TwoSlots(0.2), _two_slots, None),
+        "two-slots": (TwoSlots(0.2), _two_slots, 0.0),
         "only-some": (OnlySome(0.2, 0.9), _only_some, 0.0),
     }
 

@@ -3,8 +3,7 @@
 The functions here derive everything from ``step``: its vector-Jacobian products by automatic differentiation,
 and differences of its results by taking steps. An optimizer may offer closed-form shortcuts, methods named
 like these functions. A shortcut counts only if its class also defines ``step`` or inherits it, so that a
-subclass that overrides ``step`` gets the general way. Only ``l2_coefficient`` has none: implicit estimators need
-the method.
+subclass that overrides ``step`` gets the general way.
 """
 
 import math
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import InvalidValueError, require
 from sgenas.registry import Registry
 from sgenas.tree import Tree
@@ -172,20 +172,38 @@ def projection(
     return compare
 
 
-def l2_coefficient(optimizer: InnerOptimizer) -> float:
+def l2_coefficient(optimizer: InnerOptimizer, weights: Tree) -> float:
     """c of the condition d L / d w + c w = 0 that holds where the steps of ``optimizer`` come to rest.
 
+    A shortcut ``optimizer.l2_coefficient()`` returns it. Otherwise c follows from one step in float64: w
+    enters only in the sum grad + c w, besides the plain w' = w + ..., so that
+    (I - d w' / d w)^T u = -c (d w' / d grad)^T u for every u.
+
     Raises:
-        InvalidValueError: If the optimizer has no method ``l2_coefficient()``, which returns c.
+        InvalidValueError: If the condition does not have this form.
     """
     if offers(optimizer, "l2_coefficient"):
         return float(optimizer.l2_coefficient())  # type: ignore[attr-defined]
-    name = type(optimizer).__name__
-    raise InvalidValueError(
-        f"{name} must have a method l2_coefficient() for implicit estimators: c of d L / d w + c w = 0 at its fixed"
-        " point, 0.0 without L2 regularization; or use another estimator",
-        field=name,
-    )
+    state = optimizer.init(tree.map(Tensor.double, weights))
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randn(tree.size(weights), generator=draw, dtype=torch.float64)
+    random = tree.unflatten(moved(noise, tree.tensors(weights)[0].device), state.weights)
+    # so short that it is not clipped
+    grad = tree.scale(random, 1e-6 / tree.norm(random))
+    direction = tree.map(torch.ones_like, state.weights)
+    by_weights, _, by_grad = step_vjp(optimizer, state, grad, direction)
+    decay = tree.subtract(direction, by_weights)
+    squared = tree.dot(by_grad, by_grad)
+    ratio = -tree.dot(decay, by_grad) / squared
+    coefficient, error = tree.numbers([ratio, tree.norm(tree.add(decay, by_grad, ratio))])
+    if not error <= 1e-9 * tree.size(weights):
+        name = type(optimizer).__name__
+        raise InvalidValueError(
+            f"{name} has no fixed point of the form d L / d w + c w = 0, which implicit estimators need; use"
+            " another estimator, or an optimizer with L2 regularization",
+            field=name,
+        )
+    return coefficient
 
 
 def check_settings(optimizer: Any) -> None:

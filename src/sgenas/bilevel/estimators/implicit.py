@@ -46,7 +46,7 @@ class _Implicit(Estimator):
         """-M x with A x = v; writes the residual into the diagnostics."""
         problem, alphas, v, batch = context.problem, context.alphas, context.v, context.inner_batches[-1]
         weights, solver = context.trajectory.end.weights, self.linear_solver(context.problem)
-        shift = l2_coefficient(problem.inner_optimizer) + self.damping
+        shift = l2_coefficient(problem.inner_optimizer, weights) + self.damping
         hvp = HVP(problem, weights, alphas, batch, self.hvp)
 
         def matvec(vector: Tensor) -> Tensor:
