@@ -26,13 +26,18 @@ class Noisy(Dataset[Tensor]):
 
     def __init__(self, own: bool = False, offset: float = 0.0) -> None:
         self.own, self.offset = np.random.default_rng(0) if own else None, offset
+        self.draws = torch.Generator().manual_seed(1)
 
     def __len__(self) -> int:
         return 100
 
     def __getitem__(self, row: int) -> Tensor:
         noise = random.random() + np.random.rand() + float(torch.rand(()))
-        return torch.tensor(row + self.offset + (noise if self.own is None else self.own.random()))
+        return torch.tensor(row + self.offset + (noise if self.own is None else self._own_noise()))
+
+    def _own_noise(self) -> float:
+        assert self.own is not None
+        return self.own.random() + float(torch.rand((), generator=self.draws))
 
 
 class Broken(Noisy):
@@ -108,7 +113,9 @@ def test_random_rows_draw_nothing_and_only_repeatable_ones_count() -> None:
     assert torch.equal(before[2], after[2])
     random.random(), torch.rand(3)
     assert describe_data(Noisy()) == first
-    assert describe_data(Noisy(own=True)) == own
+    data = Noisy(own=True)
+    assert describe_data(data) == own
+    assert float(data[0]) == float(Noisy(own=True)[0]), "its own generators are as before"
 
 
 def test_data_that_cannot_be_looked_at_has_a_type() -> None:

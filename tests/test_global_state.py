@@ -13,6 +13,7 @@ from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.bilevel.test_problems import Quadratic
 from sgenas.optim import SGD
+from sgenas.random import seeded
 from sgenas.report import save_all
 
 
@@ -57,3 +58,14 @@ def test_reports_draw_nothing(tmp_path: Path) -> None:
 
     first, second = twice(run)
     assert first == second
+
+
+def test_a_seed_for_a_while_is_not_left_for_gpus_that_are_used_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps the seed of a GPU that it has not used yet for the time when it does."""
+    kept: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", kept.append)
+    torch.manual_seed(5)
+    with seeded(7):
+        assert kept == [5, 7]
+    assert kept == [5, 7, 5]

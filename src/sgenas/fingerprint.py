@@ -4,6 +4,8 @@ import contextlib
 import functools
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
@@ -73,10 +75,19 @@ def _content(dataset: Any, rows: int) -> str | None:
         with seeded(0):
             return digest([dataset[index] for index in (0, rows // 2, rows - 1)])
 
+    attributes = getattr(dataset, "__dict__", {})
+    before = [(each, each.get_state()) for each in attributes.values() if isinstance(each, torch.Generator)]
+    arrays = [each.bit_generator for each in attributes.values() if isinstance(each, np.random.Generator)]
+    states = [each.state for each in arrays]
     try:
         first, second = some(), some()
     except Exception:
         # a row that cannot be read is an error of the run itself, with its own message
         return None
-    held = [vars(dataset).get(name) for name in ATTRIBUTES] if hasattr(dataset, "__dict__") else []
+    finally:
+        for own, state in before:
+            own.set_state(state)
+        for array, kept in zip(arrays, states, strict=True):
+            array.state = kept
+    held = [attributes.get(name) for name in ATTRIBUTES]
     return digest([first if first == second else None, *held])

@@ -233,3 +233,15 @@ def _set_generators(states: States) -> None:
     with torch._C._DisableFuncTorch() if tree.transformed() else contextlib.nullcontext():
         for generator, state in zip(_generators(), states, strict=True):
             generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; each module in its own mode again afterwards, frozen ones too."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

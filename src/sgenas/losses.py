@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Loss = Callable[[Callable[..., Any], Any], Tensor]
 """loss(model, batch) -> 0-d tensor. ``model`` is called like the module; the loss must be pure."""
@@ -33,8 +34,23 @@ def classification_sums(model: Callable[..., Any], batch: Any) -> dict[str, Tens
     """Sums over a batch ``(inputs, labels, ...)``: cross-entropy as ``loss``, hits as ``accuracy``, and ``count``."""
     inputs, labels = batch[0], batch[1]
     logits = model(inputs)
+    # a sum in half precision would round
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     right, count = hits(logits, labels)
     return {"loss": F.cross_entropy(logits, labels, reduction="sum"), "accuracy": right, "count": count}
+
+
+def loss_sums(loss: Loss, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
+    """``loss`` of a batch times its rows, and the rows as ``count``, so that batches of any size have a mean."""
+    value = loss(model, batch).detach().double()
+    rows = torch.full_like(value, rows_of(batch) or 1)
+    return {"loss": value * rows, "count": rows}
+
+
+def rows_of(batch: Any) -> int | None:
+    """Length of the first tensor in nested tuples, lists and dicts; None if there is none."""
+    tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next((len(tensor) for tensor in tensors), None)
 
 
 def cross_entropy(model: Callable[..., Any], batch: Any) -> Tensor:

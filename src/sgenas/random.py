@@ -27,8 +27,9 @@ def seed_of(seed: int, name: str) -> int:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Python's, NumPy's and PyTorch's global generators with this seed; all as before afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
-    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if used else ()
+    python, arrays, before = random.getstate(), np.random.get_state(), torch.initial_seed()  # noqa: NPY002
     with torch.random.fork_rng(devices):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
@@ -38,3 +39,6 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(arrays)  # noqa: NPY002
+            if not used and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                # torch.manual_seed leaves its seed for GPUs that are used later
+                torch.cuda.manual_seed_all(before)

@@ -30,6 +30,7 @@ FORMS = {
     "float tensor": lambda array: torch.from_numpy(array).float() / 255,
     "double tensor": lambda array: torch.from_numpy(array).double() / 255,
     "array": lambda array: array.transpose(1, 2, 0),
+    "reversed view": lambda array: array.transpose(1, 2, 0)[..., ::-1].copy()[..., ::-1],
     "float array": lambda array: array.transpose(1, 2, 0) / 255,
     "pil": lambda array: Image.fromarray(array.transpose(1, 2, 0)),
 }

@@ -49,7 +49,7 @@ def test_hours_count_every_pass() -> None:
 def test_separate_trajectory_costs_a_pass_more_per_step() -> None:
     row = TableRow("darts", "sge")
     search = search_config("medium", row, "cifar10")
-    hours = [run_hours(replace(search, trajectory_lr=rate), Speed(90, 1.0)) for rate in (None, 0.01)]
+    hours = [run_hours(replace(search, trajectory_lr=rate), Speed(90, 1.0, 9)) for rate in (None, 0.01)]
     assert hours[1] - hours[0] == pytest.approx(10 * 90 / 3600)
 
 
@@ -67,7 +67,7 @@ def test_medium_takes_one_night_on_an_a100(tmp_path: Path) -> None:
 
 def test_presets_for_gpus_are_predicted_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(module, "timed", lambda config: Speed(10, 0.1))
+    monkeypatch.setattr(module, "timed", lambda config: Speed(10, 0.1, 2))
     for preset, basis in (("paper", ASSUMPTION), ("medium", ASSUMPTION), ("small", "this one")):
         _, jobs = extend(tmp_path, GridSettings(preset, methods=("darts",)), ("", ""))
         assert basis in forecast(jobs, preset).basis
@@ -77,7 +77,7 @@ def test_presets_for_gpus_are_predicted_for_one(tmp_path: Path, monkeypatch: pyt
 
 
 def test_only_missing_jobs_are_predicted(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "timed", lambda config: Speed(10, 0.1))
+    monkeypatch.setattr(module, "timed", lambda config: Speed(10, 0.1, 2))
     monkeypatch.setattr(table1, "is_done", lambda job: job.seed == 0 or job.entry.row.estimator == "sge")
     found = table1.forecast(grid.path, machine="here")
     assert [(row.entry.row.estimator, row.jobs) for row in found.rows] == [("first-order", 1)] * 4
@@ -86,9 +86,9 @@ def test_only_missing_jobs_are_predicted(grid: Grid, monkeypatch: pytest.MonkeyP
 
 def test_timed_steps_are_those_of_the_run(grid: Grid) -> None:
     entry = grid.jobs[0].entry
-    for config, batches in ((entry.search, 3), (entry.training, 2)):
+    for config, batches, evaluation in ((entry.search, 3, 3), (entry.training, 2, 1)):
         found = timed(config)
-        assert (found.batches, found.memory) == (batches, None)
+        assert (found.batches, found.evaluation, found.memory) == (batches, evaluation, None)
         assert 0 < found.seconds < 10
 
 

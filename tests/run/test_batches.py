@@ -98,11 +98,22 @@ def sampled() -> DataLoader[Any]:
     return DataLoader(ROWS, batch_size=2, sampler=order)
 
 
+class Drawn:
+    """Batches that are drawn as they are asked for; how many is not known before."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(4)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (torch.randn(2, generator=self.generator) for _ in range(4))
+
+
 SOURCES: dict[str, Callable[[], Any]] = {
     "dataset": lambda: ROWS,
     "loader": loader,
     "sampler": sampled,
     "iterable": Endless,
+    "drawn": Drawn,
     "list": lambda: [torch.tensor([1]), torch.tensor([2]), torch.tensor([3])],
     "images": images,
 }

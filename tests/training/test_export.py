@@ -132,6 +132,9 @@ def test_any_network_is_exported_and_keeps_its_mode(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
     path = export_network(network, torch.zeros(2, 3), "torch-export", tmp_path / "network.pt2")
     assert network.training
+    network[0].eval()
+    export_network(network, torch.zeros(2, 3), "state-dict", tmp_path / "network.safetensors")
+    assert [each.training for each in network.modules()] == [True, False, True]
     program, inputs = torch.export.load(path).module(), torch.randn(4, 3)
     torch.testing.assert_close(program(inputs), network.eval()(inputs))
 

@@ -222,8 +222,8 @@ def test_moving_average_takes_in_shared_and_complex_weights_once() -> None:
 def test_test_does_not_depend_on_the_batches(training: Make, loop: Loop, steps: Steps) -> None:
     run = loop(training())
     steps(run, 3)
-    expected, batches = run.test(), list(run._test())
-    run._test = lambda: [
+    expected, batches = run.test(), list(run.test_batches())
+    run.test_batches = lambda: [
         (images[i : i + 1], labels[i : i + 1]) for images, labels in batches for i in range(len(labels))
     ]
     found = run.test()
@@ -233,7 +233,7 @@ def test_test_does_not_depend_on_the_batches(training: Make, loop: Loop, steps: 
 
 def test_test_images_are_drawn_by_class(training: Make, loop: Loop) -> None:
     for count, expected in ((50, 50), (None, 359), (9999, 359)):
-        batches = list(loop(training(data={"test_images": count}))._test())
+        batches = list(loop(training(data={"test_images": count})).test_batches())
         labels = torch.cat([labels for _, labels in batches])
         assert len(labels) == expected
         assert count != 50 or labels.bincount().tolist() == [5] * 10

@@ -1,6 +1,7 @@
 """`sgenas.train` on modules and data from Python."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import torch.nn.functional as F
 from same_runs import assert_same_runs
 from stopping import stop_after
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from sgenas import losses
 from sgenas.errors import InvalidValueError, RunDirError
 from sgenas.optim import SGD, Adam, AdamW
+from sgenas.spaces.darts_space.published import find_genotype
+from sgenas.spaces.networks import build
 from sgenas.training import TrainResult, WarmupCosine, export_run, train
 
 quiet: Callable[..., TrainResult] = partial(train, progress=False)
@@ -101,6 +104,52 @@ def test_custom_loss_has_a_test_loss_and_no_accuracy() -> None:
     assert result.history[-1]["test_loss"] < 0.1 * result.history[0]["test_loss"]
     assert "test_accuracy" not in result.history[-1]
     assert "train_accuracy" not in result.history[-1]
+
+
+@pytest.mark.parametrize("size", [5, 8, 9])
+def test_test_loss_of_any_loss_is_a_mean_over_rows(size: int) -> None:
+    inputs, targets = torch.randn(9, 4), torch.randn(9, 1)
+    targets[8] = 100  # alone in the last batch of 8
+    model, data = nn.Linear(4, 1), TensorDataset(inputs, targets)
+    given: dict[str, Any] = {"epochs": 1, "batch_size": size, "optimizer": SGD(1e-30)}
+    last = quiet(model, data, data, losses.mean_squared_error, **given).history[-1]
+    assert last["test_loss"] == pytest.approx(F.mse_loss(model(inputs), targets).item(), rel=1e-5)
+
+
+def test_metrics_in_bfloat16_are_added_exactly() -> None:
+    """A sum in bfloat16 stops at 256."""
+    model = nn.Linear(4, 2).bfloat16()
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    data = TensorDataset(torch.ones(3000, 4).bfloat16(), torch.zeros(3000, dtype=torch.int64))
+    given: dict[str, Any] = {"epochs": 1, "batch_size": 10, "optimizer": SGD(1e-30)}
+    last = quiet(model, data, data, **given).history[-1]
+    assert last["test_loss"] == pytest.approx(math.log(2), rel=1e-6)
+    assert last["test_accuracy"] == 1
+    own = quiet(model, data, data, lambda model, batch: model(batch[0]).sum() + 1, **given).history[-1]
+    assert own["test_loss"] == 1
+
+
+def test_a_second_training_has_its_own_drop_path() -> None:
+    cell = find_genotype("darts-v2")
+    sizes: dict[str, Any] = {"channels": 4, "layers": 3, "num_classes": 2}
+    used, fresh = (build(cell, generator=torch.Generator().manual_seed(0), **sizes) for _ in range(2))
+    data = TensorDataset(torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))
+    quiet(used, data, epochs=2, batch_size=4, drop_path=0.9)
+    used.load_state_dict(fresh.state_dict())
+    found = [quiet(each, data, epochs=2, batch_size=4).history[-1]["train_loss"] for each in (used, fresh)]
+    assert used.drop_path == 0
+    assert found[0] == found[1]
+
+
+class Rows(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(examples(30))
+
+
+def test_iterable_datasets_are_tested_in_batches() -> None:
+    found = [quiet(network(), examples(), test, epochs=1).history[-1] for test in (examples(30), Rows())]
+    assert found[0]["test_loss"] == found[1]["test_loss"]
 
 
 def test_metrics_are_means_over_the_labels_that_count() -> None:
@@ -209,6 +258,11 @@ def test_run_whose_loss_or_layers_read_other_values_is_refused(tmp_path: Path, m
         ({"schedule": WarmupCosine(lr_min=1.0)}, "lr_min"),
         ({"test_data": iter([])}, "test_data"),
         ({"test_data": []}, "test_data"),
+        ({"test_data": examples().tensors}, "test_data"),
+        ({"test_data": {"x": torch.zeros(3, 4)}}, "test_data"),
+        ({"log_every": 0}, "log_every"),
+        ({"checkpoint_every": -1}, "checkpoint_every"),
+        ({"seed": -1}, "seed"),
         ({"train_data": torch.zeros(3, 4)}, "train_data"),
         ({"optimizer": 0.1}, "optimizer"),
         ({"threads": 0}, "threads"),

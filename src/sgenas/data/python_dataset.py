@@ -102,7 +102,7 @@ def _pixels(where: str, image: Any, changes: Counter[str]) -> Tensor:
         changes["with transparency put on white"] += transparent
         image = np.array(picture)
     if isinstance(image, np.ndarray):
-        image = torch.tensor(image.transpose(2, 0, 1) if image.ndim == 3 else image)
+        image = torch.tensor(np.ascontiguousarray(image.transpose(2, 0, 1) if image.ndim == 3 else image))
     if not isinstance(image, Tensor):
         raise DataError(f"{where} must be a PIL image, a tensor or an array, got a {type(image).__name__}")
     image = image.detach().cpu()

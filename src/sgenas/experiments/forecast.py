@@ -11,7 +11,7 @@ median of a few steps of the run itself, on an A100 the batch divided by the ass
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from sgenas.methods import METHODS
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
 from sgenas.searching.config import SearchConfig
+from sgenas.searching.loop import Search
 from sgenas.searching.results import predicted_cost
 from sgenas.training.config import TrainConfig
 
@@ -53,11 +54,13 @@ class Speed:
     Args:
         batches: Training batches per epoch.
         seconds: Seconds of a pass.
+        evaluation: Batches of an evaluation, one per epoch.
         memory: Peak of the GPU's tensors in bytes; None if it was not measured.
     """
 
     batches: int
     seconds: float
+    evaluation: float
     memory: int | None = None
 
 
@@ -150,17 +153,14 @@ def forecast(jobs: Sequence[Job], preset: str, machine: str = "auto") -> TableFo
 
 def run_hours(config: SearchConfig | TrainConfig, speed: Speed) -> float:
     """Hours of a run at this speed."""
-    settings, batches = config.data, speed.batches
+    batches = speed.batches
     if isinstance(config, SearchConfig):
-        share = config.data.train_fraction
-        evaluation = batches * (1 - share) / share
         passes = predicted_cost(
             _moving(config), batches, config.inner_steps, config.epochs, config.warmup_epochs, config.alpha_every
         ).forward
     else:
-        evaluation = math.ceil((config.data.test_images or CIFAR[1]) / settings.batch_size)
         passes = config.epochs * batches
-    return (passes + config.epochs * evaluation * FORWARD) * speed.seconds / 3600
+    return (passes + config.epochs * speed.evaluation * FORWARD) * speed.seconds / 3600
 
 
 def _moving(config: SearchConfig) -> Cost:
@@ -178,13 +178,16 @@ def assumed(config: SearchConfig | TrainConfig) -> Speed:
     """The speed of an A100, by `ASSUMPTION`."""
     images, size = config.data.train_images or CIFAR[0], config.data.batch_size
     if isinstance(config, SearchConfig):
-        images = round(config.data.train_fraction * images)
+        share = config.data.train_fraction
+        images = round(share * images)
         space: Any = config.space
         edges = space.nodes * (space.nodes + 3) / 2  # from two inputs and the nodes before
         work = space.channels * space.layers * edges / (16 * 8 * 14 * _partial_channels(config))
-        return Speed(images // size, size * work / SEARCHED)
+        batches = images // size
+        return Speed(batches, size * work / SEARCHED, batches * (1 - share) / share)
+    evaluation = math.ceil((config.data.test_images or CIFAR[1]) / size)
     channels, layers = config.channels or 36, config.layers or 20
-    return Speed(images // size, size * channels * layers / (36 * 20) / TRAINED)
+    return Speed(images // size, size * channels * layers / (36 * 20) / TRAINED, evaluation)
 
 
 def _partial_channels(config: SearchConfig) -> int:
@@ -200,8 +203,7 @@ def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -
         # every step moves the alphas
         run, passes = replace(config, warmup_epochs=0, alpha_every=1).run, _moving(config).forward
     run(images=images, callbacks=[steps], stop=steps.enough, progress=False)
-    inner = getattr(config, "inner_steps", 1)
-    return Speed(steps.per_epoch * inner, statistics.median(steps.seconds) / passes, steps.memory)
+    return Speed(steps.batches, statistics.median(steps.seconds) / passes, steps.evaluation, steps.memory)
 
 
 class _Steps(Callback):
@@ -209,11 +211,12 @@ class _Steps(Callback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.per_epoch = 0
+        self.batches = self.evaluation = 0
         self.memory: int | None = None
 
     def on_start(self, run: Any) -> None:
-        self.per_epoch = run.steps_per_epoch
+        lengths = [stream.length or 0 for stream in run.streams]
+        self.batches, self.evaluation = lengths if isinstance(run, Search) else (*lengths, _count(run.test_batches()))
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
 
@@ -230,6 +233,10 @@ class _Steps(Callback):
     def enough(self) -> bool:
         """Whether the run may stop."""
         return len(self.seconds) >= TIMED_STEPS
+
+
+def _count(batches: Iterable[Any]) -> int:
+    return sum(1 for _ in batches)
 
 
 def _this_machine() -> str:

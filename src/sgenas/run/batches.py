@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from sgenas.device import moved
 from sgenas.errors import DataError, InvalidValueError, RunWarning
+from sgenas.losses import rows_of
 from sgenas.run.faults import DataFaults
 
 
@@ -71,9 +72,12 @@ class Stream:
         """Whether the last batch was the last of its pass."""
         if self.length is not None:
             return self.taken == self.length
+        self._look_ahead()
+        return not self._ahead
+
+    def _look_ahead(self) -> None:
         if not self._ahead:
             self._ahead = [batch for _, batch in zip(range(1), self._rest, strict=False)]
-        return not self._ahead
 
     @property
     def _rest(self) -> Iterable[Any]:
@@ -124,7 +128,7 @@ class Stream:
         """Without those of one row, unless the first one has one row too."""
         first = None
         for batch in batches:
-            rows = _rows(batch)
+            rows = rows_of(batch)
             first = first or rows
             if rows == 1 != first:
                 _warn_of_single_row(self._name)
@@ -155,7 +159,12 @@ class Stream:
         taken since."""
         if self._resumable:
             return {"taken": self.taken, "source": self._source.state_dict()}
-        return {"taken": self.taken, "start": self._start, "random": self._random_state()}
+        return {
+            "taken": self.taken,
+            "ahead": bool(self._ahead),
+            "start": self._start,
+            "random": self._random_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to the position of ``state_dict``, through the batches before it.
@@ -174,6 +183,9 @@ class Stream:
                 self._next()
                 if self.taken != number + 1:
                     raise ValueError(f"a pass must have {state['taken']} batches, got {number}")
+            if state["ahead"]:
+                # which was drawn before the state of `restore_generators`
+                self._look_ahead()
 
     def restore_generators(self, state: dict[str, Any]) -> None:
         """To be called once all streams are at their position: they may share a generator."""
@@ -216,7 +228,8 @@ def has_batch_norm(modules: Iterable[nn.Module]) -> bool:
     return any(isinstance(module, _BatchNorm) for module in modules)
 
 
-def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generator) -> Iterable[Any]:
+def require_batches(source: Any, name: str) -> None:
+    """Raises InvalidValueError for whole tensors, whose parts are not batches."""
     tensors = isinstance(source, tuple) and all(isinstance(part, Tensor) for part in source)
     if tensors or isinstance(source, Mapping | Tensor):
         raise InvalidValueError(
@@ -224,6 +237,10 @@ def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generato
             " make a torch.utils.data.TensorDataset of whole tensors",
             field=name,
         )
+
+
+def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generator) -> Iterable[Any]:
+    require_batches(source, name)
     if isinstance(source, IterableDataset):
         # without a generator of its own, a loader draws its workers' seed from the global one
         source = DataLoader(source, batch_size, generator=generator)
@@ -245,17 +262,11 @@ def _iterable(source: Any, name: str, batch_size: int, generator: torch.Generato
     return source
 
 
-def _rows(batch: Any) -> int | None:
-    """Length of the first tensor of a batch."""
-    tensors = (leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
-    return next((len(tensor) for tensor in tensors), None)
-
-
 def _without_single_rows(source: Any, name: str) -> Any:
     """A list or loader without an incomplete batch of one row; other sources as they are."""
     kept = source
     if isinstance(source, list | tuple):
-        kept = [batch for batch in source if _rows(batch) != 1] or source
+        kept = [batch for batch in source if rows_of(batch) != 1] or source
     elif isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
         size = source.batch_size or 1
         if size > 1 and not source.drop_last and len(source) > 1 and len(source.sampler) % size == 1:  # type: ignore[arg-type]

@@ -257,7 +257,7 @@ class Processes:
     def sums(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
         """Sums over all batches of the numbers that ``measure`` gives for one; the processes share the batches.
 
-        Added in the order of a single process, so the same on any number of them. Empty if there is no batch.
+        Added in the order of a single process and in float64. Empty if there is no batch.
         """
         found: list[dict[str, Tensor] | None] = []
         batch: Any = None
@@ -268,9 +268,8 @@ class Processes:
         # with more processes than batches, some measure for the names alone
         known = next(filter(None, found), None) or measure(batch)
         zeros = {name: torch.zeros_like(value) for name, value in known.items()}
-        stacked = [torch.stack([(each or zeros)[name] for each in found]) for name in sorted(known)]
-        totals = zip(sorted(known), self.total(stacked), strict=True)
-        return {name: sum(values.unbind()[1:], values[0]).item() for name, values in totals}
+        stacked = [torch.stack([(each or zeros)[name].double() for each in found]) for name in sorted(known)]
+        return {name: sum(each.tolist()) for name, each in zip(sorted(known), self.total(stacked), strict=True)}
 
     # -- communication -------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sgenas.errors import GenotypeError, InvalidValueError
+from sgenas.functional import evaluating
 from sgenas.registry import Registry
 from sgenas.spaces.darts_space import network as darts
 from sgenas.spaces.darts_space.operations import require_sizes
@@ -143,12 +144,10 @@ def count_macs(network: nn.Module, images: Any) -> int:
 
     counted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(add) for module in counted]
-    training = network.training
     try:
-        with torch.no_grad():
-            network.eval()(images)
+        with torch.no_grad(), evaluating(network):
+            network(images)
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
     return macs

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from sgenas.device import cpu_threads
 from sgenas.digests import digest, without_addresses
@@ -16,7 +16,7 @@ from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
-from sgenas.run.batches import Stream, has_batch_norm
+from sgenas.run.batches import Stream, has_batch_norm, require_batches
 from sgenas.run.callbacks import Callback, ProgressBar
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
@@ -145,7 +145,10 @@ def train(
     """
     require(batch_size >= 1, "batch_size", ">= 1", batch_size)
     require(shards >= 1, "shards", ">= 1", shards)
-    require(threads is None or threads >= 1, "threads", ">= 1 or None", threads)
+    optional = {"threads": threads, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    for name, count in optional.items():
+        require(count is None or count >= 1, name, ">= 1 or None", count)
+    require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(threads))
         processes = stack.enter_context(joined(given=processes))
@@ -231,7 +234,9 @@ def _passes(source: Any, batch_size: int, seed: int) -> Callable[[], Iterable[An
     """A function that gives the test batches of one pass."""
     if callable(source):
         return source
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, list | tuple):
+    require_batches(source, "test_data")
+    rows = hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, list | tuple)
+    if rows or isinstance(source, IterableDataset):
         # a loader without a generator draws its workers' seed from the global one
         return lambda: DataLoader(source, batch_size, generator=generator(seed, "test batches"))
     again = isinstance(source, Iterable) and not isinstance(source, Iterator)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sgenas.errors import CheckpointError, InvalidValueError, RunDirError, one_line, require, require_choice
 from sgenas.files import replacing
+from sgenas.functional import evaluating
 from sgenas.run.run_dir import RunDir
 from sgenas.spaces.networks import build
 from sgenas.training.config import TrainConfig
@@ -61,11 +62,8 @@ def export_network(
     """
     out = Path(out)
     _check(format, out, overwrite)
-    training = network.training
-    try:
-        content = EXPORT_FORMATS[format](network.eval(), inputs)
-    finally:
-        network.train(training)
+    with evaluating(network):
+        content = EXPORT_FORMATS[format](network, inputs)
     with replacing(out) as file:
         file.write(content)
     return out

@@ -77,21 +77,22 @@ class Training(Loop):
     ) -> None:
         self.summed = objective.names  # type: ignore[misc]
         super().__init__(device=arithmetic.device, precision=arithmetic.precision, **loop)
-        self._train, self._test, self._objective, self._arithmetic = train, test, objective, arithmetic
+        self._train, self.test_batches, self._objective, self._arithmetic = train, test, objective, arithmetic
         self.streams = (train,)
         self._schedule, self._drop_path, self._fingerprint = schedule, drop_path, fingerprint
         require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
         require(0 <= drop_path < 1, "drop_path", "in [0, 1)", drop_path)
         require(not drop_path or self.epochs > 1, "epochs", "> 1 with drop path (0 in the first)", self.epochs)
-        can_drop = hasattr(network, "drop_path_generator")
-        require(not drop_path or can_drop, "drop_path", "0 with a network without drop path", drop_path)
+        self._can_drop = hasattr(network, "drop_path_generator")
+        require(not drop_path or self._can_drop, "drop_path", "0 with a network without drop path", drop_path)
         stepwise = schedule.interval == "step" and train.length is None
         require(not stepwise, "schedule", "epoch with data of unknown length", schedule.interval)
         self.network = arithmetic.place(network)
         self._model = arithmetic.model(self.network)
         self.average = None if ema is None else MovingAverage(self.network, ema)
         self._drop_path_draws = generator(seed, "drop path")
-        if drop_path:
+        if self._can_drop:
+            # also without drop path: an earlier training may have left its own
             self.network.drop_path_generator = self._drop_path_draws  # type: ignore[assignment]
         self._grad_clip = getattr(optimizer, "grad_clip", None)
         self._optimizer = make_optimizer(optimizer, list(self.network.parameters()))
@@ -139,7 +140,7 @@ class Training(Loop):
         """One step of the optimizer; the values to log."""
         batch = next(self._train)
         self.network.train()
-        if self._drop_path:
+        if self._can_drop:
             self.network.drop_path = self.drop_path()  # type: ignore[assignment]
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(group)
@@ -180,9 +181,9 @@ class Training(Loop):
 
     def test(self) -> dict[str, float]:
         """``test_loss`` and, for a classifier, ``test_accuracy`` of `result`; empty without test data."""
-        if self._test is None:
+        if self.test_batches is None:
             return {}
-        return measure(self._objective, self._arithmetic, self.result, self._test(), self.processes)
+        return measure(self._objective, self._arithmetic, self.result, self.test_batches(), self.processes)
 
     def end_epoch(self) -> dict[str, Any]:
         row: dict[str, Any] = self.test()
@@ -221,7 +222,9 @@ class Training(Loop):
         self._train.load_state_dict(state["train"])
         self._train.restore_generators(state["train"])
         self._drop_path_draws.set_state(state["drop_path"])
-        self._random = [random.cpu() for random in state["random"]]
+        # a run from a CPU has no state of a GPU, which keeps that of the seed
+        saved = [random.cpu() for random in state["random"]][: len(self._random)]
+        self._random[: len(saved)] = saved
         self.best_test_accuracy = state["best_test_accuracy"]
 
 

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from sgenas import device
 from sgenas.device import moved, rounded
 from sgenas.errors import require, require_choice
-from sgenas.losses import IGNORED, Loss, classification_sums, hits
+from sgenas.functional import evaluating
+from sgenas.losses import IGNORED, Loss, classification_sums, hits, loss_sums
 from sgenas.run.distributed import ALONE, Processes
 
 PRECISIONS = ("auto", *device.PRECISIONS)
@@ -56,13 +57,14 @@ class Classification:
         right, count = hits(logits.detach(), labels)
         return {"loss": loss, "accuracy": (right / count).float()}
 
-    def weight(self, batch: Any) -> Tensor | None:
-        """What the sum over a batch is divided by: weight or number of its labels that count; None for its rows."""
+    def weights(self, batch: Any) -> dict[str, Tensor]:
+        """What the sums over a batch are divided by: weight and number of its labels that count; else its rows."""
         labels = batch[1]
         if labels.is_floating_point():
-            return None
+            return {}
         counted = (labels != IGNORED).double()
-        return (counted if self.class_weights is None else counted * self.class_weights[labels.clamp_min(0)]).sum()
+        weighted = counted if self.class_weights is None else counted * self.class_weights[labels.clamp_min(0)]
+        return {"loss": weighted.sum(), "accuracy": counted.sum()}
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, weight=self.class_weights, label_smoothing=self.label_smoothing)
@@ -74,7 +76,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class AnyLoss:
-    """A loss(model, batch) -> 0-d tensor; its test value is the mean over batches."""
+    """A loss(model, batch) -> 0-d tensor; its test value is the mean over batches by their rows."""
 
     loss: Loss
     names: ClassVar[tuple[str, ...]] = ("loss",)
@@ -82,12 +84,11 @@ class AnyLoss:
     def train(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
         return {"loss": self.loss(model, batch)}
 
-    def weight(self, batch: Any) -> None:
-        return None
+    def weights(self, batch: Any) -> dict[str, Tensor]:
+        return {}
 
     def test(self, model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
-        loss = self.loss(model, batch)
-        return {"loss": loss, "count": torch.ones_like(loss)}
+        return loss_sums(self.loss, model, batch)
 
 
 Objective = Classification | AnyLoss
@@ -142,17 +143,14 @@ def measure(
     processes: Processes = ALONE,
 ) -> dict[str, float]:
     """{``test_<name>``: mean over all batches, which processes share}, with the network in evaluation mode."""
-    model, training = arithmetic.model(network), network.training
+    model = arithmetic.model(network)
 
     def tested(batch: Any) -> dict[str, Tensor]:
         batch = pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, arithmetic.device), batch)
         return objective.test(model, batch)
 
-    try:
-        network.eval()
+    with evaluating(network):
         totals = processes.sums(batches, tested)
-    finally:
-        network.train(training)
     count = totals.pop("count", 0)
     require(count > 0, "test_data", "at least one label that counts" if totals else "at least one batch", 0)
     return {f"test_{name}": total / count for name, total in totals.items()}

@@ -54,7 +54,7 @@ class ShardedGradient:
         """The values to log, means over the shards."""
         seed = int(torch.randint(2**62, (), generator=self._draws[0]))
         before = [buffer.clone() for buffer in self._buffers]
-        whole = self._objective.weight(batch)
+        whole = self._objective.weights(batch)
         number = self._shards.index * (self._shards.count // self._shards.parts)
         logged: list[str] = []
 
@@ -66,11 +66,10 @@ class ShardedGradient:
             for parameter in self._parameters.values():
                 parameter.grad = None
             values = self._objective.train(self._model, shard)
-            part = self._objective.weight(shard)
-            if part is not None and whole is not None:
-                # the weighted mean over the batch, as the mean over the shards
-                loss = values["loss"]
-                values["loss"] = loss * (part / (whole / self._shards.count)).to(loss.dtype)
+            for name, part in self._objective.weights(shard).items():
+                # the weighted mean over the batch, as the mean over the shards; one without labels has NaN
+                value = values[name] * (part / (whole[name] / self._shards.count)).to(values[name].dtype)
+                values[name] = torch.where(part > 0, value, torch.zeros_like(value))
             torch.autograd.backward(values["loss"])
             logged[:] = values
             self._check(batch)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from sgenas import tree
 from sgenas.errors import require
-from sgenas.losses import classification_sums, cross_entropy
+from sgenas.losses import classification_sums, cross_entropy, loss_sums
 from sgenas.random import generator, seed_of, seeded
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback
@@ -91,13 +92,7 @@ def validation(run: Any) -> tuple[Batches, Measure]:
     evaluation = next((each for each in run.callbacks if isinstance(each, Evaluation)), None)
     if evaluation is not None:
         return (lambda: _one_pass(evaluation.batches(), run)), evaluation.measure
-    loss = run.loss
-
-    def mean_loss(model: Callable[..., Any], batch: Any) -> dict[str, Tensor]:
-        value = loss(model, batch).detach()
-        return {"loss": value, "count": torch.ones_like(value)}
-
-    measure = classification_sums if loss is cross_entropy else mean_loss
+    measure = classification_sums if run.loss is cross_entropy else partial(loss_sums, run.loss)
     return (lambda: _one_pass(run.new_val(), run)), measure
 
 
