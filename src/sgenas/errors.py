@@ -75,6 +75,12 @@ def require(good: bool, field: str, limit: str, value: object) -> None:
         raise InvalidValueError(f"{field} must be {limit}, got {value!r}", field=field)
 
 
+def require_kinds(parts: dict[str, tuple[object, type]]) -> None:
+    """Raises InvalidValueError for the first of {field: (value, class)} that is no object of the class, nor None."""
+    for field, (value, kind) in parts.items():
+        require(value is None or isinstance(value, kind), field, f"an object of a {kind.__name__} class", value)
+
+
 def require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
     """Raises InvalidValueError unless ``value`` is one of ``choices``; names a similar choice if there is one."""
     if value not in choices:

@@ -25,7 +25,8 @@ from sgenas.bilevel import (
     hvp,
 )
 from sgenas.bilevel.estimators.sge import batched
-from sgenas.bilevel.hvp import HVP, ROUTES
+from sgenas.bilevel.hvp import HVP, ROUTES, hessian_operator
+from sgenas.bilevel.solvers import SOBA
 from sgenas.errors import InvalidValueError
 from sgenas.optim import SGD, Adam
 from sgenas.spaces import nasbench201
@@ -236,6 +237,66 @@ def test_a_fallback_is_remembered() -> None:
     assert attended.findings.routes == {"auto": ("reverse", True)}
     assert replace(attended).counted().findings.routes == {"auto": ("reverse", True)}
     assert torch.backends.mkldnn.enabled
+
+
+class Normed(nn.Module):
+    """PyTorch's fused weight norm has a wrong second derivative, without an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.utils.parametrizations.weight_norm(nn.Linear(4, 8))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).tanh().mean(1))
+
+
+def normed() -> tuple[BilevelProblem, Tensor]:
+    torch.manual_seed(0)
+    model, x, y = Normed().double(), draw(6, 5, 4, seed=1), draw(6, 2, seed=2)
+    problem = BilevelProblem.from_modules(
+        model,
+        lambda model, a, batch: (a.exp() * (model(x) - y).square()).mean(),
+        lambda model, a, batch: (model(x[:3]) - 1).square().mean(),
+        SGD(0.3),
+    )
+    return problem, torch.zeros(2, dtype=torch.float64)
+
+
+def test_a_graph_that_was_made_before_is_not_taken_for_one_with_plain_kernels() -> None:
+    """In every call: what an earlier one found out about the loss must not lead around the check."""
+    problem, alphas = normed()
+    state = problem.init()
+    wanted = Unrolled(hvp="forward")(normed()[0], state, alphas, [0, 0, 0], 0).indirect
+    for _ in range(3):
+        close(Unrolled()(problem, state, alphas, [0, 0, 0], 0).indirect, wanted, 1e-12)
+    problem, solver = normed()[0], SOBA()
+    start = replace(solver.init(problem, None, alphas), v=state.weights)
+    curved = replace(solver, hvp="forward").products(normed()[0], start, 0)[1]
+    for _ in range(3):
+        close(solver.products(problem, start, 0)[1], curved, 1e-12)
+
+
+def test_attention_has_second_derivatives_by_reverse_in_every_call() -> None:
+    problem, alphas, inner, outer = module_problem(PARTS["attention"]())
+    arguments = (problem, problem.init(), alphas, [inner, inner], outer)
+    wanted = Unrolled(hvp="finite-difference")(*arguments).indirect
+    for _ in range(2):
+        close(Unrolled(hvp="reverse")(*arguments).indirect, wanted, 1e-6)
+
+
+def test_passes_of_routes_that_failed_are_not_counted() -> None:
+    problem, alphas = normed()
+    first, second = (Neumann(2, 0.1)(problem, problem.init(), alphas, [0], 0).cost for _ in range(2))
+    assert first == second
+
+
+def test_eigenvalues_know_what_second_derivatives_are_wrong() -> None:
+    start = draw(3)
+    good = hessian_operator(lambda w: Exp.apply(w).sum(), start)
+    torch.testing.assert_close(good(torch.ones(3).double()), (start / 2).exp() / 4)
+    with pytest.raises(InvalidValueError, match="Wrong"):
+        hessian_operator(lambda w: Wrong.apply(w).sum(), start)(torch.ones(3).double())
 
 
 def test_wrong_second_derivatives_of_a_custom_function_are_refused() -> None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from same_runs import assert_same_runs
 from same_runs import rows as rows_of
 from stopping import stop_after
-from tiny_searches import cells, module_search, rows, squared_error, steps, unstarted, unstarted_cells
+from tiny_searches import cells, module_search, net, rows, squared_error, steps, unstarted, unstarted_cells
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from sgenas import SGE, tree
 from sgenas.errors import DataError, DivergenceError, InvalidValueError, RangeWarning
@@ -229,6 +230,22 @@ class Eigenvalues(Callback):
 
     def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
         row["eigenvalue"] = 1.0 if run.epoch < 8 else 9.0
+
+
+def test_callbacks_for_several_searches_start_anew() -> None:
+    """Of 9 epochs each, the early ones of the second must not be compared with the late ones of the first."""
+    callbacks = [Eigenvalues(), EarlyStopping(3)]
+    first, second = (module_search(epochs=9, arch_optimizer=SGD(3.0), callbacks=callbacks) for _ in range(2))
+    assert len(first.history) == len(second.history) == 9
+    assert [row["stopped_early_with_epoch"] for row in (first.history[-1], second.history[-1])] == [4, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_eigenvalue_of_modules_in_any_precision(dtype: torch.dtype) -> None:
+    data = TensorDataset(*(part.to(dtype) for part in rows()[:]))
+    measured = HessianEigenvalue([data[:16]])
+    result = module_search(net().to(dtype), train_data=data, val_data=data, epochs=1, callbacks=[measured])
+    assert math.isfinite(result.history[0]["eigenvalue"])
 
 
 def test_early_stop_returns_the_earlier_architecture(tmp_path: Path) -> None:

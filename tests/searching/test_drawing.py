@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sgenas import Budget
+from sgenas.methods import METHODS
 from sgenas.random import generator
 from sgenas.searching.drawing import different_architectures, mutated, random_alphas
 from sgenas.spaces import CellSpace, Genotype, darts, nasbench201
@@ -52,6 +53,18 @@ def test_mutation_changes_one_edge() -> None:
         (edge,) = (before != space.one_hot(child[1])["cell"]).any(dim=1).nonzero().flatten().tolist()
         changed[edge] += 1
     assert len(changed) == 6
+
+
+def test_mutation_draws_one_edge_weight() -> None:
+    space, draw = METHODS.get("pc-darts").apply(darts(channels=8, layers=3, num_classes=2)), generator(0, "test")
+    alphas = space.random_alphas(draw)
+    sizes = Counter[int]()
+    for _ in range(300):
+        child = space.mutated_alphas(alphas, draw)
+        sizes[sum(int((child[name] != alphas[name]).sum()) for name in alphas)] += 1
+    # as many weights of edges as rows of operations
+    assert set(sizes) == {1, 8}
+    assert abs(sizes[1] - 150) < 5 * (300 / 4) ** 0.5
 
 
 def test_only_architecture_has_no_mutation(monkeypatch: pytest.MonkeyPatch) -> None:

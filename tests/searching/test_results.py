@@ -322,9 +322,34 @@ def test_default_schedule_ends_at_the_same_share_of_any_learning_rate() -> None:
 
 
 def test_schedule_is_refused_for_an_optimizer_without_lr() -> None:
+    class Fixed:
+        init, step = SGD(0.1).init, SGD(0.1).step
+
     with pytest.raises(InvalidValueError) as caught:
-        module_search(weight_optimizer=object(), schedule=Cosine(0.0))
+        module_search(weight_optimizer=Fixed(), schedule=Cosine(0.0))
     assert caught.value.field == "schedule"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, "adam") for name in ("weight_optimizer", "trajectory_optimizer", "budget")),
+        *((name, "softmax") for name in ("relaxation", "discretization", "regularizer")),
+        ("weight_optimizer", SGD),
+        ("estimator", SGE),
+    ],
+)
+def test_names_and_classes_in_place_of_objects_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidValueError, match=rf"^{name} must be an ") as caught:
+        module_search(**{name: value})
+    assert caught.value.field == name
+
+
+def test_numpy_numbers_are_numbers(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"seed": np.int64(1), "epochs": np.int64(1), "weight_optimizer": SGD(np.float64(0.1))}
+    found = module_search(run_dir=tmp_path / "run", **given)
+    assert module_search(run_dir=tmp_path / "run", resume=True, **given).choices == found.choices
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["seed"] == 1
 
 
 # -- copies -----------------------------------------------------------------------------------------------------

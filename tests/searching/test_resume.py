@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,36 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 import sgenas
-from sgenas import SGE, Unrolled
+from sgenas import SGE, Unrolled, tree
 from sgenas.errors import CheckpointError, DivergenceError, RunDirError
-from sgenas.optim import SGD, Adam
+from sgenas.optim import SGD, Adam, InnerState
 from sgenas.run.checkpoint import CheckpointWarning, load_checkpoint, save_checkpoint
 from sgenas.searching.callbacks import EarlyStopping, Evaluation, HessianEigenvalue
 from sgenas.searching.callbacks.evaluation import Measure
 from sgenas.spaces.darts_space.published import find_genotype
 from sgenas.training import TrainConfig
+
+
+@dataclass
+class Lazy:
+    """Makes its momentum in the first step, as torch's SGD does."""
+
+    lr: float = 0.1
+
+    def init(self, weights: Any) -> InnerState:
+        return InnerState(tree.clone(weights))
+
+    def step(self, state: InnerState, grad: Any) -> InnerState:
+        momentum = tree.add(grad, state.slots["momentum"], 0.9) if state.slots else grad
+        return InnerState(tree.add(state.weights, momentum, -self.lr), {"momentum": momentum}, state.step + 1)
+
+
+class Plain(Lazy):
+    """Not as a dataclass."""
+
+    def __init__(self, lr: float) -> None:
+        self.lr = lr
+
 
 # a search from Python and cells by configuration, each with every part that has a state
 SGE_ = SGE(num_directions=2, smoothing=0.1)
@@ -35,6 +58,8 @@ MODULES: dict[str, Any] = {
     "leftovers": {"estimator": Unrolled(), "inner_steps": 3, "alpha_every": 2, "epochs": 4},
     "gumbel": {"method": "gdas", "inner_steps": 2, "alpha_every": 2, "epochs": 4},
     "dirichlet": {"method": "drnas", "estimator": SGE_, "warmup_epochs": 1},
+    "lazy slots": {"weight_optimizer": Lazy(), "arch_optimizer": Lazy()},
+    "no dataclass": {"weight_optimizer": Plain(0.1), "selection": "training"},
     "adam": {"weight_optimizer": Adam(lr=0.01), "trajectory_optimizer": SGD(0.1)},
     "torch optimizer": {"arch_optimizer": lambda alphas: torch.optim.AdamW(alphas, lr=0.1, amsgrad=True)},
     "orthogonal": {"estimator": SGE(num_directions=4, smoothing="auto", directions="orthogonal")},
@@ -108,6 +133,24 @@ def test_data_continues_where_it_stood(name: str, steps: int, tmp_path: Path) ->
     module_search(run_dir=tmp_path / "whole", **SOURCES[name](), **settings)
     module_search(run_dir=tmp_path / "run", stop=stop_after(steps), **SOURCES[name](), **settings)
     module_search(run_dir=tmp_path / "run", **SOURCES[name](), **settings)
+    assert_same_runs(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_resumed_search_knows_what_it_found_out_about_the_loss(tmp_path: Path) -> None:
+    """The memory of a pass is that of its first batch, and decides whether directions are batched."""
+    wide = [nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 8)]
+
+    def search(path: Path, steps: int = 100) -> Any:
+        torch.manual_seed(0)
+        batches = [rows(count, 1)[:] for count in (32, 4096, 32, 4096)]
+        given: dict[str, Any] = {"estimator": SGE(4, smoothing=0.05), "epochs": 1, "stop": stop_after(steps)}
+        return module_search(net(*wide), train_data=batches, val_data=batches, run_dir=path, **given)
+
+    search(tmp_path / "whole")
+    search(tmp_path / "run", 1)
+    kept = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors")["local"]["findings"]
+    assert kept["saved_bytes"] > 0
+    search(tmp_path / "run")
     assert_same_runs(tmp_path / "whole", tmp_path / "run")
 
 

@@ -85,7 +85,17 @@ def test_size_agrees_with_a_real_network_and_draws_nothing() -> None:
     assert without.params == without.params_with_auxiliary
 
 
-@pytest.mark.parametrize(("field", "value"), [("resolution", 0), ("channels", 10**12), ("num_classes", 1)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("resolution", 0),
+        ("resolution", 32.5),
+        ("resolution", (32, 0)),
+        ("resolution", (32,)),
+        ("channels", 10**12),
+        ("num_classes", 1),
+    ],
+)
 def test_size_of_an_impossible_network_raises(field: str, value: int) -> None:
     with pytest.raises(InvalidValueError, match=field):
         network_size(NASBENCH, **{field: value})

@@ -1,6 +1,7 @@
 """What a process finds out about a loss once."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -18,3 +19,13 @@ class Findings:
     routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
     trusted: set[bool] = field(default_factory=set)
     batches: bool = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data: a resumed run takes the same routes."""
+        routes = {setting: list(route) for setting, route in self.routes.items()}
+        return vars(self) | {"routes": routes, "trusted": sorted(self.trusted)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores ``state_dict``."""
+        self.saved_bytes, self.batches, self.trusted = state["saved_bytes"], state["batches"], set(state["trusted"])
+        self.routes = {setting: (kind, plain) for setting, (kind, plain) in state["routes"].items()}

@@ -30,6 +30,7 @@ from sgenas.bilevel.plain_kernels import plain_kernels
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.errors import InvalidValueError, one_line
+from sgenas.optim import SGD
 from sgenas.tree import Tree
 
 Matvec = Callable[[Tensor], Tensor]
@@ -95,6 +96,8 @@ class HVP:
         graph: GradientGraph | None = None,
     ) -> None:
         self._problem, self._batch, self._route, self._graph = problem, batch, route, graph
+        # whether the graph was made with plain kernels
+        self._plain = False
         self._weights, self._alphas = tree.detach(weights), tree.detach(alphas)
         self._point = (self._weights, self._alphas, batch)
 
@@ -113,6 +116,7 @@ class HVP:
 
     def _product(self, v: Tree, to_weights: bool, to_alphas: bool) -> list[Tree]:
         problem, v, errors = self._problem, tree.detach(v), list[Exception]()
+        before = problem.counter.total
         for kind, plain in self._routes():
             try:
                 with plain_kernels() if plain else contextlib.nullcontext():
@@ -121,7 +125,8 @@ class HVP:
                 if kind == "finite-difference" or not lacks_rule(error):
                     raise
                 errors.append(error)
-                self._graph = None
+                # passes that led to nothing are not counted, as a resumed run does not take them
+                self._graph, problem.counter.total = None, before
                 continue
             problem.counter.add(2, 2)
             if errors:
@@ -166,8 +171,9 @@ class HVP:
             found = problem.over_shards(product, self._batch)
             problem.findings.trusted.add(plain)
             return found
-        if self._graph is None:
-            self._graph = GradientGraph(problem.inner_loss, *self._point)
+        if self._graph is None or (plain and not self._plain):
+            # (one that was made before may hold the operations that plain kernels are for)
+            self._graph, self._plain = GradientGraph(problem.inner_loss, *self._point), plain
             problem.counter.add(1, 1)
         if plain not in problem.findings.trusted:
             self._require_right(self._graph, self._batch)
@@ -238,10 +244,13 @@ def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:
     forward and a backward pass, each product a backward pass through both. Kinks (ReLU, maximum) have no
     curvature for automatic differentiation.
     """
-    graph = GradientGraph(lambda weights, *_: function(weights), point, {}, None)
-    return lambda v: torch.cat(
-        [part.flatten() for part in graph.product(tree.unflatten(v, point), to_weights=True, to_alphas=False)]
-    )
+
+    def loss(weights: Tree, *_: Any) -> Tensor:
+        return function(weights)
+
+    # as of any loss, so that wrong second derivatives are noticed
+    hvp = HVP(BilevelProblem(loss, loss, SGD(lr=1.0)), point, {}, None, "reverse")
+    return lambda v: tree.flatten(hvp.weights(tree.unflatten(v, point)))
 
 
 def largest_eigenvalue(matvec: Matvec, start: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> float:

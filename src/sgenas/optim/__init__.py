@@ -16,7 +16,9 @@ from sgenas.optim.base import (
     l2_coefficient,
     offers,
     projection,
+    require_optimizers,
     step_vjp,
+    with_lr,
 )
 from sgenas.optim.sgd import SGD
 
@@ -39,5 +41,7 @@ __all__ = [
     "l2_coefficient",
     "offers",
     "projection",
+    "require_optimizers",
     "step_vjp",
+    "with_lr",
 ]

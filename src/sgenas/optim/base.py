@@ -6,6 +6,8 @@ like these functions. A shortcut counts only if its class also defines ``step`` 
 subclass that overrides ``step`` gets the general way.
 """
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -170,6 +172,22 @@ def projection(
         return tree.dot(tree.subtract(optimizer.step(state, grad).weights, origin_end.weights), v)
 
     return compare
+
+
+def require_optimizers(optimizers: dict[str, Any]) -> None:
+    """Raises InvalidValueError for the first of {field: value} that has not what an optimizer has, and is not None."""
+    for name, value in optimizers.items():
+        good = hasattr(value, "init") and hasattr(value, "step") and not isinstance(value, type)
+        require(value is None or good, name, "an optimizer, as sgenas.optim.SGD(lr=0.1) is one", value)
+
+
+def with_lr(optimizer: Any, lr: float) -> Any:
+    """The optimizer with another learning rate, its attribute ``lr``."""
+    if dataclasses.is_dataclass(optimizer):
+        return dataclasses.replace(optimizer, lr=lr)  # type: ignore[type-var]
+    other = copy.copy(optimizer)
+    other.lr = lr
+    return other
 
 
 def l2_coefficient(optimizer: InnerOptimizer, weights: Tree) -> float:

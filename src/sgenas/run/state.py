@@ -17,6 +17,15 @@ def matching(expected: Tree, found: Tree, device: torch.device, name: str) -> Tr
     return tree.to(found, device)
 
 
+def matching_slots(
+    expected: dict[str, Tree], found: dict[str, Tree], device: torch.device, step: int
+) -> dict[str, Tree]:
+    """An optimizer's slots in its step ``step``, as `matching`; those that it makes in its first step may be new."""
+    if step and not expected.keys() <= found.keys():
+        raise ValueError("slots of other names")
+    return {name: matching(expected.get(name, slot), slot, device, name) for name, slot in found.items()}
+
+
 def copied(value: Any) -> Any:
     """Nested plain data with its tensors cloned."""
     if isinstance(value, Tensor):

@@ -14,10 +14,10 @@ from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.device import PRECISIONS, cpu_threads
-from sgenas.errors import require, require_choice
+from sgenas.errors import require, require_choice, require_kinds
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
-from sgenas.optim import SGD, Adam, InnerOptimizer
+from sgenas.optim import SGD, Adam, InnerOptimizer, require_optimizers
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_separate
 from sgenas.run.callbacks import Callback, ProgressBar
@@ -173,6 +173,16 @@ def search(
     """
     row = METHODS.get(method) if isinstance(method, str) else method
     chosen = ESTIMATORS.get(estimator)() if isinstance(estimator, str) else estimator
+    require_kinds(
+        {
+            "estimator": (chosen, Estimator),
+            "relaxation": (relaxation, Relaxation),
+            "discretization": (discretization, Discretization),
+            "regularizer": (regularizer, Regularizer),
+            "budget": (budget, Budget),
+        }
+    )
+    require_optimizers({"weight_optimizer": weight_optimizer, "trajectory_optimizer": trajectory_optimizer})
     defaults = _source_settings(row)
     epochs = defaults["epochs"] if epochs is None else epochs
     counts = {"epochs": epochs, "inner_steps": inner_steps, "alpha_every": alpha_every, "shards": shards}

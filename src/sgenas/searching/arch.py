@@ -44,7 +44,7 @@ class PureOptimizer:
         """Restores ``state_dict``."""
         device = next(iter(self._alphas.values())).device
         slots = {
-            name: {key: tensor.to(device) for key, tensor in state["slots"][name].items()} for name in self._state.slots
+            name: {key: tensor.to(device) for key, tensor in slot.items()} for name, slot in state["slots"].items()
         }
         self._state = InnerState(dict(self._alphas), slots, state["step"])
 

@@ -4,6 +4,8 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+
 from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.digests import name_of, without_addresses
@@ -85,7 +87,7 @@ def describe(
     }
     if isinstance(run.space, ModuleSpace):
         found["model"] = describe_model(next(run.space.modules()))
-    plain: dict[str, Any] = json.loads(json.dumps(found))
+    plain: dict[str, Any] = json.loads(json.dumps(found, default=_number))
     return plain
 
 
@@ -101,6 +103,13 @@ def _space(space: SearchSpace) -> dict[str, Any]:
     return found
 
 
+def _number(value: Any) -> Any:
+    """NumPy's numbers as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(type(value).__name__)
+
+
 def _plain(component: Any) -> Any:
     """The settings of a component and its name; if it has none, its type: two may have the same settings."""
     if dataclasses.is_dataclass(component) and not isinstance(component, type):
@@ -111,7 +120,7 @@ def _plain(component: Any) -> Any:
     if isinstance(component, list | tuple):
         return [_plain(each) for each in component]
     try:
-        json.dumps(component)
+        json.dumps(component, default=_number)
     except TypeError:
         return describe_function(component) if callable(component) else without_addresses(repr(component))
     return component

@@ -12,11 +12,11 @@ from sgenas import tree
 from sgenas.bilevel import Cost, Estimator, HypergradientResult
 from sgenas.bilevel.problem import Penalty
 from sgenas.errors import InvalidValueError, require
-from sgenas.optim import InnerOptimizer, InnerState
+from sgenas.optim import InnerOptimizer, InnerState, with_lr
 from sgenas.random import Seed, generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
-from sgenas.run.state import copied, matching
+from sgenas.run.state import copied, matching, matching_slots
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.flatness import Flatness
@@ -87,8 +87,8 @@ class Search(Loop):
         self._alpha_every, self.inner_steps = alpha_every, inner_steps
         self._warmup_epochs = warmup_epochs if space.relaxation.learns else self.epochs
         self.alpha_noise, self.flatness, self.seed, self.fingerprint = alpha_noise, flatness, seed, fingerprint
-        last = self.epochs - 1
-        require(0 <= warmup_epochs <= last, "warmup_epochs", f"from 0 to epochs - 1 = {last}", warmup_epochs)
+        limit = f"from 0 to epochs - 1 = {self.epochs - 1} (methods have their own)"
+        require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
         require_alpha_steps(self, train.length)
         self._rounds = 0
         self.state = weight_optimizer.init(tree.to(space.initial_weights(generator(seed, "weights")), self.device))
@@ -133,7 +133,7 @@ class Search(Loop):
     def weight_optimizer(self) -> InnerOptimizer:
         """The weights' optimizer with the learning rate of this epoch."""
         lr = self.learning_rate()
-        return self._weight_optimizer if lr is None else dataclasses.replace(self._weight_optimizer, lr=lr)  # type: ignore[type-var]
+        return self._weight_optimizer if lr is None else with_lr(self._weight_optimizer, lr)
 
     def penalties(self) -> list[Penalty]:
         """What this step adds to the outer loss: the method's regularizer and the expected cost."""
@@ -300,9 +300,7 @@ class Search(Loop):
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Goes back to ``snapshot``."""
         weights = matching(self.state.weights, snapshot["weights"], self.device, "weights")
-        slots = {
-            name: matching(slot, snapshot["slots"][name], self.device, name) for name, slot in self.state.slots.items()
-        }
+        slots = matching_slots(self.state.slots, snapshot["slots"], self.device, snapshot["inner_step"])
         self.state = InnerState(weights, slots, snapshot["inner_step"])
         for name, alpha in matching(self.alphas, snapshot["alphas"], self.device, "alphas").items():
             self.alphas[name].copy_(alpha)
@@ -328,7 +326,7 @@ class Search(Loop):
 
     def local_state(self) -> dict[str, Any]:
         # each process may run out of memory by itself
-        return {"chunk": getattr(self.estimator, "chunk", None)}
+        return {"chunk": getattr(self.estimator, "chunk", None), "findings": self._objectives.findings.state_dict()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         if state["fingerprint"] != self.fingerprint:
@@ -346,5 +344,6 @@ class Search(Loop):
         self._selected = state["selected"]
         self.candidates, chosen = list(state.get("candidates", ())), state.get("chosen")
         self.chosen = None if chosen is None else self.space.architecture_from_dict(chosen)
+        self._objectives.findings.load_state_dict(state["local"]["findings"])
         if hasattr(self.estimator, "chunk"):
             self.estimator = dataclasses.replace(self.estimator, chunk=state["local"]["chunk"])  # type: ignore[type-var]

@@ -11,10 +11,11 @@ from torch.utils import _pytree as pytree
 
 from sgenas.bilevel import BilevelProblem, Shards, Share
 from sgenas.bilevel.cuda_graphs import Replays
+from sgenas.bilevel.findings import Findings
 from sgenas.bilevel.problem import Penalty
 from sgenas.device import rounded
 from sgenas.losses import Loss
-from sgenas.optim import InnerOptimizer
+from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import Seed
 from sgenas.searching.alpha_noise import Shift
 from sgenas.spaces.base import SearchSpace
@@ -87,6 +88,11 @@ class Objectives:
             replays=self.replays if repeats else None,
             memory=self.memory,
         )
+
+    @property
+    def findings(self) -> Findings:
+        """What the problems of earlier steps found out about the loss."""
+        return self.problem(SGD(lr=1.0), [], None).findings
 
     def _single(self, weights: Tree, alphas: Tree, batch: Any, *, noise: Tree | None) -> Tensor:
         space, batch = self._unpacked(batch)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sgenas.errors import require
 from sgenas.spaces.discretization import Discretization
@@ -173,7 +173,11 @@ class SearchSpace(ABC):
     def mutated_alphas(self, alphas: TensorDict, generator: torch.Generator) -> TensorDict:
         """A copy of ``random_alphas`` with one row drawn again, that of an edge or a choice, each equally likely."""
         found = {name: table.clone() for name, table in alphas.items()}
-        rows = [row for table in found.values() for row in table.view(-1, table.shape[-1])]
+        rows: list[Tensor] = []
+        for name, table in found.items():
+            # weights of edges (PC-DARTS) are one of each edge
+            edges = name.endswith("_edges") and name.removesuffix("_edges") in found
+            rows += table.view(-1, 1 if edges else table.shape[-1])
         row = rows[int(torch.randint(len(rows), (), generator=generator))]
         row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
         return found

@@ -111,8 +111,9 @@ def network_size(
     Raises:
         InvalidValueError: As ``build``, or if the resolution is below 1.
     """
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    require_sizes(1, resolution=min(height, width))
+    height, width = resolution if isinstance(resolution, tuple) and len(resolution) == 2 else (resolution, resolution)
+    for side in (height, width):
+        require_sizes(1, resolution=side)
     try:
         with torch.device("meta"):
             network = build(genotype, input_channels=input_channels, **sizes)

@@ -412,3 +412,30 @@ def test_measured_space_has_no_dropout() -> None:
     assert not torch.allclose(space.bind(weights, alphas)(x), expected)
     plain = ModuleSpace(nn.Sequential(nn.Linear(2, 8), act))
     assert plain.without_dropout() is plain
+
+
+class ComplexFirst(nn.Module):
+    """A spectral layer before the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spectrum = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+        self.bend = Choice({"tanh": nn.Tanh(), "none": nn.Identity()}, name="bend")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bend((x * self.spectrum).abs())
+
+
+def test_alphas_are_real_beside_complex_weights() -> None:
+    space = ModuleSpace(ComplexFirst())
+    alphas = space.initial_alphas(torch.Generator().manual_seed(0))
+    assert alphas["bend"].dtype == space.one_hot({"bend": "tanh"})["bend"].dtype == torch.float32
+    x = torch.randn(3, 4)
+    one = space.bind_mixing(space.initial_weights(), space.one_hot({"bend": "none"}))(x)
+    torch.testing.assert_close(one, (x * space.initial_weights()["spectrum"]).abs())
+
+
+def test_half_precision_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Choice({"tanh": nn.Tanh(), "none": nn.Identity()}, name="bend"))
+    with pytest.raises(InvalidValueError, match="float32 or float64.*got torch.bfloat16"):
+        ModuleSpace(model.bfloat16())

@@ -41,7 +41,7 @@ class HessianEigenvalue(Callback):
         matvec = hessian_operator(run.outer_objective(batch), run.alphas)
         draw = generator(run.seed, f"eigenvalue {run.epoch}")
         start = torch.randn(tree.size(run.alphas), generator=draw)
-        row["eigenvalue"] = largest_eigenvalue(matvec, start.to(run.device))
+        row["eigenvalue"] = largest_eigenvalue(matvec, start.to(tree.flatten(run.alphas)))
 
 
 class EarlyStopping(Callback):
@@ -59,6 +59,11 @@ class EarlyStopping(Callback):
         require(first_epoch >= 1, "early_stop_from", ">= 1", first_epoch)
         self._first = first_epoch - 1
         self._measured: list[tuple[int, float]] = []
+
+    def on_start(self, run: Any) -> None:
+        if run.step == 0:
+            # nothing of an earlier search
+            self._measured = []
 
     def on_epoch_end(self, run: Any, row: dict[str, Any]) -> None:
         if "eigenvalue" not in row:

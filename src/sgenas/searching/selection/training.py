@@ -1,6 +1,5 @@
 """Selection by short training: architectures close to the derived one are trained from scratch and compared."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from sgenas import tree
 from sgenas.bilevel import Cost
 from sgenas.errors import require
 from sgenas.fields import option
+from sgenas.optim import with_lr
 from sgenas.random import Seed, generator, seed_of, seeded
 from sgenas.searching.callbacks.evaluation import Measure
 from sgenas.searching.drawing import key_of
@@ -119,8 +119,7 @@ class TrainingSelection(Selection):
         lr = getattr(optimizer, "lr", None)
         for step in range(self.steps):
             if lr is not None:
-                rate = Cosine(FINAL_SHARE * lr)(lr, step, self.steps)
-                optimizer = dataclasses.replace(optimizer, lr=rate)  # type: ignore[type-var]
+                optimizer = with_lr(optimizer, Cosine(FINAL_SHARE * lr)(lr, step, self.steps))
             seed = seed_of(search.seed, f"selection/{step}")
             with seeded(seed):
                 batch = Seeded(next(search.streams[0]), Seed(seed))

@@ -86,9 +86,13 @@ class ModuleSpace(SearchSpace):
             if isinstance(choice, BaseChoice)
         }
         self._network = Functional(self.supernet())
-        if not any(parameter.requires_grad for parameter in self._model.parameters()):
+        like = next((parameter for parameter in self._model.parameters() if parameter.requires_grad), None)
+        if like is None:
             message = "model must have a parameter that requires a gradient, got none"
             raise InvalidValueError(message, field="model")
+        # the alphas have its type, and most steps are below the rounding of shorter ones
+        limit = "with float32 or float64 parameters (precision='bf16' computes in bfloat16)"
+        require(like.real.dtype in (torch.float32, torch.float64), "model", limit, like.dtype)
         self.relaxation, self.discretization = Softmax(), self.default_discretization
         parts = self.with_parts(relaxation=relaxation, discretization=discretization)
         self.relaxation, self.discretization, self.given = parts.relaxation, parts.discretization, parts.given
@@ -161,7 +165,7 @@ class ModuleSpace(SearchSpace):
         relaxation = self.relaxation if self.relaxation.competes else Relaxation()
         like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         drawn = relaxation.initial_alphas(self.shapes, generator)
-        return {name: alpha.to(like.device, like.dtype) for name, alpha in drawn.items()}
+        return {name: alpha.to(like.device, like.real.dtype) for name, alpha in drawn.items()}
 
     def bind_mixing(self, weights: TensorDict, mixing: TensorDict) -> Network:
         tensors = weights | {place: mixing[name] for place, name in self._places.items()}
@@ -184,7 +188,7 @@ class ModuleSpace(SearchSpace):
         like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         found = {}
         for name, index in self._indices(architecture).items():
-            found[name] = like.new_zeros(len(self.options[name]))
+            found[name] = like.real.new_zeros(len(self.options[name]))
             found[name][index] = 1
         return found
 
