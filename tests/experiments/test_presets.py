@@ -99,3 +99,12 @@ def test_medium_moves_the_alphas_as_far_as_the_source() -> None:
     steps = [config.epochs * (images // 2 // 64), source.epochs * (50_000 // 2 // 64)]
     rates = [each.to_dict()["arch_optimizer"]["lr"] for each in (config, source)]
     assert rates[0] * steps[0] == pytest.approx(rates[1] * steps[1], rel=0.01)
+
+
+def test_images_that_cannot_be_scaled_keep_their_size() -> None:
+    row = TableRow("darts", "sge")
+    sizes = [
+        (search_config("small", row, data).data.image_size, train_config("small", data).data.image_size)
+        for data in ("cifar10", "digits")
+    ]
+    assert sizes == [(16, 16), (None, None)]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgenas.bilevel.estimators import ESTIMATORS
+from sgenas.data.sources import find_source
 from sgenas.errors import require_choice
 from sgenas.methods import METHODS
 from sgenas.run.config import to_plain
@@ -178,8 +179,7 @@ def search_config(name: str, row: TableRow, data: str) -> SearchConfig:
     epochs = sizes.search.get("epochs", source.epochs)
     rate = to_plain(source.arch_optimizer)["lr"]
     changes = {
-        **sizes.search,
-        "data.data": data,
+        **_on(data, sizes.search),
         "arch_optimizer.lr": sizes.alpha_lr_scale * rate,
         "warmup_epochs": round(source.warmup_epochs * epochs / source.epochs),
     }
@@ -193,4 +193,12 @@ def search_config(name: str, row: TableRow, data: str) -> SearchConfig:
 def train_config(name: str, data: str) -> TrainConfig:
     """The training on ``data`` at the size of a preset; any genotype stands for the one to come."""
     sizes = preset(name)
-    return TrainConfig.of_recipe(sizes.recipe, ANY_GENOTYPE, {**sizes.training, "data.data": data})
+    return TrainConfig.of_recipe(sizes.recipe, ANY_GENOTYPE, _on(data, sizes.training))
+
+
+def _on(data: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with a dataset; images that cannot be scaled, the digits, keep their size."""
+    scales = find_source(data)[0].resizes
+    return {name: value for name, value in settings.items() if scales or name != "data.image_size"} | {
+        "data.data": data
+    }

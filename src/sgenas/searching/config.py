@@ -149,7 +149,7 @@ class SearchConfig(Configuration):
             value = getattr(self, name)
             require(value is None or value >= 1, name, ">= 1 or None", value)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
-        limit = f"from 0 to epochs - 1 = {self.epochs - 1}"
+        limit = f"from 0 to epochs - 1 = {self.epochs - 1} (methods have their own)"
         require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", limit, self.warmup_epochs)
         lr = getattr(self.weight_optimizer, "lr", float("inf"))
         require(0 <= self.lr_min <= lr, "lr_min", f"from 0 to the learning rate {lr}", self.lr_min)
