@@ -8,11 +8,12 @@ Each run is a process with one thread, ``--jobs`` at a time. Runs below ``--out`
 goes on, also in the middle of a run, and can be extended. What is chosen is chosen on seeds 0 to 3; other seeds judge.
 
 Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
-deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
-``first-order`` takes in all (equal passes), and each arm's paired difference from ``first-order`` with its 95 %
-confidence interval. The arm ``preset`` is that command, of which the cells of the alphas are shown too. Others are an
-estimator, whose alphas choose the cell, or a strategy that has no method. ``table`` is random search and evolution of
-as many candidates by tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
+deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as ``first-
+order`` takes in all (equal passes), and each arm's paired difference from first order with as many inner steps with
+its 95 % confidence interval; then per arm the differences of a seed averaged over the methods. The arm ``preset`` is
+that command, of which the cells of the alphas are shown too. Others are an estimator, whose alphas choose the cell,
+or a strategy that has no method. ``table`` is random search and evolution of as many candidates by tabulated
+accuracy: what the strategies would find with a supernet that ranks perfectly.
 """
 
 import argparse
@@ -58,6 +59,8 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "first-order-5": {"inner_steps": 5},
     "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
 }
+REFERENCES = {"unrolled-5": "first-order-5"}
+"""Arm -> first order with as many inner steps; ``first-order`` for others."""
 ARMS: dict[str, dict[str, Any]] = {"preset": {}} | {
     name: settings | {"selection": None} for name, settings in ESTIMATORS.items()
 }
@@ -99,6 +102,8 @@ def main() -> None:
         result=lambda record: f"{accuracies(record, table)['cifar10']:.2f} in {record.epochs[-1]['seconds']:.0f} s",
     )
     rows = [row(given, table, method, arm) for method, arm in pairs if arm != "table"]
+    for arm in given.arms:
+        show_average(arm, [each["differences"] for each in rows if each["arm"] == arm and each["differences"]])
     if "table" in given.arms:
         rows += [from_table(given, table, kind) for kind in STRATEGIES]
     add_result("nasbench201_study", {**vars(given), "rows": rows})
@@ -171,7 +176,9 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
             limit = first.epochs[-1]["forward"]
             within = [each["tabulated_cifar10"] for each in record.epochs if each["forward"] <= limit]
             found["at_equal_passes"].append(within[-1] if within else None)
-            found["differences"].append(accuracies(record, table)["cifar10"] - accuracies(first, table)["cifar10"])
+        same = run_of(given, method, REFERENCES.get(arm, "first-order"), seed) if method != "-" else None
+        if same:
+            found["differences"].append(accuracies(record, table)["cifar10"] - accuracies(same, table)["cifar10"])
     text = f"{method:12}{arm:15}{spreads(found)}  at equal passes "
     # an epoch may take more passes than all of first order
     known = [value for value in found["at_equal_passes"] if value is not None]
@@ -185,6 +192,13 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
         text += f"  {mean(found['passes']):.0f} passes, {mean(found['seconds']) / 60:.1f} min"
     print(text, flush=True)
     return found
+
+
+def show_average(arm: str, differences: list[list[float]]) -> None:
+    """Prints what an arm gains in the mean over methods: the methods of a seed share its images."""
+    if arm not in ("first-order", "preset") and len(differences) > 1 and len({len(each) for each in differences}) == 1:
+        by_seed = [mean(each) for each in zip(*differences, strict=True)]
+        print(f"{arm:15}minus first order, mean of {len(differences)} methods: {difference_text(by_seed)}", flush=True)
 
 
 def spreads(found: dict[str, Any]) -> str:
