@@ -8,12 +8,12 @@ Each run is a process with one thread, ``--jobs`` at a time. Runs below ``--out`
 goes on, also in the middle of a run, and can be extended. What is chosen is chosen on seeds 0 to 3; other seeds judge.
 
 Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
-deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as ``first-
-order`` takes in all (equal passes), and each arm's paired difference from first order with as many inner steps with
-its 95 % confidence interval; then per arm the differences of a seed averaged over the methods. The arm ``preset`` is
-that command, of which the cells of the alphas are shown too. Others are an estimator, whose alphas choose the cell,
-or a strategy that has no method. ``table`` is random search and evolution of as many candidates by tabulated
-accuracy: what the strategies would find with a supernet that ranks perfectly.
+deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
+``first-order`` takes in all (equal passes), and each arm's paired difference from first order with as many inner
+steps with its 95 % confidence interval; then per arm the differences of a seed averaged over the methods. The arm
+``preset`` is that command, of which the cells of the alphas are shown too. Others are an estimator, whose alphas
+choose the cell, or a strategy that has no method. ``table`` is random search and evolution of as many candidates by
+tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
 """
 
 import argparse
