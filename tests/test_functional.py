@@ -12,7 +12,7 @@ import sgenas
 from sgenas import tree
 from sgenas.bilevel import SGE, BilevelProblem, FirstOrder, Unrolled
 from sgenas.errors import InvalidValueError
-from sgenas.functional import Functional
+from sgenas.functional import Functional, evaluating
 from sgenas.optim import SGD
 from sgenas.spaces import Choice, ModuleSpace
 
@@ -201,3 +201,24 @@ def test_weights_that_a_pass_changes_raise() -> None:
     model = nn.Embedding(3, 2, max_norm=0.1)
     with pytest.raises(InvalidValueError, match="parameter 'weight'"):
         Functional(model)({"weight": torch.ones(3, 2)}, (torch.tensor([0]),), {})
+
+
+class Merging(nn.Linear):
+    """Adds a part to its weights in evaluation mode, as LoRA does."""
+
+    def train(self, mode: bool = True) -> "Merging":
+        if mode != self.training:
+            with torch.no_grad():
+                self.weight += -1 if mode else 1
+        return super().train(mode)
+
+
+def test_evaluation_for_a_while_leaves_every_module_in_its_mode() -> None:
+    network = nn.Sequential(Merging(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
+    network[2].eval()
+    weight = network[0].weight.clone()
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+        torch.testing.assert_close(network[0].weight, weight + 1)
+    assert [module.training for module in network.modules()] == [True, True, True, False]
+    torch.testing.assert_close(network[0].weight, weight)

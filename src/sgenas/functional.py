@@ -243,5 +243,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        # first as a whole: modules may do something on the way (LoRA takes its weights apart)
+        network.train(modes[network])
         for module, mode in modes.items():
             module.training = mode

@@ -198,7 +198,7 @@ def train_config(name: str, data: str) -> TrainConfig:
 
 def _on(data: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with a dataset; images that cannot be scaled, the digits, keep their size."""
-    scales = find_source(data)[0].resizes
-    return {name: value for name, value in settings.items() if scales or name != "data.image_size"} | {
-        "data.data": data
-    }
+    changes = dict(settings) | {"data.data": data}
+    if not find_source(data)[0].resizes:
+        changes.pop("data.image_size", None)
+    return changes

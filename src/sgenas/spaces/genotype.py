@@ -213,8 +213,11 @@ class Genotype:
 
 
 def only_cell(genotype: Genotype, space: str, name: str, **form: Any) -> Cell:
-    """The cell of a genotype of ``space`` with one cell called ``name``; GenotypeError if it is another or has another
-    form: ``inputs``, ``nodes`` or ``concat``."""
+    """The cell of a genotype of ``space`` that has one, called ``name``.
+
+    Raises:
+        GenotypeError: If it is another, or the cell has not the ``inputs``, ``nodes`` or ``concat`` of ``form``.
+    """
     names = [found for found, _ in genotype.cells]
     if (genotype.space, names) != (space, [name]):
         got = f"{', '.join(names)} of the space {genotype.space}"
