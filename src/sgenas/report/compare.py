@@ -17,7 +17,7 @@ from sgenas.report.curves import finish, whole_numbers
 from sgenas.report.formatting import COSTS, NOTHING, CostPart, counted, flat_settings, is_number, setting_text
 from sgenas.report.html import data_uri, render_page
 from sgenas.report.pareto import COSTS as SIZES
-from sgenas.report.pareto import Pareto, draw_pareto, pareto
+from sgenas.report.pareto import Pareto, Read, draw_pareto, pareto, result_kind
 from sgenas.report.run_record import RunRecord, read_run
 from sgenas.report.style import PALETTE, STYLES, house_style, image_bytes, plain
 
@@ -25,11 +25,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ACCURACY = {"search": ("val_accuracy", "validation accuracy"), "training": ("test_accuracy", "test accuracy")}
+CURVES = {
+    "search": ("val_accuracy", "validation accuracy of the supernet"),
+    "training": ("test_accuracy", "test accuracy"),
+}
+"""Kind of run -> the number whose curves are drawn, and its name."""
 FIRST = ("strategy", "method", "estimator")
 """Settings that name a group before any other, by their values: most others follow from them."""
 MAX_CURVES = 20
 """Groups whose curves are drawn: more lines of one plot cannot be told apart."""
+MAX_VALUES = 10
+"""Runs of a group whose accuracies the table has, besides their mean."""
 MAX_CELLS = 8
 """Groups whose first run has its cells drawn; those of all other runs are text."""
 
@@ -48,11 +54,15 @@ class RunGroup:
     differences: dict[str, str]
     records: tuple[RunRecord, ...]
 
-    def finished(self, key: str) -> "RunGroup":
-        """The finished runs alone; those with the number ``key`` in their last row, if any of them has it."""
+    def finished(self, read: Read) -> "RunGroup":
+        """The finished runs alone; those whose accuracy ``read`` gives, if it does so for any of them."""
         done = [record for record in self.records if record.finished]
-        measured = [record for record in done if is_number(record.epochs[-1].get(key))]
+        measured = [record for record in done if is_number(read(record))]
         return replace(self, records=tuple(measured or done))
+
+    def values(self, read: Read) -> list[float]:
+        """The accuracies that ``read`` gives for finished runs, in percent."""
+        return [float(value) for record in self.records if record.finished and is_number(value := read(record))]
 
     def last(self, key: str) -> list[float]:
         """The number ``key`` of the last epoch of each finished run that has one."""
@@ -82,7 +92,8 @@ def grouped(records: Sequence[RunRecord]) -> list[RunGroup]:
     groups = []
     for table, (_, members) in zip(tables, found, strict=True):
         parts = [table[n] if _short(n) in FIRST else f"{_short(n)} {table[n]}" for n in telling]
-        groups.append(RunGroup(", ".join(parts) or members[0].path.resolve().name, table, tuple(members)))
+        alone = members[0].path.resolve().name if len(members) == 1 else "all runs"
+        groups.append(RunGroup(", ".join(parts) or alone, table, tuple(members)))
     return groups
 
 
@@ -159,10 +170,10 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
         left_out: One line per run that should be here and cannot be read.
     """
     kind = records[0].kind
-    key, accuracy = ACCURACY[kind]
-    groups = sorted(grouped(records), key=lambda group: -fmean(group.last(key) or [-math.inf]))
+    accuracy, read = result_kind([record for record in records if record.finished])
+    groups = sorted(grouped(records), key=lambda group: -fmean(group.values(read) or [-math.inf]))
     costs = [part for part in COSTS if any(group.last(part.key) for group in groups)]
-    rows = [_row(group, key, costs) for group in groups]
+    rows = [_row(group, read, costs) for group in groups]
     architectures = []
     for place, group in enumerate(groups):
         for record in group.records:
@@ -176,23 +187,25 @@ def render_comparison(records: Sequence[RunRecord], title: str, left_out: Sequen
         left_out=left_out,
         groups=groups,
         drawn=MAX_CURVES,
-        headings=["", "runs", "seeds", f"{accuracy}, %", *[part.heading for part in costs]],
+        headings=["", "runs", "their seeds", f"{accuracy}, %", "each run", *[part.heading for part in costs]],
         rows=rows,
         differences=list(groups[0].differences),
-        figure=data_uri(image_bytes(draw_comparison(groups[:MAX_CURVES], key, accuracy))),
+        figure=data_uri(image_bytes(draw_comparison(groups[:MAX_CURVES], *CURVES[kind]))),
         architectures=architectures,
         **_pareto(groups),
     )
 
 
-def _row(group: RunGroup, key: str, costs: Sequence[CostPart]) -> list[str]:
+def _row(group: RunGroup, read: Read, costs: Sequence[CostPart]) -> list[str]:
     """A line of the table, of the runs that are comparable."""
-    used, total = group.finished(key), len(group.records)
+    used, total = group.finished(read), len(group.records)
+    values = used.values(read)
     return [
         group.name,
         str(total) if len(used.records) == total else f"{len(used.records)} of {total}",
         _seeds([dict(flat_settings(record.config)).get("seed") for record in used.records]) or NOTHING,
-        mean_and_deviation([100 * value for value in used.last(key)]),
+        mean_and_deviation(values),
+        ", ".join(f"{value:.2f}" for value in values[:MAX_VALUES]) + (", ..." if len(values) > MAX_VALUES else ""),
         *[part.write(fmean(found)) if (found := used.last(part.key)) else NOTHING for part in costs],
     ]
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 COSTS = {"params": ("parameters", 1e6, "million parameters"), "macs": ("multiply-adds", 1e6, "million multiply-adds")}
 """Quantity -> its name, the unit of the axis, and the axis' label."""
+Read = Callable[[RunRecord], Any]
+"""Reads an accuracy in percent from a run; something else than a number if it has none."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
@@ -97,14 +99,25 @@ def _tabulated(record: RunRecord) -> Any:
     return _last(record).get(f"tabulated_{columns[0]}") if columns else None
 
 
-KINDS: dict[str, Callable[[RunRecord], Any]] = {
+KINDS: dict[str, Read] = {
     "test accuracy after training": lambda record: _percent((record.evaluation or {}).get("derived", {}).get(
         "test_accuracy")),
     "tabulated accuracy": _tabulated,
     "accuracy with the supernet's weights": lambda record: _percent(_last(record).get("derived_accuracy")),
     "test accuracy": lambda record: _percent(_last(record).get("test_accuracy")),
 }  # fmt: skip
-"""Kind of accuracy -> how it is read from a run, in percent. The first one that most runs have is plotted."""
+"""Kind of accuracy of a result -> how it is read from a run, in percent."""
+SUPERNET: dict[str, Read] = {
+    "validation accuracy of the supernet": lambda record: _percent(_last(record).get("val_accuracy"))
+}
+"""What stands in for it in searches that have measured no result."""
+
+
+def result_kind(records: Sequence[RunRecord]) -> tuple[str, Read]:
+    """The first kind of accuracy that most of the runs have."""
+    kinds = KINDS | SUPERNET
+    name = max(kinds, key=lambda name: sum(is_number(kinds[name](record)) for record in records))
+    return name, kinds[name]
 
 
 def _costs(record: RunRecord) -> dict[str, float]:
