@@ -52,6 +52,22 @@ def test_best_are_the_points_that_no_other_dominates_by_definition() -> None:
     assert [point.run for point in found.best("params")] == ["5", "1", "2", "0", "6", "3"]
 
 
+def test_runs_are_ranked_by_their_results_and_not_by_their_supernets() -> None:
+    values = [(0.2, 91.0), (0.3, 93.0), (0.9, 90.0), (0.8, 89.0)]
+    rows = [{"val_accuracy": supernet, "tabulated_cifar10": table} for supernet, table in values]
+    records = [record(n, row | {"ended_early": True}) for n, row in enumerate(rows)]
+    methods = ["darts", "darts", "gdas", "gdas"]
+    records = [
+        replace(each, config=each.config | {"method": method}) for each, method in zip(records, methods, strict=True)
+    ]
+    page = render_comparison(records, "all")
+    assert "tabulated accuracy, %" in page
+    assert page.index("92.00 ± 1.41") < page.index("89.50 ± 0.71")
+    assert "91.00, 93.00" in page
+    alone = [replace(each, epochs=({**each.epochs[0], "tabulated_cifar10": None},)) for each in records]
+    assert "validation accuracy of the supernet, %" in render_comparison(alone, "all")
+
+
 def test_tabulated_accuracy_of_the_datas_classes_is_plotted_against_exact_sizes() -> None:
     rows = [{"tabulated_cifar10": 90.0 + n, "tabulated_cifar100": 60.0, "derived_accuracy": 0.2} for n in range(3)]
     found = pareto([("g", record(n, row)) for n, row in enumerate(rows)])
