@@ -1,7 +1,9 @@
 """The command `sgenas`: finds the command, runs it, and turns errors into one line and an exit code."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 # libgomp reads it when PyTorch is imported, which nothing above does
 os.environ.update(spin_limit())
+
+
+WITHOUT_TORCH = ("completion",)
+"""Commands that compute nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: "Command", line: Sequence[str]) -> int:
     arguments, parser = command.parse(line)
+    if command.name not in WITHOUT_TORCH:
+        _import_torch()
 
     def act() -> int:
         try:
@@ -69,6 +77,20 @@ def _run(command: "Command", line: Sequence[str]) -> int:
         return code
 
 
+def _import_torch() -> None:
+    """With Ctrl-C held back: PyTorch swallows one inside its import of NumPy, and goes on with a part of that."""
+    asked: list[int] = []
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number)) if mine else None
+    try:
+        import torch  # noqa: F401
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
 def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
     """The exit code of ``act``; an error of sgenas becomes a line on stderr if this process speaks."""
 
@@ -81,7 +103,7 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
         with plain_warnings():
             return act()
     except KeyboardInterrupt:
-        return said("stopped at once; a run can be resumed from its last checkpoint", STOPPED)
+        return said("stopped at once; a run that has a checkpoint can be resumed from it", STOPPED)
     except BrokenPipeError:
         # the reader of a pipe has gone; Python would complain again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -151,7 +151,8 @@ def _read_alphas(path: Path) -> AlphaHistory | None:
             return _history({name: archive[name] for name in archive.files})
     except Exception as error:
         # the zip reader, the decompressors and numpy raise a dozen types
-        raise RunDirError(f"{path} cannot be read: {one_line(error)}") from None
+        what = "delete it to see the run without the alphas over its epochs"
+        raise RunDirError(f"{path} cannot be read ({one_line(error)}); {what}") from None
 
 
 def _history(arrays: Mapping[str, NDArray[Any]]) -> AlphaHistory:

@@ -142,6 +142,11 @@ class RunDir:
                     f"{self.path} holds a {kind} run with other settings ({difference}); use those{more}, another"
                     " run_dir, or overwrite"
                 )
+            if not self.has_checkpoint and self.metrics_path.exists() and self.metrics_path.stat().st_size:
+                raise RunDirError(
+                    f"{self.checkpoint_path} is missing, without which a run that has begun cannot be resumed; put it"
+                    " back, or overwrite the run"
+                )
             # a run that was killed before its first checkpoint begins again
             return self.has_checkpoint
         if resume:

@@ -188,6 +188,7 @@ def search(
     counts = {"epochs": epochs, "inner_steps": inner_steps, "alpha_every": alpha_every, "shards": shards}
     for name, value in counts.items():
         require(value >= 1, name, ">= 1", value)
+    chosen.kept_steps(inner_steps)
     optional = {"batch_size": batch_size, "threads": threads, "log_every": log_every}
     for name, count in (optional | {"checkpoint_every": checkpoint_every}).items():
         require(count is None or count >= 1, name, ">= 1 or None", count)

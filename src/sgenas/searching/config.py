@@ -143,6 +143,7 @@ class SearchConfig(Configuration):
         selection_of(self.strategy, self.selection, METHODS.get(self.method), values, early_stop=self.early_stop)
         for name in ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from"):
             require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        self.estimator.kept_steps(self.inner_steps)
         for name in ("derived_every", "eigenvalue_every"):
             require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("log_every", "threads"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgenas.cli import flags
-from sgenas.cli.console import DONE, STOPPED, say, stop_signals
+from sgenas.cli.console import DONE, STOPPED, complain, say, stop_signals
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import RunDirError, require
 
@@ -186,14 +186,22 @@ def close(path: Path) -> None:
     """Draws the pictures of a finished run and prints its cell, its accuracy, its cost, and the files."""
     from sgenas.report import cost, read_run, save_all
     from sgenas.report.decision import selected
+    from sgenas.spaces.genotype import existing_nodes
 
     written = save_all(path)
     record = read_run(path)
+    if not record.epochs:
+        say(f"{path}/metrics.jsonl has no epoch, whose results could be shown")
+        return
     last = record.epochs[-1]
     count = last["epoch"] + 1
     after = f"after {count} epoch{'s' if count > 1 else ''} and {last['seconds']:.0f} s"
     if record.genotype is not None:
         say(cell_text(record.genotype))
+        empty = [name for name, cell in record.genotype.cells if not existing_nodes(cell)]
+        if empty:
+            which, remedy = " and ".join(empty), "search for more epochs, or with --discretization top-edges"
+            complain(f"no operation reaches the threshold in the {which} cell, which has no network; {remedy}")
     if "test_accuracy" in last:
         best = f" (best epoch, chosen on the test images: {last['best_test_accuracy']:.2%})"
         say(f"test accuracy of the last epoch: {last['test_accuracy']:.2%} {after}{best}")
@@ -221,8 +229,11 @@ def cell_text(genotype: Any) -> str:
     return "\n".join(lines)
 
 
-def default_path(name: str, config: Any) -> Path:
-    """``runs/NAME-DATA-SEED``."""
+def chosen_path(arguments: argparse.Namespace, name: str, config: Any) -> str | Path:
+    """``--out``, by default ``runs/NAME-DATA-SEED``."""
+    require(arguments.out != "", "out", "a directory", arguments.out)
+    if arguments.out is not None:
+        return str(arguments.out)
     return Path("runs") / f"{name}-{config.data.data.split(':')[0]}-{config.seed}"
 
 
@@ -246,7 +257,7 @@ def search(arguments: argparse.Namespace) -> int:
 
     name = ESTIMATORS.name_of(type(config.estimator))
     what = f"{config.method}-{name}" if config.strategy == "gradient" else config.strategy
-    path = arguments.out or default_path(what, config)
+    path = chosen_path(arguments, what, config)
     check_new(path, arguments)
 
     def run(**more: Any) -> Any:

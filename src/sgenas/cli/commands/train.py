@@ -9,7 +9,7 @@ from sgenas.cli.commands.run import (
     carry_out,
     check_new,
     check_rank_timeout,
-    default_path,
+    chosen_path,
     given,
     rank_timeout,
     read_config,
@@ -77,7 +77,7 @@ def train(arguments: argparse.Namespace) -> int:
     """Train the network of a genotype from scratch, test it, and write a run directory."""
     check_rank_timeout(arguments)
     config = train_config(arguments)
-    path = arguments.out or default_path("train", config)
+    path = chosen_path(arguments, "train", config)
     check_new(path, arguments)
 
     def run(**more: Any) -> Any:

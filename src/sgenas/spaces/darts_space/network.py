@@ -59,8 +59,8 @@ class DiscreteCell(nn.Module):
         self.concat = [node for node in cell.concat if node in self.nodes]
         if not self.concat:
             raise GenotypeError(
-                f"genotype.cells.{kind} is empty: no operation leads to any node of its concat"
-                f" {list(cell.concat)}, so it has no output"
+                f"genotype.cells.{kind} is empty: no operation leads to any node of its concat {list(cell.concat)}, so"
+                " it has no output; search for more epochs, or with a discretization without a threshold"
             )
         self.channels_out = len(self.concat) * channels
         self.reduction = reduction
