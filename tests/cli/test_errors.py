@@ -48,6 +48,7 @@ CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv
         ("table1 --out x --seeds 0,a", "--seeds must be"),
         ("table1 --out x --json", "--json only applies with --status"),
         ("table1 --out x --gpus 1", "--gpus only applies with --submit"),
+        ("search --out x --estimator unrolled --truncate 3", "--truncate must be at most 1 (inner batches), got 3"),
         ("table1 --out x --gpus 0", "--gpus only applies with --submit"),
         ("table1 --out x --status --jobs 0", "--jobs makes no sense with --status"),
         ("table1 --out x --submit slurm --status", "--submit makes no sense with --status"),

@@ -1,5 +1,6 @@
 """search, train, resume and what they print; Ctrl-C and kills with real processes."""
 
+import builtins
 import json
 import os
 import re
@@ -120,6 +121,27 @@ def test_search_started_from_python_is_resumed_there(searched: Path, tmp_path: P
     assert "started from Python" in fails("resume", str(tmp_path / "run"))
 
 
+def test_run_that_has_lost_files_says_so(
+    searched: Path, tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(searched, tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert "metrics.jsonl has no epoch" in capsys.readouterr().out
+    shutil.copytree(searched, tmp_path / "other")
+    for name in ("checkpoint.safetensors", "checkpoint-previous.safetensors"):
+        (tmp_path / "other" / name).unlink(missing_ok=True)
+    assert "checkpoint.safetensors is missing" in fails("resume", str(tmp_path / "other"))
+    assert (tmp_path / "other" / "metrics.jsonl").read_text() == (searched / "metrics.jsonl").read_text()
+
+
+def test_cells_below_the_threshold_are_said_to_be_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SEARCH, "--method", "fair-darts", "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
+    err = capsys.readouterr().err
+    assert "no operation reaches the threshold in the normal and reduce cell" in err
+    assert "--discretization top-edges" in err
+
+
 def test_train_prints_what_came_out(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(trained)]) == 0
     out = capsys.readouterr().out
@@ -185,6 +207,30 @@ def test_second_ctrl_c_ends_at_once_without_a_traceback(
     err = capsys.readouterr().err
     assert "stopping after this step" in err
     assert "stopped at once" in err
+
+
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
+def test_ctrl_c_during_the_import_of_torch_waits_for_its_end(
+    handler: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, imported = [], builtins.__import__
+
+    def slowly(name: str, *args: Any) -> Any:
+        if name == "torch" and not ended:
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.append(name)
+        return imported(name, *args)
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        monkeypatch.setattr(builtins, "__import__", slowly)
+        # a Ctrl-C that is ignored, as in the background, lets the command go on to its error
+        assert main(["size", "--genotype", "none"]) == (130 if handler is signal.default_int_handler else 2)
+    finally:
+        monkeypatch.undo()
+        signal.signal(signal.SIGINT, before)
+    assert ended == ["torch"]
+    assert ("stopped at once" in capsys.readouterr().err) == (handler is signal.default_int_handler)
 
 
 @pytest.mark.parametrize(

@@ -80,12 +80,15 @@ def _run(command: "Command", line: Sequence[str]) -> int:
 def _import_torch() -> None:
     """With Ctrl-C held back: PyTorch swallows one inside its import of NumPy, and goes on with a part of that."""
     asked: list[int] = []
-    mine = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number)) if mine else None
+    before = signal.getsignal(signal.SIGINT)
+    # (a shell has it ignored by what runs in the background)
+    holds = callable(before) and threading.current_thread() is threading.main_thread()
     try:
+        if holds:
+            signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
         import torch  # noqa: F401
     finally:
-        if mine:
+        if holds:
             signal.signal(signal.SIGINT, before)
     if asked:
         raise KeyboardInterrupt
