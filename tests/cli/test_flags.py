@@ -116,18 +116,21 @@ def test_recipes_and_flags_of_a_training() -> None:
     assert trained("--drop-path", "0.3").final_drop_path == 0.3
 
 
+SET = " (by the recipe, preset, method or default)"
+
+
 @pytest.mark.parametrize(
     ("message", "field", "line", "expected"),
     [
-        ("SGE.num_directions must be >= 1, got 0", "SGE.num_directions", (), "--directions must be >= 1, got 0"),
-        ("batch_size must be >= 2, got 1", "batch_size", (), "--batch-size must be >= 2, got 1"),
+        ("SGE.num_directions must be >= 1, got 0", "SGE.num_directions", (), f"--directions must be >= 1, got 0{SET}"),
+        ("batch_size must be >= 2, got 1", "batch_size", ("--batch-size=1",), "--batch-size must be >= 2, got 1"),
         ("Adam.lr must be > 0, got -1.0", "Adam.lr", ("--alpha-lr=-1",), "--alpha-lr must be > 0, got -1.0"),
         ("SGD.lr must be > 0, got -2.0", "SGD.lr", ("--lr=-2", "--alpha-lr=-1"), "--lr must be > 0, got -2.0"),
-        ("Budget.layers must be >= 3, got 1", "Budget.layers", (), "--budget-layers must be >= 3, got 1"),
+        ("Budget.layers must be >= 3, got 1", "Budget.layers", (), f"--budget-layers must be >= 3, got 1{SET}"),
         (
             "batch_size must be a multiple of data_parallel (3), got 'batch_size'",
             "batch_size",
-            (),
+            ("--batch-size=4",),
             "--batch-size must be a multiple of --data-parallel (3), got 'batch_size'",
         ),
         ("/a/batch_size/x is missing", None, (), "/a/batch_size/x is missing"),

@@ -263,17 +263,22 @@ def with_flags(error: InvalidValueError, parser: argparse.ArgumentParser, given:
     """
     head, got, value = str(error).partition(", got ")
     if error.field is not None:
-        name = _flag_of(error.field, value, parser, given)
-        if name is not None:
-            head = re.sub(rf"(?<![\w.-]){re.escape(error.field)}(?![\w.-])", name, head, count=1)
+        flag = _flag_of(error.field, value, parser, given)
+        if flag is not None:
+            head = re.sub(rf"(?<![\w.-]){re.escape(error.field)}(?![\w.-])", flag.option_strings[0], head, count=1)
+            if got and hasattr(flag, "flag") and flag.dest not in given:
+                value += " (by the recipe, preset, method or default)"
 
     def translated(word: re.Match[str]) -> str:
-        return _flag_of(word[0], "", parser, given) or word[0]
+        flag = _flag_of(word[0], "", parser, given)
+        return word[0] if flag is None else flag.option_strings[0]
 
     return re.sub(r"(?<![\w./-])[a-z]+(?:_[a-z0-9]+)+(?![\w./-])", translated, head) + got + value
 
 
-def _flag_of(field: str, value: str, parser: argparse.ArgumentParser, given: Mapping[str, Any]) -> str | None:
+def _flag_of(
+    field: str, value: str, parser: argparse.ArgumentParser, given: Mapping[str, Any]
+) -> argparse.Action | None:
     owner, _, leaf = field.rpartition(".")
     found = [
         action
@@ -283,4 +288,4 @@ def _flag_of(field: str, value: str, parser: argparse.ArgumentParser, given: Map
     classes = {id(each): getattr(getattr(each, "flag", None), "classes", []) for each in found}
     found = [each for each in found if owner in classes[id(each)] or owner == each.dest.rpartition(".")[0]] or found
     found.sort(key=lambda each: (each.dest not in given, not value.startswith(repr(given.get(each.dest)))))
-    return found[0].option_strings[0] if found else None
+    return found[0] if found else None

@@ -1,10 +1,11 @@
 """The command `sgenas`: finds the command, runs it, and turns errors into one line and an exit code."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import sgenas
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 os.environ.update(spin_limit())
 
 
-WITHOUT_TORCH = ("completion",)
-"""Commands that compute nothing."""
+SLOW = ("torch", "numpy")
+"""Modules whose import takes a second or is not to be interrupted."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: "Command", line: Sequence[str]) -> int:
     arguments, parser = command.parse(line)
-    if command.name not in WITHOUT_TORCH:
-        _import_torch()
 
     def act() -> int:
         try:
@@ -77,21 +76,28 @@ def _run(command: "Command", line: Sequence[str]) -> int:
         return code
 
 
-def _import_torch() -> None:
-    """With Ctrl-C held back: PyTorch swallows one inside its import of NumPy, and goes on with a part of that."""
-    asked: list[int] = []
+@contextlib.contextmanager
+def _interrupts_wait_for_imports() -> Iterator[None]:
+    """Ctrl-C during the import of PyTorch counts after it: NumPy's, inside it, would be left with a part of itself."""
     before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: object) -> None:
+        if any(getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False) for name in SLOW):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        else:
+            raise KeyboardInterrupt
+
     # (a shell has it ignored by what runs in the background)
-    holds = callable(before) and threading.current_thread() is threading.main_thread()
+    waits = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
     try:
-        if holds:
-            signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
-        import torch  # noqa: F401
+        if waits:
+            signal.signal(signal.SIGINT, handle)
+        yield
     finally:
-        if holds:
+        if waits:
             signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt
 
 
 def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
@@ -103,7 +109,7 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
         return code
 
     try:
-        with plain_warnings():
+        with plain_warnings(), _interrupts_wait_for_imports():
             return act()
     except KeyboardInterrupt:
         return said("stopped at once; a run that has a checkpoint can be resumed from it", STOPPED)
