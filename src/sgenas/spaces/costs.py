@@ -124,8 +124,8 @@ def refuse_limits(budget: Budget, smallest: Sequence[float], allowed: Sequence[f
     for (name, limit), least, most in zip(budget.limits.items(), smallest, allowed, strict=True):
         if least > most:
             field = f"Budget.max_{name}"
-            message = f"{field} must be >= {least:.12g} (the smallest architecture, in the budget's network), got {limit:.12g}"
-            raise InvalidValueError(message, field=field)
+            which = "the smallest architecture, in the budget's network"
+            raise InvalidValueError(f"{field} must be >= {least:.12g} ({which}), got {limit:.12g}", field=field)
 
 
 def refuse_combination(budget: Budget) -> None:
