@@ -254,8 +254,9 @@ class SearchConfig(Configuration):
         with joined(given=processes) as here:
             device = here.device(config.device)
             parts = here.build(lambda: ImageParts(config, images, device))
-            continues = resume is not False and not overwrite and RunDir(run_dir).has_run
-            threads = self.threads or self._default_threads(parts, here, RunDir(run_dir) if continues else None)
+            directory = RunDir(run_dir)
+            continues = resume is not False and not overwrite and directory.has_run
+            threads = self.threads or self._default_threads(parts, here, directory if continues else None)
             return api.search(
                 parts.space,
                 parts.train,

@@ -86,13 +86,12 @@ class ModuleSpace(SearchSpace):
             if isinstance(choice, BaseChoice)
         }
         self._network = Functional(self.supernet())
-        like = next((parameter for parameter in self._model.parameters() if parameter.requires_grad), None)
-        if like is None:
+        if not any(parameter.requires_grad for parameter in self._model.parameters()):
             message = "model must have a parameter that requires a gradient, got none"
             raise InvalidValueError(message, field="model")
-        # the alphas have its type, and most steps are below the rounding of shorter ones
+        # most steps of the alphas are below the rounding of shorter ones
         limit = "with float32 or float64 parameters (precision='bf16' computes in bfloat16)"
-        require(like.real.dtype in (torch.float32, torch.float64), "model", limit, like.dtype)
+        require(self._like.dtype in (torch.float32, torch.float64), "model", limit, self._like.dtype)
         self.relaxation, self.discretization = Softmax(), self.default_discretization
         parts = self.with_parts(relaxation=relaxation, discretization=discretization)
         self.relaxation, self.discretization, self.given = parts.relaxation, parts.discretization, parts.given
@@ -109,6 +108,11 @@ class ModuleSpace(SearchSpace):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: (len(options),) for name, options in self.options.items()}
+
+    @property
+    def _like(self) -> Tensor:
+        """What alphas have the type and device of: the first parameter that is trained, its real part."""
+        return next(each for each in self._model.parameters() if each.requires_grad).detach().real
 
     @property
     def device(self) -> torch.device:
@@ -163,9 +167,8 @@ class ModuleSpace(SearchSpace):
     def initial_alphas(self, generator: torch.Generator) -> TensorDict:
         """As the relaxation draws them (sigmoids too: 1e-3 N(0, 1)), like the weights in dtype and device."""
         relaxation = self.relaxation if self.relaxation.competes else Relaxation()
-        like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         drawn = relaxation.initial_alphas(self.shapes, generator)
-        return {name: alpha.to(like.device, like.real.dtype) for name, alpha in drawn.items()}
+        return {name: alpha.to(self._like) for name, alpha in drawn.items()}
 
     def bind_mixing(self, weights: TensorDict, mixing: TensorDict) -> Network:
         tensors = weights | {place: mixing[name] for place, name in self._places.items()}
@@ -185,10 +188,9 @@ class ModuleSpace(SearchSpace):
 
     def one_hot(self, architecture: Choices) -> TensorDict:
         """Mixing weights that select these options; raises InvalidValueError as ``build``."""
-        like = next(parameter for parameter in self._model.parameters() if parameter.requires_grad)
         found = {}
         for name, index in self._indices(architecture).items():
-            found[name] = like.real.new_zeros(len(self.options[name]))
+            found[name] = self._like.new_zeros(len(self.options[name]))
             found[name][index] = 1
         return found
 
