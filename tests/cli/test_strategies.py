@@ -58,7 +58,7 @@ def test_preset_of_the_benchmark_serves_every_strategy() -> None:
         (("--strategy", "evolution", "--method", "gdas"), "--method"),
         (("--strategy", "evolution", "--selection", "random"), "--selection"),
         (("--strategy", "evolution", "--candidates", "5"), "--population"),
-        (("--strategy", "random", "--alpha-lr", "0.1"), "--alpha-optimizer"),
+        (("--strategy", "random", "--alpha-lr", "0.1"), "--alpha-lr"),
         (("--strategy", "random", "--trajectory-lr", "0.1"), "--trajectory-lr"),
         (("--strategy", "random", "--candidates", "0"), "--candidates"),
         (("--strategy", "grid"), "--strategy"),

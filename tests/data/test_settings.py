@@ -79,6 +79,15 @@ def test_given_images_are_sampled_by_class(mine):
         load_images(ImageSettings(train_images=3), 0, test=False, given=mine)
 
 
+def test_fewer_images_than_asked_for_are_noted(mine):
+    assert load_images(ImageSettings(train_images=len(mine.train)), 0, test=False, given=mine).notes == mine.notes
+    for found in (
+        load_images(ImageSettings(train_images=2000), 0, test=False, given=mine),
+        load_images(ImageSettings(data="digits", train_images=2000), 0, test=False),
+    ):
+        assert found.notes[-1] == f"training images: all {len(found.train):,}, fewer than 2,000"
+
+
 def test_error_names_the_dataset(tmp_path):
     with pytest.raises(DataError, match=f"^data parquet:{tmp_path}: "):
         load_images(ImageSettings(data=f"parquet:{tmp_path}"), 0, test=True)

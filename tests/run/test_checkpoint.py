@@ -170,11 +170,13 @@ def test_reading_never_runs_code(path: Path) -> None:
 
 def test_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
+    run_dir.create("search", {}, {})
     for step in range(4):
         run_dir.write_checkpoint({"step": step})
         assert run_dir.read_checkpoint()["step"] == step
     assert load_checkpoint(run_dir.previous_checkpoint_path)["step"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
         "checkpoint.safetensors",
         "checkpoint-previous.safetensors",
     }
@@ -186,6 +188,7 @@ def test_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_previous_checkpoint_replaces_a_damaged_one_with_a_warning(damage: str, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path)
+    run_dir.create("search", {}, {})
     for step in range(3):
         run_dir.write_checkpoint({"step": step, "weights": torch.ones(100)})
     content = bytearray(run_dir.checkpoint_path.read_bytes())

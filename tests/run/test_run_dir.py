@@ -14,8 +14,9 @@ from same_runs import assert_same_runs
 from stopping import stop_after
 from tiny_searches import cells, module_search
 
-from sgenas.errors import DataError, RunDirError
+from sgenas.errors import CheckpointError, DataError, RunDirError
 from sgenas.run.checkpoint import load_checkpoint
+from sgenas.run.config import merged
 from sgenas.run.run_dir import RunDir, environment
 
 HOLDER = """
@@ -256,3 +257,22 @@ def test_run_whose_images_are_gone_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(photos)
     assert config.run(run, progress=False).finished
     assert_same_runs(tmp_path / "whole", run)
+
+
+@pytest.mark.parametrize("setting", ["seed", "estimator.num_directions", "log_every", "data.data"])
+def test_config_may_be_edited_only_where_it_says_where_a_run_happens(setting: str, tmp_path: Path) -> None:
+    plain = {"seed": 1, "estimator": {"name": "sge", "num_directions": 4}, "log_every": 3, "data": {"data": "here"}}
+    run_dir = RunDir(tmp_path)
+    assert not run_dir.begin("search", plain, {}, overwrite=False, resume=None)
+    run_dir.write_checkpoint({"step": 1})
+    edited = merged(plain, {setting: "there" if setting == "data.data" else 7})
+    (tmp_path / "config.json").write_text(
+        json.dumps({"format": "sgenas-run", "version": 2, "kind": "search", "config": edited, "environment": {}})
+    )
+    again = RunDir(tmp_path)
+    assert again.begin("search", edited, {}, overwrite=False, resume=True)
+    if setting in ("seed", "estimator.num_directions"):
+        with pytest.raises(CheckpointError, match=f"{setting} is . here, 7 there"):
+            again.read_checkpoint()
+    else:
+        assert again.read_checkpoint()["step"] == 1

@@ -253,7 +253,7 @@ def test_work_of_a_finished_search_is_what_was_predicted() -> None:
         ("estimator", {"estimator": SGE(num_directions=2)}),
         ("relaxation", {"relaxation": GumbelSoftmax()}),
         ("regularizer", {"regularizer": BetaDecay()}),
-        ("arch_optimizer", {"arch_optimizer": Adam(lr=0.1)}),
+        ("arch_optimizer.lr", {"arch_optimizer": Adam(lr=0.1)}),
         ("trajectory_lr", {"trajectory_lr": 0.1}),
         ("alpha_noise", {"alpha_noise": 0.1}),
         ("flatness", {"flatness": 0.1}),

@@ -35,6 +35,7 @@ def test_published_size_of_the_darts_supernet() -> None:
     assert set(weights) == {name for name, _ in space.supernet.named_parameters()}
     assert not list(space.supernet.buffers())
     sizes = {"darts": 224, "paper": 196}
+    assert darts(operations="skip_connect").operations == ("skip_connect",)
     for operations, size in sizes.items():
         assert tree.size(darts(operations=operations).initial_alphas(generator())) == size
     assert tree.size(darts(relaxation=EdgeNormalizedSoftmax()).initial_alphas(generator())) == 252
@@ -115,6 +116,7 @@ def test_options_fill_only_settings_that_are_none() -> None:
         ("darts", {"operations": ["conv_7x7"]}, "operations"),
         ("darts", {"operations": ["nor_conv_3x3"]}, "operations"),
         ("darts", {"operations": ["none"]}, "operations"),
+        ("darts", {"operations": "none"}, "operations"),
         ("darts", {"operations": []}, "operations"),
         ("darts", {"operations": ["skip_connect", "skip_connect"]}, "operations"),
         ("darts", {"activation": "tanh"}, "activation"),

@@ -25,7 +25,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def _outcome(path: Path) -> dict[str, Any]:
     state = load_checkpoint(path / "checkpoint.safetensors")
-    for name in ("measured", "log_bytes"):
+    for name in ("measured", "log_bytes", "config"):
         del state[name]
     state["history"] = [without_measures(row) for row in state["history"]]
     found: dict[str, Any] = {"metrics": [without_measures(row) for row in rows(path)], "state": state}

@@ -233,7 +233,7 @@ def test_test_does_not_depend_on_the_batches(training: Make, loop: Loop, steps: 
 
 def test_test_images_are_drawn_by_class(training: Make, loop: Loop) -> None:
     for count, expected in ((50, 50), (None, 359), (9999, 359)):
-        batches = list(loop(training(data={"test_images": count})).test_batches())
-        labels = torch.cat([labels for _, labels in batches])
+        run = loop(training(data={"test_images": count}))
+        labels = torch.cat([labels for _, labels in run.test_batches()])
         assert len(labels) == expected
         assert count != 50 or labels.bincount().tolist() == [5] * 10

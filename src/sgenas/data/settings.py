@@ -121,13 +121,21 @@ def load_images(settings: ImageSettings, seed: int, *, test: bool, given: ImageD
         request = LoadRequest(given.name, None, limit, sample, test)
         chosen = request.choose(given.train.labels, given.classes)
         train = given.train if len(chosen) == len(given.train) else given.train.subset(chosen)
-        return replace(given, train=train, test=given.test if test else None)
-    folder = None if settings.data_dir is None else Path(settings.data_dir)
-    size = settings.image_size
-    try:
-        return load(settings.data, data_dir=folder, train_images=limit, seed=sample, test=test, image_size=size)
-    except DataError as error:
-        raise DataError(f"data {settings.data}: {error}") from None
+        found = replace(given, train=train, test=given.test if test else None)
+    else:
+        folder = None if settings.data_dir is None else Path(settings.data_dir)
+        size = settings.image_size
+        try:
+            found = load(settings.data, data_dir=folder, train_images=limit, seed=sample, test=test, image_size=size)
+        except DataError as error:
+            raise DataError(f"data {settings.data}: {error}") from None
+    notes = fewer_note("training", limit, len(found.train))
+    return replace(found, notes=(*found.notes, *notes)) if notes else found
+
+
+def fewer_note(part: str, wanted: int | None, there: int) -> tuple[str, ...]:
+    """What to say of a part that has fewer images than are asked for."""
+    return () if wanted is None or wanted <= there else (f"{part} images: all {there:,}, fewer than {wanted:,}",)
 
 
 def absolute_paths(settings: Settings, given: ImageData | None = None) -> Settings:

@@ -150,12 +150,14 @@ def merged(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
 def first_difference(ours: Any, theirs: Any, path: str = "", skip: Container[str] = ()) -> str:
     """``"estimator.num_directions is 4 here, 10 there"`` for the first difference; empty if there is none.
 
-    A key that ``theirs`` lacks is no difference: an older version did not write it. Nor is one in ``skip``.
+    A key that ``theirs`` lacks is no difference: an older version did not write it. Nor is one in ``skip``, which has
+    names and dotted paths.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for name in [*ours, *(key for key in theirs if key not in ours)]:
-            if name in theirs and name not in skip:
-                found = first_difference(ours.get(name), theirs[name], f"{path}.{name}" if path else str(name), skip)
+            inner = f"{path}.{name}" if path else str(name)
+            if name in theirs and name not in skip and inner not in skip:
+                found = first_difference(ours.get(name), theirs[name], inner, skip)
                 if found:
                     return found
         return ""

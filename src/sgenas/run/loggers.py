@@ -5,10 +5,11 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgenas.errors import InvalidValueError, RunDirError
+from sgenas.errors import InvalidValueError, RunDirError, SgenasError
 from sgenas.files import naming, open_for_appending
 from sgenas.registry import Registry
 
@@ -161,6 +162,26 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def opened(path: Path, keep_bytes: int, loggers: Sequence[Logger], stack: contextlib.ExitStack) -> JsonLines:
+    """metrics.jsonl at ``path``, cut to its length at the checkpoint, and loggers with its rows; ``stack`` closes all.
+
+    Raises:
+        RunDirError: If the file is damaged, or a logger cannot read its rows.
+    """
+    log = JsonLines(path)
+    rows = log.open(keep_bytes)
+    stack.callback(log.close)
+    for logger in loggers:
+        try:
+            logger.open(path.parent, rows)
+        except (LookupError, TypeError, ValueError) as error:
+            if isinstance(error, SgenasError):
+                raise
+            raise RunDirError(f"{path} must hold the rows of a run: {error!r}") from None
+        stack.callback(logger.close)
+    return log
 
 
 LOGGERS: Registry[Any] = Registry("loggers", "sgenas.loggers")

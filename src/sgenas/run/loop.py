@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, ClassVar
 
 import torch
@@ -11,16 +11,20 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.device import arithmetic, ran_out
-from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, RunDirError, SgenasError
+from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, SgenasError
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
-from sgenas.run.loggers import JsonLines, Logger
+from sgenas.run.loggers import JsonLines, Logger, opened
 from sgenas.run.meter import Meter, Slowdown
 from sgenas.run.run_dir import RunDir
 
 LOG_EVERY, MAX_ROWS = 10, 10_000
 """Default steps between two logged ones; more, so that a run logs at most MAX_ROWS steps."""
+
+
+class Stopped(Exception):
+    """What `Loop.go_on` raises when the run is asked to stop."""
 
 
 class Loop(ABC):
@@ -75,6 +79,7 @@ class Loop(ABC):
         self._log: JsonLines | None = None
         self._log_bytes = 0
         self._stop_requested = False
+        self._stop: Callable[[], bool] = lambda: False
         self._zero_sums()
 
     # -- what a subclass says -------------------------------------------------------------------------------
@@ -157,13 +162,15 @@ class Loop(ABC):
         """Steps until the run is finished, or until ``stop()`` is true after a step (asked on every process)."""
         if self.finished:
             return
-        with ExitStack() as stack:
+        self._stop = stop
+        with ExitStack() as stack, suppress(Stopped):
             stack.enter_context(self.meter)
             stack.enter_context(self.arithmetic())
             if self.device.type == "cuda":
                 # numbers that C++ makes without saying on which GPU belong on this one
                 stack.enter_context(torch.cuda.device(self.device))
-            self._open_logs(stack)
+            if self.run_dir.writes:
+                self._log = opened(self.run_dir.metrics_path, self._log_bytes, self._loggers, stack)
             self._compare_processes("at the start")
             if self.step == 0:
                 self.save_checkpoint()
@@ -171,7 +178,9 @@ class Loop(ABC):
                 stack.callback(callback.on_end, self)
                 callback.on_start(self)
             while not self.finished:
-                self._step()
+                # (a run that was stopped in the selection resumes after the last step of the epoch)
+                if not (self.step_in_epoch and self.epoch_is_over()):
+                    self._step()
                 if self.epoch_is_over():
                     # before the results of the epoch are written
                     self.require_finite()
@@ -180,24 +189,14 @@ class Loop(ABC):
                     self.save_checkpoint()
                 elif self._checkpoint_every and self.step % self._checkpoint_every == 0:
                     self.save_checkpoint()
-                if self.processes.any(stop()) and not self.finished:
+                if not self.finished and self.processes.any(stop()):
                     self.save_checkpoint()
                     break
 
-    def _open_logs(self, stack: ExitStack) -> None:
-        if not self.run_dir.writes:
-            return
-        self._log = JsonLines(self.run_dir.metrics_path)
-        rows = self._log.open(self._log_bytes)
-        stack.callback(self._log.close)
-        for logger in self._loggers:
-            try:
-                logger.open(self.run_dir.path, rows)
-            except (LookupError, TypeError, ValueError) as error:
-                if isinstance(error, SgenasError):
-                    raise
-                raise RunDirError(f"{self._log.path} must hold the rows of a run: {error!r}") from None
-            stack.callback(logger.close)
+    def go_on(self) -> None:
+        """Leaves the run if it is asked to stop; for long work at the end of an epoch, before which it was saved."""
+        if self.processes.any(self._stop()):
+            raise Stopped
 
     def _step(self) -> None:
         for callback in self.callbacks:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import sgenas
-from sgenas.errors import RunDirError
+from sgenas.errors import CheckpointError, RunDirError
 from sgenas.files import locked, naming, read_json, replacing, write_text
 from sgenas.run.checkpoint import load_newest, save_checkpoint
 from sgenas.run.config import first_difference
@@ -43,6 +43,9 @@ RUN_FILES = (
 )
 """Files of a run apart from config.json and tensorboard/; ``overwrite`` removes them."""
 LOCK_FILES = ("run.lock", "run.owner")
+EDITABLE = ("graphs", "device", "threads", "log_every", "data.data", "data.data_dir", "table")
+"""What may change in config.json between two parts of a run: where it runs and finds its data, whose fingerprint the
+checkpoint has too."""
 
 
 class RunDir:
@@ -61,6 +64,7 @@ class RunDir:
         self.previous_checkpoint_path = self.path / "checkpoint-previous.safetensors"
         self.metrics_path = self.path / "metrics.jsonl"
         self._newest_is_whole = True
+        self._config: Any = None
 
     # -- beginning a run ---------------------------------------------------------------------------------------
 
@@ -131,9 +135,10 @@ class RunDir:
         """
         if not self.exists_on_disk:
             return False
+        self._config = config
         if self.has_run and not overwrite and resume is not False:
             start = "start_weights"
-            there = self.read_config(kind)["config"]
+            self._config = there = self.read_config(kind)["config"]
             # ("graphs" decides how kernels are launched, not what they compute)
             difference = first_difference(config, there, skip=("graphs", *((start,) if resume else ())))
             if difference:
@@ -176,7 +181,7 @@ class RunDir:
         if self.writes:
             # one that could not be read must not replace the one that could
             keep = self.previous_checkpoint_path if self._newest_is_whole else None
-            save_checkpoint(self.checkpoint_path, state, keep)
+            save_checkpoint(self.checkpoint_path, {"config": self._config, **state}, keep)
             self._newest_is_whole = True
 
     # -- reading -----------------------------------------------------------------------------------------------
@@ -192,9 +197,20 @@ class RunDir:
         return self.exists_on_disk and (self.checkpoint_path.exists() or self.previous_checkpoint_path.exists())
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """The newest checkpoint that can be read; a CheckpointWarning if that is the previous one."""
+        """The newest checkpoint that can be read; a CheckpointWarning if that is the previous one.
+
+        Raises:
+            CheckpointError: If none can be read, or config.json was edited since.
+        """
         state, path = load_newest(self.checkpoint_path, self.previous_checkpoint_path)
         self._newest_is_whole = path == self.checkpoint_path
+        # (a config.json of an older version may lack settings)
+        difference = first_difference(state.get("config") or {}, self.read_config()["config"], skip=EDITABLE)
+        if difference:
+            raise CheckpointError(
+                f"{path} was written with other settings than those in {self.config_path.name} ({difference}); put"
+                " them back, or begin a new run"
+            )
         return state
 
     def read_config(self, kind: str | None = None) -> dict[str, Any]:

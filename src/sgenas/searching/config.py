@@ -17,7 +17,7 @@ from sgenas.methods import METHODS
 from sgenas.optim import SGD, InnerOptimizer
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
-from sgenas.run.config import Configuration, merged
+from sgenas.run.config import Configuration, merged, to_plain
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.run_dir import RunDir
 from sgenas.searching import api
@@ -138,7 +138,9 @@ class SearchConfig(Configuration):
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in UNUSED if hasattr(self, name)}
-        values["arch_optimizer"] = None if self.arch_optimizer == api.ARCH_OPTIMIZER else self.arch_optimizer
+        own, usual = (to_plain(each) for each in (self.arch_optimizer, api.ARCH_OPTIMIZER))
+        del values["arch_optimizer"]
+        values |= {f"arch_optimizer.{name}": value for name, value in own.items() if value != usual.get(name)}
         values["budget.penalty"] = self.budget.penalty
         selection_of(self.strategy, self.selection, METHODS.get(self.method), values, early_stop=self.early_stop)
         for name in ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from"):

@@ -23,7 +23,7 @@ from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Seeded
 from sgenas.searching.results import epoch_row, predicted_cost, require_alpha_steps, result_row, write_results
 from sgenas.searching.schedules import Schedule
-from sgenas.searching.selection.base import Selection, choose
+from sgenas.searching.selection.base import AlphaSelection, Selection, choose
 from sgenas.searching.variance import GradientStatistics
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.costs import CostModel
@@ -210,6 +210,8 @@ class Search(Loop):
     def end_epoch(self) -> dict[str, Any]:
         if self.epoch == 0:
             require_alpha_steps(self, self._train.taken)
+        if self.epoch + 1 == self.epochs and not isinstance(self.selection, AlphaSelection):
+            self.save_checkpoint()
         self.alpha_history.append(tree.clone(self.alphas))
         if self.epoch + 1 == self.epochs:
             choose(self)

@@ -42,7 +42,7 @@ def selection_of(
         strategy: One of `STRATEGIES`.
         selection: A selection or its name; None for the strategy's.
         method: Method of the search.
-        settings: {name: value} of those settings of `UNUSED` that the search has.
+        settings: {name: value} of those settings of `UNUSED` that the search has, and of changed ones below them.
         early_stop: Whether the search may go back to the alphas of an earlier epoch.
 
     Raises:
@@ -60,7 +60,7 @@ def selection_of(
     if method.relaxation != Softmax() or method.regularizer is not None:
         _refuse(strategy, "method", "be darts or another one with softmax alone", method.source)
     for name, value in settings.items():
-        if not any(value == accepted for accepted in UNUSED[name]):
+        if not any(value == accepted for accepted in UNUSED.get(name, ())):
             _refuse(strategy, name, "keep its default", value)
     return chosen
 

@@ -65,8 +65,10 @@ class CellSettings:
 
     def _check_operations(self, field: str) -> None:
         known = next(iter(self.operation_sets.values()))
+        if isinstance(self.operations, str) and self.operations in known:
+            object.__setattr__(self, "operations", (self.operations,))
         if isinstance(self.operations, str):
-            require_choice(field, self.operations, tuple(self.operation_sets))
+            require_choice(field, self.operations, (*self.operation_sets, *known))
         elif self.operations is not None:
             # lists come from JSON
             names = tuple(self.operations)

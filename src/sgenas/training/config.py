@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sgenas import data
 from sgenas.data import ImageData, ImageSet, TrainImageSettings
+from sgenas.data.settings import fewer_note
 from sgenas.device import channels_last_on
 from sgenas.errors import DataError, require, require_choice
 from sgenas.fields import option
@@ -256,7 +257,7 @@ class TrainImageParts:
         self.facts: dict[str, Any] = {
             "classes": list(self.images.classes),
             "images": {"training": len(self.images.train), "test": len(test)},
-            "notes": list(self.images.notes),
+            "notes": [*self.images.notes, *fewer_note("test", config.data.test_images, len(test))],
             "input": [self.images.channels, self.images.height, self.images.width],
             "mean": list(augmentation.mean),
             "std": list(augmentation.std),

@@ -85,8 +85,9 @@ def measured(
     """Means over the validation batches of the supernet with mixing weights ``mixing``, None for those of the alphas.
 
     Counts one forward pass per batch, and appends ``row`` with the means to ``search.candidates``, which becomes
-    selection.json.
+    selection.json. If the search is asked to stop, it leaves it here.
     """
+    search.go_on()
     count = 0
 
     def counted() -> Iterator[Any]:

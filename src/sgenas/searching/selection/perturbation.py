@@ -189,6 +189,7 @@ class _Projection:
         search = self._search
         for _ in range(self._epochs):
             while True:
+                search.go_on()
                 try:
                     search.take_step()
                 except DivergenceError as error:

@@ -118,6 +118,7 @@ class TrainingSelection(Selection):
         search.state = optimizer.init(tree.to(weights, search.device))
         lr = getattr(optimizer, "lr", None)
         for step in range(self.steps):
+            search.go_on()
             if lr is not None:
                 optimizer = with_lr(optimizer, Cosine(FINAL_SHARE * lr)(lr, step, self.steps))
             seed = seed_of(search.seed, f"selection/{step}")
