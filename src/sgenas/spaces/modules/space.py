@@ -13,7 +13,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError, require
@@ -23,6 +22,7 @@ from sgenas.spaces.base import Network, Option, SearchSpace
 from sgenas.spaces.discretization import Argmax, Discretization
 from sgenas.spaces.kernels import subsample_pointwise
 from sgenas.spaces.modules.choices import BaseChoice
+from sgenas.spaces.modules.resolution import resolved
 from sgenas.spaces.relaxations import Relaxation, Softmax
 from sgenas.tree import TensorDict
 
@@ -224,10 +224,7 @@ class ModuleSpace(SearchSpace):
                 for name, parameter in model.named_parameters():
                     if name in weights:
                         parameter.copy_(weights[name])
-        known: dict[nn.Module, nn.Module] = {}
-        found = _resolved(model, indices, known)
-        _rebind(found, known)
-        return found
+        return resolved(model, indices)
 
     def cost_model(self, budget: "Budget", example: Any = None) -> "ModuleCostModel":
         """Costs of the choices.
@@ -327,30 +324,3 @@ def _pure(network: nn.Module, dropout: bool) -> nn.Module:
         if getattr(module, "inplace", False) is True:
             setattr(module, "inplace", False)  # noqa: B010
     return subsample_pointwise(network)
-
-
-def _resolved(module: nn.Module, indices: Mapping[str, int], known: dict[nn.Module, nn.Module]) -> nn.Module:
-    """``module`` with its choices, nested ones too, replaced in place; known: modules already resolved."""
-    if module not in known:
-        if isinstance(module, BaseChoice):
-            known[module] = _resolved(module.chosen(indices[module.name]), indices, known)
-        else:
-            known[module] = module
-            # not named_children, which omits the second name of a module that has two
-            for name, child in list(module._modules.items()):
-                if child is not None:
-                    setattr(module, name, _resolved(child, indices, known))
-    return known[module]
-
-
-def _rebind(model: nn.Module, known: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts the resolved modules where a module holds its choices in a list, dict or tuple of its own, too."""
-
-    def resolved(module: nn.Module) -> nn.Module:
-        return known.get(module, module)
-
-    for part in model.modules():
-        for name, value in vars(part).items():
-            held = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, nn.Module)]
-            if name != "_modules" and any(resolved(module) is not module for module in held):
-                vars(part)[name] = pytree.tree_map_only(nn.Module, resolved, value)
