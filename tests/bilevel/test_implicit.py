@@ -1,5 +1,6 @@
 """Linear solvers against dense ones, Hessian-vector products, and implicit differentiation at the minimum."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -258,9 +259,24 @@ def test_linear_and_unused_tensors_have_zeros_in_the_product() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [[3.0, 1.0, -2.0], [0.3, 0.1, -0.2], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0]]
+    "values", [[3.0, 1.0, -2.0], [0.3, 0.1, -0.2], [1.0, 0.5, -4.0], [-1.0, -2.0, -5.0], [2.0, 2.0, 0.0], [3.0], [-3.0]]
 )
 def test_largest_eigenvalue(values: list[float]) -> None:
     """Also if the one of largest magnitude is negative."""
-    found = largest_eigenvalue(Counted(matrix(values)), draw(3, seed=5), iterations=500, tolerance=1e-12)
+    found = largest_eigenvalue(Counted(matrix(values)), draw(len(values), seed=5), tolerance=1e-12)
     assert found == pytest.approx(max(values), rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [40, 224])
+def test_close_eigenvalues_need_few_products(size: int) -> None:
+    """Of a random symmetric matrix, whose largest eigenvalues are close: a power iteration stops too early."""
+    random = draw(size, size, seed=size)
+    whole = random + random.mT
+    product = Counted(whole)
+    found = largest_eigenvalue(product, draw(size, seed=1))
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(whole)[-1]), rel=1e-3)
+    assert product.products <= 60
+
+
+def test_eigenvalue_of_what_is_not_finite_is_nan() -> None:
+    assert math.isnan(largest_eigenvalue(lambda v: v / 0, draw(3)))

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -253,33 +254,39 @@ def hessian_operator(function: Callable[[Tree], Tensor], point: Tree) -> Matvec:
     return lambda v: tree.flatten(hvp.weights(tree.unflatten(v, point)))
 
 
-def largest_eigenvalue(matvec: Matvec, start: Tensor, *, iterations: int = 50, tolerance: float = 1e-3) -> float:
-    """The largest eigenvalue (not the largest in magnitude) of a symmetric matrix, by power iteration.
+def largest_eigenvalue(matvec: Matvec, start: Tensor, *, tolerance: float = 1e-3) -> float:
+    """The largest eigenvalue (not the largest in magnitude) of a symmetric matrix, by the Lanczos method of ARPACK.
 
     Args:
         matvec: v -> A v.
         start: (p,), not 0 and not orthogonal to the eigenvector, so best drawn at random.
-        iterations: Products at most. A matrix whose eigenvalue of largest magnitude is negative is shifted
-            by it and iterated again, with as many products.
-        tolerance: Ends when two estimates v'Hv / v'v differ by less than this part of their magnitude.
+        tolerance: Relative error.
+
+    Returns:
+        The eigenvalue; NaN if a product is not finite.
     """
-    value = _dominant(matvec, start, iterations, tolerance)
-    if value >= 0:
-        return value
-    return value + _dominant(lambda v: matvec(v) - value * v, start, iterations, tolerance)
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
+    class NotFinite(Exception):
+        pass
 
-def _dominant(matvec: Matvec, vector: Tensor, iterations: int, tolerance: float) -> float:
-    vector = vector / vector.norm()
-    value = 0.0
-    for _ in range(iterations):
-        image = matvec(vector)
-        before, norm = value, image.norm()
-        # both in one wait
-        value, length = torch.stack([torch.dot(vector, image), norm]).tolist()
-        if not 0 < length < float("inf"):
-            break
-        vector = image / norm
-        if abs(value - before) <= tolerance * abs(value):
-            break
-    return value
+    def product(v: np.ndarray) -> np.ndarray:
+        found: np.ndarray = matvec(torch.from_numpy(v.ravel()).to(start)).double().cpu().numpy()
+        if not np.isfinite(found).all():
+            raise NotFinite
+        return found
+
+    size, first = start.numel(), start.double().cpu().numpy()
+    try:
+        if size == 1:
+            return float(product(first)[0] / first[0])
+        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+        values = eigsh(operator, k=1, which="LA", v0=first, tol=tolerance, return_eigenvectors=False)
+    except NotFinite:
+        return float("nan")
+    except ArpackError:
+        # it cannot start where the matrix is zero
+        if product(first).any():
+            raise
+        return 0.0
+    return float(values[0])
