@@ -28,8 +28,9 @@ from sgenas.methods import METHODS
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
 from sgenas.searching.config import SearchConfig
+from sgenas.searching.flatness import Flatness
 from sgenas.searching.loop import Search
-from sgenas.searching.results import predicted_cost
+from sgenas.searching.results import alphas_cost, predicted_cost
 from sgenas.training.config import TrainConfig
 
 MACHINES = ("auto", "here", "a100")
@@ -164,11 +165,8 @@ def run_hours(config: SearchConfig | TrainConfig, speed: Speed) -> float:
 
 
 def _moving(config: SearchConfig) -> Cost:
-    """Passes of a step that moves the alphas."""
-    count = config.inner_steps
-    cost = config.estimator.cost(count)
-    # a separate trajectory leaves the training of the weights to be done
-    return cost if config.trajectory_lr is None else cost + Cost(count, count, count)
+    separate = config.trajectory_lr is not None
+    return alphas_cost(config.estimator, config.inner_steps, Flatness(config.flatness), separate=separate)
 
 
 # -- the speed of a machine ----------------------------------------------------------------------------------------

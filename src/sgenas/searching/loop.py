@@ -17,11 +17,11 @@ from sgenas.random import Seed, generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
 from sgenas.run.state import copied, matching, matching_slots
+from sgenas.searching import results
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Seeded
-from sgenas.searching.results import epoch_row, predicted_cost, require_alpha_steps, result_row, write_results
 from sgenas.searching.schedules import Schedule
 from sgenas.searching.selection.base import AlphaSelection, Selection, choose
 from sgenas.searching.variance import GradientStatistics
@@ -89,7 +89,7 @@ class Search(Loop):
         self.alpha_noise, self.flatness, self.seed, self.fingerprint = alpha_noise, flatness, seed, fingerprint
         limit = f"from 0 to epochs - 1 = {self.epochs - 1} (methods have their own)"
         require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
-        require_alpha_steps(self, train.length)
+        results.require_alpha_steps(self, train.length)
         self._rounds = 0
         self.state = weight_optimizer.init(tree.to(space.initial_weights(generator(seed, "weights")), self.device))
         self.alphas: TensorDict = tree.to(space.initial_alphas(generator(seed, "alphas")), self.device)
@@ -209,23 +209,23 @@ class Search(Loop):
 
     def end_epoch(self) -> dict[str, Any]:
         if self.epoch == 0:
-            require_alpha_steps(self, self._train.taken)
+            results.require_alpha_steps(self, self._train.taken)
         if self.epoch + 1 == self.epochs and not isinstance(self.selection, AlphaSelection):
             self.save_checkpoint()
         self.alpha_history.append(tree.clone(self.alphas))
         if self.epoch + 1 == self.epochs:
             choose(self)
-        return epoch_row(self)
+        return results.epoch_row(self)
 
     def end_early(self) -> dict[str, Any]:
         choose(self)
-        return result_row(self)
+        return results.result_row(self)
 
     def _end_epoch(self) -> None:
         super()._end_epoch()
         if self.finished:
             choose(self)  # for a callback that ended the search when it saw the row
-        write_results(self)
+        results.write_results(self)
 
     @property
     def architecture(self) -> Any:
@@ -271,19 +271,13 @@ class Search(Loop):
 
     def predicted_cost(self, estimator: Estimator | None = None) -> Cost:
         """Passes of the whole search, at most; for training data of known length."""
-        training = self.training_cost(self.epochs, self._warmup_epochs, estimator=estimator)
+        training = results.training_cost(self, self.epochs, self._warmup_epochs, estimator=estimator)
         return training + self.selection.cost(self, self._val.length or 0)
 
-    def training_cost(
-        self, epochs: int, warmup: int = 0, *, continued: bool = False, estimator: Estimator | None = None
-    ) -> Cost:
-        """Passes of ``epochs`` epochs, at most; ``continued``: of those that follow the search."""
-        count, batches = self.inner_steps, self._train.length
-        assert batches is not None, "needs data of known length"
-        moving = self.flatness.cost(estimator or self.estimator, count)
-        moving += Cost() if self._trajectory_optimizer is None else Cost(count, count, count)
-        first = (self.epochs - self._warmup_epochs) * (batches // count) if continued else 0
-        return predicted_cost(moving, batches, count, epochs, warmup, self._alpha_every, first)
+    def alphas_cost(self, estimator: Estimator | None = None) -> Cost:
+        """Passes of a step that moves the alphas, at most."""
+        separate = self._trajectory_optimizer is not None
+        return results.alphas_cost(estimator or self.estimator, self.inner_steps, self.flatness, separate=separate)
 
     def finite_norms(self) -> dict[str, Tensor]:
         return {"norm of the weights": tree.norm(self.state.weights), "norm of the alphas": tree.norm(self.alphas)}

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from sgenas.bilevel import SGE, BilevelProblem, Cost, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.bilevel.estimators.sge.batched import members_that_fit, trajectory_bytes
 from sgenas.bilevel.estimators.sge.estimator import MOST_DIRECTIONS
@@ -206,7 +206,7 @@ def break_even(searches: list[Search]) -> dict[str, int]:
     found: dict[str, int] = {}
     for each in searches:
         if sge is not None and each.inner_steps == sge.inner_steps and not isinstance(each.estimator, SGE):
-            ours, theirs = (_moving(one).forward - one.inner_steps for one in (sge, each))
+            ours, theirs = (one.alphas_cost().forward - one.inner_steps for one in (sge, each))
             found[_name(each.estimator)] = max(1, math.ceil(ours / theirs))
     return found
 
@@ -215,19 +215,12 @@ def _name(estimator: Estimator) -> str:
     return ESTIMATORS.name_of(type(estimator)) or type(estimator).__name__
 
 
-def _moving(run: Search) -> Cost:
-    """Passes of a step that moves the alphas."""
-    count = run.inner_steps
-    found = run.flatness.cost(run.estimator, count)
-    return found if run._trajectory_optimizer is None else found + Cost(count, count, count)
-
-
 def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecast:
     """What a search takes with these constants."""
     total, steps = run.predicted_cost(), run.epochs * (run.steps_per_epoch or 0)
     batches, inner_steps = run._train.length or 0, run.inner_steps
     chosen = run.selection.cost(run, run._val.length or 0)
-    moves = round((total.forward - chosen.forward - run.epochs * batches) / (_moving(run).forward - inner_steps))
+    moves = round((total.forward - chosen.forward - run.epochs * batches) / (run.alphas_cost().forward - inner_steps))
     training = run.epochs * batches - moves * inner_steps
     if run._trajectory_optimizer is not None:
         training += moves * inner_steps

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sgenas import tree
-from sgenas.bilevel import Cost
+from sgenas.bilevel import Cost, Estimator
 from sgenas.errors import InvalidValueError, require, require_choice
 from sgenas.losses import Loss
 from sgenas.run.batches import Stream
+from sgenas.searching.flatness import Flatness
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm
@@ -190,6 +191,12 @@ def entropy(mixing: Tensor) -> Tensor:
     return found / max(math.log(mixing.shape[-1]), 1e-30)
 
 
+def alphas_cost(estimator: Estimator, inner_steps: int, flatness: Flatness, *, separate: bool) -> Cost:
+    """Passes of a step that moves the alphas, at most; ``separate``: the estimator's own steps train no weights."""
+    found = flatness.cost(estimator, inner_steps)
+    return found + Cost(inner_steps, inner_steps, inner_steps) if separate else found
+
+
 def predicted_cost(
     moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int, first: int = 0
 ) -> Cost:
@@ -215,6 +222,16 @@ def predicted_cost(
         total += Cost(trained, trained, trained)
         total += Cost(moves * moving.forward, moves * moving.backward, moves * moving.inner_steps)
     return total
+
+
+def training_cost(
+    run: Any, epochs: int, warmup: int = 0, *, continued: bool = False, estimator: Estimator | None = None
+) -> Cost:
+    """Passes of ``epochs`` epochs of a search, at most; ``continued``: of those that follow it."""
+    count, batches = run.inner_steps, run.streams[0].length
+    assert batches is not None, "needs data of known length"
+    first = (run.epochs - run._warmup_epochs) * (batches // count) if continued else 0
+    return predicted_cost(run.alphas_cost(estimator), batches, count, epochs, warmup, run._alpha_every, first)
 
 
 def require_alpha_steps(run: Any, batches: int | None) -> None:

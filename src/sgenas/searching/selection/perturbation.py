@@ -16,6 +16,7 @@ from sgenas.bilevel import Cost
 from sgenas.errors import DivergenceError, require
 from sgenas.random import generator
 from sgenas.searching.callbacks.evaluation import Measure
+from sgenas.searching.results import training_cost
 from sgenas.searching.selection.base import SELECTIONS, Batches, Selection, kept_columns, measured, quality, rule_of
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.wrapped import Decided, Given
@@ -78,7 +79,7 @@ class PerturbationSelection(Selection):
         removals = sum(len(kept_columns(space, name)) for each in rounds for name, _ in each)
         removals += sum(len(edges) for each in nodes for _, edges in each)
         epochs = self.epochs(search) * (len(rounds) + len(nodes) - 1)
-        return Cost(forward=removals * batches) + search.training_cost(epochs, continued=True)
+        return Cost(forward=removals * batches) + training_cost(search, epochs, continued=True)
 
     def select(self, search: "Search", batches: Batches, measure: Measure) -> Any:
         with _restored(search):
