@@ -185,6 +185,11 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def moved_batch(batch: Any, device: torch.device) -> Any:
+    """The batch, nested containers of anything, with its tensors on ``device``; see `moved`."""
+    return pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, device), batch)
+
+
 # -- threads ------------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,7 @@
 """Exceptions and warnings of sgenas. Each message is one line: field, limit, value, remedy."""
 
+from typing import Any
+
 
 class SgenasError(Exception):
     """Base of every exception that sgenas raises on purpose."""
@@ -88,6 +90,17 @@ def require_choice(field: str, value: object, choices: tuple[str, ...]) -> None:
             f"{field} must be one of {', '.join(choices)}, got {value!r}{did_you_mean(value, choices)}",
             field=field,
         )
+
+
+def load_extra(module: str, extra: str, field: str) -> Any:
+    """A module of an optional dependency; InvalidValueError if it is not installed."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        message = f"{field} needs the package {module}, which is not installed: pip install 'sgenas[{extra}]'"
+        raise InvalidValueError(message, field=field) from None
 
 
 def did_you_mean(value: object, choices: tuple[str, ...]) -> str:

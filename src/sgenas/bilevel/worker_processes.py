@@ -1,7 +1,6 @@
 """Processes that run one function call each at a time, so that the death of one loses no other's result."""
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import pickle
@@ -14,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from sgenas.errors import InvalidValueError, ProcessError, one_line, require
+from sgenas.errors import ProcessError, load_extra, one_line, require
 
 _STARTING = threading.Lock()
 
@@ -165,13 +164,7 @@ class RayExecutor:
         require(num_gpus >= 0, "RayExecutor.num_gpus", ">= 0", num_gpus)
         # Ray reports its use to its makers unless it is told not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            self._ray = importlib.import_module("ray")
-        except ImportError:
-            raise InvalidValueError(
-                "RayExecutor needs the package ray, which is not installed: pip install 'sgenas[ray]'",
-                field="executor",
-            ) from None
+        self._ray = load_extra("ray", "ray", "executor")
         self._options = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         self._remote: dict[Callable[..., Any], Any] = {}
 

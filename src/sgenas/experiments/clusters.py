@@ -1,7 +1,6 @@
 """Jobs on clusters: Ray and SLURM. Their packages are optional and imported when a launcher is used."""
 
 import contextlib
-import importlib
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgenas.errors import InvalidValueError, require
+from sgenas.errors import InvalidValueError, load_extra, require
 from sgenas.experiments.grid import Job
 from sgenas.experiments.launchers import PAUSE, Launcher, Local, Watcher, log_path, stopping
 from sgenas.experiments.outcome import Outcome, read_outcome, report_death
@@ -19,15 +18,6 @@ RETRIES = 3
 """How often Ray starts a job again after its process died."""
 LOCK_TIMEOUT = 120.0
 """Seconds that a job waits for the lock of its predecessor, which died on another machine."""
-
-
-def _package(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        raise InvalidValueError(
-            f"{extra} needs the package {name}, which is not installed: pip install 'sgenas[{extra}]'", field=extra
-        ) from None
 
 
 def run_with_threads(out: str, name: str, threads: int) -> None:
@@ -59,7 +49,7 @@ class Ray(Launcher):
     def run(self, jobs: Sequence[Job], watcher: Watcher, stop: Callable[[], bool]) -> None:
         # Ray reports its use to its makers unless it is told not to
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        ray = _package("ray", "ray")
+        ray = load_extra("ray", "ray", "ray")
         slots = Local(self.jobs, self.threads).slots()
         threads = self.threads or (1 if self.address else int(slots[0]["OMP_NUM_THREADS"]))
         with self._cluster(ray, len(slots) * threads) as gpus, stopping(jobs) as ask_to_stop:
@@ -163,7 +153,7 @@ class Slurm(Launcher):
 
     def submit(self, jobs: Sequence[Job]) -> list[Any]:
         """Submits ``jobs`` as one array; returns submitit's jobs."""
-        submitit = _package("submitit", "slurm")
+        submitit = load_extra("submitit", "slurm", "submit")
         out = jobs[0].grid.absolute()
         parameters: dict[str, Any] = {
             "name": "sgenas-table1",
@@ -213,4 +203,4 @@ class SlurmTask:
 
     def checkpoint(self) -> Any:
         """What submitit submits at the time limit: the same task, which resumes from the run's checkpoint."""
-        return _package("submitit.helpers", "slurm").DelayedSubmission(self)
+        return load_extra("submitit.helpers", "slurm", "submit").DelayedSubmission(self)

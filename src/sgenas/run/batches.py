@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from sgenas.device import moved
+from sgenas.device import moved_batch
 from sgenas.errors import DataError, InvalidValueError, RunWarning
 from sgenas.losses import rows_of
 from sgenas.run.faults import DataFaults
@@ -89,7 +88,7 @@ class Stream:
         return self
 
     def __next__(self) -> Any:
-        batch = self._on_device(self._next())
+        batch = moved_batch(self._next(), self._device)
         self.faults.look_at(batch, self.taken)
         return batch
 
@@ -147,10 +146,7 @@ class Stream:
             self._set_random_state(states)
             if batch is None:
                 raise DataError(f"{self._name} must give at least one batch per pass, got none")
-        return self._on_device(batch)
-
-    def _on_device(self, batch: Any) -> Any:
-        return pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, self._device), batch)
+        return moved_batch(batch, self._device)
 
     # -- exact resume ---------------------------------------------------------------------------------------
 

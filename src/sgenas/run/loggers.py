@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgenas.errors import InvalidValueError, RunDirError, SgenasError
+from sgenas.errors import RunDirError, SgenasError, load_extra
 from sgenas.files import naming, open_for_appending
 from sgenas.registry import Registry
 
@@ -133,12 +133,7 @@ class WeightsAndBiases:
     """
 
     def open(self, directory: Path, rows: list[dict[str, Any]]) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise InvalidValueError(
-                "logger 'wandb' needs the package wandb: pip install 'sgenas[wandb]'", field="loggers"
-            ) from None
+        wandb = load_extra("wandb", "wandb", "loggers")
         identity = directory / "wandb-id.txt"
         with naming(identity):
             if not identity.exists():

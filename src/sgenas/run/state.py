@@ -1,10 +1,6 @@
 """What loops do with their state: check it, copy it, restore it."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from sgenas import tree
 from sgenas.tree import Tree
@@ -24,12 +20,3 @@ def matching_slots(
     if step and not expected.keys() <= found.keys():
         raise ValueError("slots of other names")
     return {name: matching(expected.get(name, slot), slot, device, name) for name, slot in found.items()}
-
-
-def copied(value: Any) -> Any:
-    """Nested plain data with its tensors cloned."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,5 +1,6 @@
 """The search: weights and architecture parameters in turn, for every space, loss and estimator."""
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from sgenas.optim import InnerOptimizer, InnerState, with_lr
 from sgenas.random import Seed, generator, seed_of
 from sgenas.run.batches import Stream
 from sgenas.run.loop import Loop
-from sgenas.run.state import copied, matching, matching_slots
+from sgenas.run.state import matching, matching_slots
 from sgenas.searching import results
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
@@ -289,7 +290,7 @@ class Search(Loop):
             "slots": self.state.slots,
             "inner_step": self.state.step,
             "alphas": tree.clone(self.alphas),
-            "arch_optimizer": copied(self._arch_optimizer.state_dict()),
+            "arch_optimizer": copy.deepcopy(self._arch_optimizer.state_dict()),
             "statistics": self.statistics.state_dict(),
         }
 
@@ -302,7 +303,7 @@ class Search(Loop):
             self.alphas[name].copy_(alpha)
             self.alphas[name].grad = None
         # a copy: the optimizer goes on in the tensors that it is given
-        self._arch_optimizer.load_state_dict(copied(snapshot["arch_optimizer"]))
+        self._arch_optimizer.load_state_dict(copy.deepcopy(snapshot["arch_optimizer"]))
         self.statistics.load_state_dict(snapshot["statistics"])
 
     def own_state(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sgenas import device
-from sgenas.device import moved, rounded
+from sgenas.device import moved_batch, rounded
 from sgenas.errors import require, require_choice
 from sgenas.functional import evaluating
 from sgenas.losses import IGNORED, Loss, classification_sums, hits, loss_sums
@@ -146,8 +146,7 @@ def measure(
     model = arithmetic.model(network)
 
     def tested(batch: Any) -> dict[str, Tensor]:
-        batch = pytree.tree_map_only(Tensor, lambda tensor: moved(tensor, arithmetic.device), batch)
-        return objective.test(model, batch)
+        return objective.test(model, moved_batch(batch, arithmetic.device))
 
     with evaluating(network):
         totals = processes.sums(batches, tested)

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.bilevel.hvp import hessian_operator, largest_eigenvalue
+from sgenas.device import moved_batch
 from sgenas.errors import require
 from sgenas.random import generator
 from sgenas.run.callbacks import Callback
@@ -37,7 +36,7 @@ class HessianEigenvalue(Callback):
         if (run.epoch + 1) % self._every:
             return
         batches = self._batches() if callable(self._batches) else self._batches
-        batch = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(run.device), next(iter(batches)))
+        batch = moved_batch(next(iter(batches)), run.device)
         matvec = hessian_operator(run.outer_objective(batch), run.alphas)
         draw = generator(run.seed, f"eigenvalue {run.epoch}")
         start = torch.randn(tree.size(run.alphas), generator=draw)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 from sgenas import tree
+from sgenas.device import moved_batch
 from sgenas.errors import require
 from sgenas.losses import classification_sums, cross_entropy, loss_sums
 from sgenas.random import generator, seed_of, seeded
@@ -78,7 +78,7 @@ class Evaluation(Callback):
     @torch.no_grad()
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
         """Means over all batches; the processes of a run share the batches."""
-        each = run.processes.sums(self.batches(), lambda batch: self.measure(model, _on(run.device, batch)))
+        each = run.processes.sums(self.batches(), lambda batch: self.measure(model, moved_batch(batch, run.device)))
         count = each.pop("count", 0)
         require(count > 0, "batches", "at least one with a label that counts" if each else "at least one", 0)
         return {name: value / count for name, value in each.items()}
@@ -116,10 +116,6 @@ def _one_pass(source: Iterable[Any], run: Any) -> Iterator[Any]:
         if stream is not None:
             stream.load_state_dict(state)
             stream.restore_generators(state)
-
-
-def _on(device: torch.device, batch: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)
 
 
 class TabulatedAccuracy(Callback):
