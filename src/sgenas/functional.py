@@ -236,6 +236,21 @@ def _set_generators(states: States) -> None:
 
 
 @contextlib.contextmanager
+def exact_attention() -> Iterator[None]:
+    """Inside ``with``: transformer layers in evaluation mode compute without gradients what they do with them.
+
+    The kernel that PyTorch has for passes without gradients sets padded positions to zero.
+    """
+    mha = torch.backends.mha
+    before = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
     """The network in evaluation mode; each module in its own mode again afterwards, frozen ones too."""
     modes = {module: module.training for module in network.modules()}

@@ -124,8 +124,8 @@ def zeros_like(tree: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> Tree:
-    """Detached tensors that require a gradient; storage is shared."""
-    return map(lambda tensor: tensor.detach().requires_grad_(), tree)
+    """Detached tensors that require a gradient; storage is shared, but for tensors of torch.inference_mode."""
+    return map(lambda value: (value.clone() if value.is_inference() else value.detach()).requires_grad_(), tree)
 
 
 def to(tree: Tree, device: torch.device) -> Tree:
@@ -139,11 +139,16 @@ def add(first: Tree, second: Tree, scale: float | Tensor = 1.0) -> Tree:
     def foreach(left: list[Tensor], right: list[Tensor]) -> Sequence[Tensor]:
         if not isinstance(scale, Tensor):
             return torch._foreach_add(left, right, alpha=scale)
+        factors = [_fitting(scale, value) for value in right]
         if _on_gpu(left) and not _recorded(scale, right):
-            return torch._foreach_add(left, torch._foreach_mul(right, scale))
-        return torch._foreach_addcmul(left, right, [scale] * len(right))
+            same = all(factor is scale for factor in factors)
+            return torch._foreach_add(left, torch._foreach_mul(right, scale if same else factors))
+        return torch._foreach_addcmul(left, right, factors)
 
-    return elementwise(foreach, lambda a, b: a + scale * b, first, second)
+    def single(left: Tensor, right: Tensor) -> Tensor:
+        return left + (_fitting(scale, right) if isinstance(scale, Tensor) else scale) * right
+
+    return elementwise(foreach, single, first, second)
 
 
 def subtract(first: Tree, second: Tree) -> Tree:
@@ -158,9 +163,16 @@ def scale(tree: Tree, factor: float | Tensor) -> Tree:
 
     def foreach(values: list[Tensor]) -> Sequence[Tensor]:
         # One 0-d tensor for the whole list is fast, but has a broken backward in torch 2.14; a list of it is right.
-        return torch._foreach_mul(values, [factor] * len(values) if _recorded(factor, values) else factor)
+        every = [_fitting(factor, value) for value in values]
+        same = not _recorded(factor, values) and all(each is factor for each in every)
+        return torch._foreach_mul(values, factor if same else every)
 
-    return elementwise(foreach, lambda value: factor * value, tree)
+    return elementwise(foreach, lambda value: _fitting(factor, value) * value, tree)
+
+
+def _fitting(factor: Tensor, value: Tensor) -> Tensor:
+    """``factor`` in the precision of ``value`` if that is 0-d, too: only then would it change the type of a product."""
+    return factor if value.ndim else factor.to(value.real.dtype if value.is_complex() else value.dtype)
 
 
 def _recorded(factor: Tensor, values: Sequence[Tensor]) -> bool:

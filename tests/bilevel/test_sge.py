@@ -220,9 +220,9 @@ def test_anything_else_is_refused_as_a_control_variate(value: Any) -> None:
 
 @pytest.mark.parametrize("group", [1, 2])
 def test_coefficients_are_fitted_without_their_own_direction(group: int) -> None:
-    measured, products = draw(6), draw(6, 1, seed=1)
+    measured, products = draw(8), draw(8, 1, seed=1)
     found = _fitted(measured, products, group)
-    again = _fitted(measured + 10 * torch.eye(6)[0], products, group)
+    again = _fitted(measured + 10 * torch.eye(8)[0], products, group)
     torch.testing.assert_close(again[:group], found[:group])
     assert not torch.allclose(again[group:], found[group:])
     solution = torch.linalg.lstsq(products[group:], measured[group:, None]).solution[:, 0]
@@ -234,8 +234,10 @@ def test_a_baseline_that_is_not_finite_is_named(case: QuadraticCase) -> None:
         case.estimate(SGE(4, control_variate=Guess(case.exact / 0)))
 
 
-def test_too_few_directions_to_fit_take_the_baseline_as_it_is(case: QuadraticCase) -> None:
-    result = case.estimate(SGE(1, control_variate=Guess(case.exact)))
+@pytest.mark.parametrize(("count", "kind"), [(1, "gaussian"), (3, "gaussian"), (3, "orthogonal"), (6, "antithetic")])
+def test_too_few_directions_to_fit_take_the_baseline_as_it_is(count: int, kind: str, case: QuadraticCase) -> None:
+    """From one or two independent ones the coefficient would have no mean, or no variance."""
+    result = case.estimate(SGE(count, directions=kind, control_variate=Guess(case.exact)))
     assert result.diagnostics["coefficient"] == 1
     torch.testing.assert_close(tree.flatten(result.indirect), case.exact, rtol=1e-7, atol=1e-7)
 

@@ -65,6 +65,7 @@ def real_problem(problem: "BilevelProblem", like: Tree) -> "BilevelProblem":
         outer_loss=seen(problem.outer_loss),
         stacked_inner_loss=None if stacked is None else seen(stacked),
         # (these losses are new at each call)
+        known=problem.findings,
         replays=None,
     )
 

@@ -13,12 +13,14 @@ class Findings:
         routes: HVP setting -> (route, whether with plain kernels) after others turned out to have no rule.
         trusted: Whether kernels were plain when double backward was found to be right.
         batches: Whether torch.func.vmap can run the loss.
+        scripted: Whether it has TorchScript functions, whose derivatives forward mode drops; None if unknown.
     """
 
     saved_bytes: float | None = None
     routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
     trusted: set[bool] = field(default_factory=set)
     batches: bool = True
+    scripted: bool | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data: a resumed run takes the same routes."""
@@ -28,4 +30,5 @@ class Findings:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``."""
         self.saved_bytes, self.batches, self.trusted = state["saved_bytes"], state["batches"], set(state["trusted"])
+        self.scripted = state["scripted"]
         self.routes = {setting: (kind, plain) for setting, (kind, plain) in state["routes"].items()}

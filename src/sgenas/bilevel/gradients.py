@@ -61,6 +61,17 @@ def lacks_rule(error: Exception) -> bool:
     return not isinstance(error, SgenasError) and not ran_out(error)
 
 
+def nodes(loss: Tensor) -> set[Any]:
+    """The nodes of a graph."""
+    seen, waiting = set[Any](), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return seen
+
+
 class GradientGraph:
     """The gradient of a loss with respect to the weights at one point, with its graph.
 
@@ -101,12 +112,7 @@ class GradientGraph:
         """What the loss uses: names of ``torch.autograd.Function`` classes in Python, and of ``WRONG_TWICE``."""
         functions: set[str] = set()
         operations: set[str] = set()
-        seen, waiting = set(), [self._loss.grad_fn]
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in nodes(self._loss):
             kind = type(node)
             if hasattr(kind, "_forward_cls"):
                 # not sgenas' own, which are right: a kink elsewhere would look like their fault
@@ -114,5 +120,4 @@ class GradientGraph:
                     functions.add(kind._forward_cls.__name__)
             elif kind.__name__ in WRONG_TWICE:
                 operations.add(WRONG_TWICE[kind.__name__])
-            waiting += [following for following, _ in node.next_functions]
         return functions, operations

@@ -43,6 +43,33 @@ class _Composed(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class plain_batch_norm(TorchFunctionMode):
+    """Within it, ``F.batch_norm`` can be differentiated in its running statistics, and leaves them as they are."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if training or running_mean is None or running_var is None:
+        return F.batch_norm(x, None, None, weight, bias, True, momentum, eps)
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    found = (x - running_mean.view(shape)) / (running_var.view(shape) + eps).sqrt()
+    found = found if weight is None else found * weight.view(shape)
+    return found if bias is None else found + bias.view(shape)
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """g v / ||v||, with a norm per index of ``dim``, or one if it is -1."""
     others = [axis for axis in range(v.ndim) if axis != dim % v.ndim or dim == -1]

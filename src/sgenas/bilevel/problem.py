@@ -21,7 +21,7 @@ from sgenas.bilevel.gradients import GradientGraph, gradient, scalar
 from sgenas.bilevel.recordable import Identity, without_keywords
 from sgenas.bilevel.sharding import Shards, Share
 from sgenas.errors import require
-from sgenas.functional import Functional
+from sgenas.functional import Functional, exact_attention
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.tree import Tree
 
@@ -106,8 +106,8 @@ class BilevelProblem:
         replays: Records passes as CUDA graphs and replays them. The losses must depend on nothing but tensors that
             they are given, and on what never changes. None: passes run as usual.
         initial_weights: Weights of ``init()`` without an argument.
-        memory: Findings by the code of the inner loss. Pass the same dict to problems that are made anew from
-            the same model.
+        known: What is found out about the inner loss. Pass the same object to problems whose losses are made anew
+            from the same model; None for findings of each loss.
 
     Example:
         >>> problem = BilevelProblem(inner_loss, outer_loss, SGD(lr=0.1))
@@ -123,8 +123,9 @@ class BilevelProblem:
     penalties: Sequence[Penalty] = ()
     replays: Replays | None = field(default=None, repr=False, compare=False)
     initial_weights: Tree | None = field(default=None, repr=False, compare=False)
-    memory: dict[Any, Findings] = field(default_factory=dict, repr=False, compare=False)
+    known: Findings | None = field(default=None, repr=False, compare=False)
     counter: Counter = field(default_factory=Counter, repr=False, compare=False)
+    found: dict[Identity, Findings] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_modules(
@@ -173,7 +174,7 @@ class BilevelProblem:
     def findings(self) -> Findings:
         """What estimators found out about ``inner_loss``; they write into it."""
         loss, _ = without_keywords(self.inner_loss)
-        return self.memory.setdefault(getattr(loss, "__code__", type(loss)), Findings())
+        return self.known or self.found.setdefault(Identity(loss), Findings())
 
     def over_shards(self, compute: Callable[[Any], list[Tensor]], batch: Any) -> list[Tensor]:
         """The detached tensors that ``compute`` makes of a batch; with ``shards``, their mean over them.
@@ -214,8 +215,10 @@ class BilevelProblem:
         loss, values = without_keywords(self.outer_loss)
 
         def value(weights: Tree, alphas: Tree, part: Any, values: Any) -> list[Tensor]:
-            with torch.no_grad():
-                return [scalar(loss(weights, alphas, part, **values), "outer_loss").detach()]
+            # (a loss may take gradients itself)
+            with torch.enable_grad():
+                found = loss(tree.detach(weights), tree.detach(alphas), part, **values)
+            return [scalar(found, "outer_loss").detach()]
 
         key = ("outer_loss", "value", Identity(loss))
         (found,) = self.over_shards(lambda part: self._pass(key, value, weights, alphas, part, values), batch)
@@ -224,7 +227,8 @@ class BilevelProblem:
             return sum((penalty(alphas) for penalty in self.penalties), found)
 
     def _pass(self, key: tuple[Any, ...], function: Callable[..., list[Tensor]], *inputs: Any) -> list[Tensor]:
-        return function(*inputs) if self.replays is None else self.replays(key, function, *inputs)
+        with exact_attention():
+            return function(*inputs) if self.replays is None else self.replays(key, function, *inputs)
 
     def _gradients(
         self, name: str, weights: Tree, alphas: Tree, batch: Any, of: str, inner_steps: int = 0

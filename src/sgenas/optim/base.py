@@ -99,8 +99,9 @@ def _vjp(after: InnerState, weights: Tree, slots: dict[str, Tree] | None, inputs
     used = [(out, cotangent) for pair in flat for out, cotangent in pair if out.requires_grad]
     leaves = tree.tensors(inputs)
     wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    if not used:
-        return tree.zeros_like(tree.detach(inputs))
+    if not any(out.requires_grad for out in tree.tensors(after.weights)):
+        limit = "differentiable by torch.autograd (without torch.no_grad) for this estimator, or have a step_vjp"
+        raise InvalidValueError(f"step of the inner optimizer must be {limit}", field="inner_optimizer")
     outputs, cotangents = zip(*used, strict=True)
     found = iter(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True))
     grads = [next(found).detach() if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]

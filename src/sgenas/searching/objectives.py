@@ -15,7 +15,7 @@ from sgenas.bilevel.findings import Findings
 from sgenas.bilevel.problem import Penalty
 from sgenas.device import rounded
 from sgenas.losses import Loss
-from sgenas.optim import SGD, InnerOptimizer
+from sgenas.optim import InnerOptimizer
 from sgenas.random import Seed
 from sgenas.searching.alpha_noise import Shift
 from sgenas.spaces.base import SearchSpace
@@ -42,7 +42,7 @@ class Objectives:
         device: Device of the search.
         shards: How batches are cut, see `Shards`.
         share: Which directions this process follows, see `Share`.
-        memory: What the problems of earlier steps found out about the loss, see `BilevelProblem`.
+        findings: What was found out about the loss, see `BilevelProblem`.
         replays: Records passes as CUDA graphs, see `BilevelProblem`.
     """
 
@@ -52,7 +52,7 @@ class Objectives:
     device: torch.device
     shards: Shards | None = None
     share: Share | None = None
-    memory: dict[Any, Any] = field(default_factory=dict, repr=False)
+    findings: Findings = field(default_factory=Findings, repr=False)
     replays: Replays | None = field(default=None, repr=False)
     _epoch: list[Any] = field(default_factory=list, init=False, repr=False)
 
@@ -86,13 +86,8 @@ class Objectives:
             share=self.share,
             penalties=penalties,
             replays=self.replays if repeats else None,
-            memory=self.memory,
+            known=self.findings,
         )
-
-    @property
-    def findings(self) -> Findings:
-        """What the problems of earlier steps found out about the loss."""
-        return self.problem(SGD(lr=1.0), [], None).findings
 
     def _single(self, weights: Tree, alphas: Tree, batch: Any, *, noise: Tree | None) -> Tensor:
         space, batch = self._unpacked(batch)

@@ -116,8 +116,11 @@ class CellSpace(SearchSpace):
         settings: Sizes and options.
         input_channels: Channels of the images, at least 1.
         num_classes: Number of classes, at least 2.
-        relaxation: How alphas become mixing weights; None for `Softmax`.
-        discretization: How mixing weights become cells; None for the space's default.
+        relaxation: How alphas become mixing weights; None for `Softmax`, or the method's.
+        discretization: How mixing weights become cells; None for the space's default, or the method's.
+
+    Raises:
+        InvalidValueError: If a size is out of range, or a part makes no sense in this space.
 
     Attributes:
         kinds: Names of the cells, which are also those of the alpha tables.

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgenas.errors import GenotypeError, InvalidValueError
-from sgenas.functional import evaluating
+from sgenas.functional import evaluating, exact_attention
 from sgenas.registry import Registry
 from sgenas.spaces.darts_space import network as darts
 from sgenas.spaces.darts_space.operations import require_sizes
@@ -21,6 +22,9 @@ for _space in darts.GENOTYPE_SPACES:
     NETWORKS.register(_space, darts.DartsNetwork)
 NETWORKS.register("nasbench201", NasBench201Network)
 NETWORKS.register("nasbench-macro", MacroNetwork)
+
+UNCOUNTED = (nn.RNNBase, nn.Bilinear)
+"""Layers that run in one operation of their own, which PyTorch does not count."""
 
 
 @dataclass(frozen=True)
@@ -128,30 +132,26 @@ def network_size(
         raise InvalidValueError(f"the tensors of the network are too large to count, got {given}") from error
 
 
-def count_macs(network: nn.Module, images: Any) -> int:
-    """Multiply-adds of the convolutions and linear layers that ``network`` runs on ``images``.
+def count_macs(network: nn.Module, inputs: Any) -> int:
+    """Multiply-adds of the convolutions and matrix products of ``network(inputs)`` in evaluation mode.
 
     A convolution counts output elements * kernel pixels * channels_in / groups, a linear layer output elements *
     features_in. The mode of the network is restored.
+
+    Raises:
+        InvalidValueError: If it has a layer that PyTorch does not count.
     """
-    macs = 0
+    from torch.utils.flop_counter import FlopCounterMode  # half a second
 
-    def add(module: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal macs
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        # weight: (outputs, inputs of one output, kernel...)
-        macs += output.numel() * weight[0].numel()
-
-    counted = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-    handles = [module.register_forward_hook(add) for module in counted]
-    try:
-        with torch.no_grad(), evaluating(network):
-            network(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return macs
+    for name, part in network.named_modules():
+        if isinstance(part, UNCOUNTED):
+            limit = "without layers whose multiply-adds PyTorch does not count"
+            raise InvalidValueError(f"model must be {limit}, got {part} at {name!r}", field="model")
+    # fused kernels of attention are not counted
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), evaluating(network), exact_attention(), plain, FlopCounterMode(display=False) as flop:
+        network(inputs)
+    return int(flop.get_total_flops()) // 2
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -166,14 +166,8 @@ def darts(
     """The DARTS search space.
 
     Args:
-        num_classes: Number of classes.
-        input_channels: Channels of the images.
-        relaxation: How alphas become mixing weights; None for `Softmax`, or the method's.
-        discretization: How mixing weights become a cell; None for `TopEdges`, or the method's.
-        **settings: Fields of `DartsSettings`.
-
-    Raises:
-        InvalidValueError: If a setting is out of range, or a part makes no sense in this space.
+        **settings: Fields of `DartsSettings`. The other arguments are those of `CellSpace`; its default
+            discretization is `TopEdges`.
 
     Example:
         >>> space = darts(channels=16, layers=8, num_classes=10)

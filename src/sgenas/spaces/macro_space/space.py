@@ -178,14 +178,8 @@ def macro(
     """The NAS-Bench-Macro search space.
 
     Args:
-        num_classes: Number of classes.
-        input_channels: Channels of the images.
-        relaxation: How alphas become mixing weights; None for `Softmax`, or the method's.
-        discretization: How mixing weights become a network; None for `Argmax`, or the method's.
-        **settings: Fields of `MacroSettings`.
-
-    Raises:
-        InvalidValueError: If a setting is out of range, or a part makes no sense in this space.
+        **settings: Fields of `MacroSettings`. The other arguments are those of `CellSpace`; its default
+            discretization is `Argmax`.
 
     Example:
         >>> space = macro(channels=8, num_classes=10)

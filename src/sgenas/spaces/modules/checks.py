@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError, one_line
-from sgenas.functional import Functional
+from sgenas.functional import Functional, evaluating
 from sgenas.losses import Loss
 from sgenas.spaces.modules.choices import BaseChoice
 from sgenas.spaces.modules.space import ModuleSpace
@@ -181,17 +181,13 @@ def calibrate_batch_norm(model: nn.Module, passes: Callable[[nn.Module], None]) 
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
     if not norms:
         return
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     # dropout off, so that the statistics are those of the derived module in use
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
         passes(model)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, training in modes:
-        module.training = training

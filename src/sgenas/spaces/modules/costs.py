@@ -8,24 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
 from sgenas import tree
 from sgenas.device import moved
-from sgenas.errors import InvalidValueError, one_line, require
+from sgenas.errors import InvalidValueError, one_line
 from sgenas.spaces.base import Option
 from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
 from sgenas.spaces.knapsack import Floats, Options, best_choice, cheapest, joined, single
 from sgenas.spaces.modules.choices import BaseChoice, Choice
 from sgenas.spaces.modules.space import ModuleSpace
-from sgenas.spaces.networks import count_parameters
+from sgenas.spaces.networks import count_macs, count_parameters
 from sgenas.tree import TensorDict
 
 MAX_COUNTED = 10_000
 """Largest number of modules that are derived to count them."""
-UNCOUNTED = (nn.RNNBase, nn.Bilinear)
-"""Layers that run in one operation of their own."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ class ModuleCostModel(CostModel):
                 found.append(count_parameters(model))
                 continue
             try:
-                found.append(_multiply_adds(model, self._example))
+                found.append(count_macs(model, self._example))
             except (RuntimeError, TypeError) as error:
                 raise InvalidValueError(
                     f"example must be an argument of the model, got {one_line(error)}", field="example"
@@ -185,24 +182,6 @@ class ModuleCostModel(CostModel):
             score = sum(weights[name][index] for name, index, _ in pick)
             found.append(single(group.costs[place][self._limited], score, pick))
         return joined(found)
-
-
-def _multiply_adds(model: nn.Module, example: Any) -> int:
-    """Multiply-adds of all convolutions and matrix products of a forward pass, as PyTorch counts them."""
-    from torch.utils.flop_counter import FlopCounterMode  # half a second, for models with a budget only
-
-    for name, part in model.named_modules():
-        counted = not isinstance(part, UNCOUNTED)
-        require(counted, "model", "without layers whose multiply-adds PyTorch does not count", f"{part} at {name!r}")
-    fast = torch.backends.mha.get_fastpath_enabled()
-    # fused kernels of attention are not counted
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model.eval()(example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    return int(counter.get_total_flops()) // 2
 
 
 def _linked(space: ModuleSpace) -> list[tuple[str, ...]]:

@@ -141,14 +141,8 @@ def nasbench201(
     """The NAS-Bench-201 search space.
 
     Args:
-        num_classes: Number of classes.
-        input_channels: Channels of the images.
-        relaxation: How alphas become mixing weights; None for `Softmax`, or the method's.
-        discretization: How mixing weights become a cell; None for `Argmax`, or the method's.
-        **settings: Fields of `NasBench201Settings`.
-
-    Raises:
-        InvalidValueError: If a setting is out of range, or a part makes no sense in this space.
+        **settings: Fields of `NasBench201Settings`. The other arguments are those of `CellSpace`; its default
+            discretization is `Argmax`.
 
     Example:
         >>> space = nasbench201(channels=16, layers=5, num_classes=10)

@@ -81,9 +81,11 @@ def _fitted(projections: Tensor, products: Tensor, group: int) -> Tensor:
     """Coefficients c_j (Q, 1) from projections (Q,) and <h, u_j> (Q, 1), each from the other directions.
 
     group: consecutive directions that are left out together; 0: none, so that all coefficients are the same.
-    If fewer than two directions are left, c is 1: h as it is.
+    If fewer than three independent ones are left, c is 1: h as it is. From one, c would be a quotient of Gaussians,
+    which has no mean; from two, one without a variance.
     """
-    if len(products) - group < 2:
+    left, least = (len(products) // group - 1, 3) if group else (len(products), 2)
+    if left < least:
         return torch.ones_like(products)
     if not group:
         return (torch.linalg.pinv(products) @ projections).expand(products.shape)
