@@ -268,6 +268,17 @@ def test_function_behind_a_decorator_counts() -> None:
         assert digest(made(1.0), strict=strict) == digest(made(1.0), strict=strict) != digest(made(2.0), strict=strict)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_globals_named_like_an_attribute_do_not_count(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reads(x: Any) -> Any:
+        return x.start + CONFIG["lr"]
+
+    monkeypatch.setitem(reads.__globals__, "start", 1.0)
+    before = digest(reads, strict=strict)
+    monkeypatch.setitem(reads.__globals__, "start", 2.0)
+    assert digest(reads, strict=strict) == before
+
+
 def test_cycles_end() -> None:
     around: list[Any] = [1]
     around += [around, around, {"self": around}]

@@ -219,7 +219,9 @@ class _Digest:
             # (a cell is empty before its variable is assigned)
             with contextlib.suppress(ValueError):
                 used[name] = cell.cell_contents
-        used |= {name: function.__globals__[name] for name in names if name in function.__globals__}
+        # (other names are of attributes)
+        outer = _stored(code, "LOAD_GLOBAL", "LOAD_NAME")
+        used |= {name: function.__globals__[name] for name in sorted(outer & function.__globals__.keys())}
         if self._strict:
             used |= {name: _module(name) for name in _stored(code, "IMPORT_NAME")}
         for name, module in list(used.items()):

@@ -29,6 +29,8 @@ CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv
         ("search --estimator es", "--estimator must be one of first-order,"),
         ("search --operations skip", "--operations must be one of darts, paper, none,"),
         ("search --space nasbench201 --operations skip", "--operations must be one of nasbench201, without"),
+        ("search --data digits --alpha-optimizer sgd", "--alpha-lr must be set"),
+        ("search --data digits --weight-optimizer adam", "--lr must be set"),
         ("search --rank-timeout 0", "--rank-timeout must be > 0"),
         ("search --rank-timeout 5", "--rank-timeout must be left out without torchrun"),
         ("train --genotype darts-v2 --rank-timeout 5", "--rank-timeout must be left out without torchrun"),

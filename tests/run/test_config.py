@@ -118,7 +118,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("epochs", 0), "epochs"),
         (changed("data.train_images", 1.5), "train_images"),
         (changed("weight_optimizer", None), "weight_optimizer"),
-        (changed("weight_optimizer", {"name": "sgd"}), "'lr'"),
+        (changed("weight_optimizer", {"name": "sgd"}), "weight_optimizer.lr must be set"),
         (changed("arch_optimizer.betas", [0.5]), "betas"),
         (changed("arch_optimizer.betas", "ab"), "betas"),
         (changed("space.operations", [["none"]]), "operations"),

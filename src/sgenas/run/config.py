@@ -84,7 +84,8 @@ def from_plain(cls: type[Any], data: Any, path: str = "config") -> Any:
             )
     for field in fields:
         if field.name not in left and field.default is field.default_factory is dataclasses.MISSING:
-            raise InvalidValueError(f"{path} must have the setting {field.name!r}, got none", field=field.name)
+            dotted = f"{path}.{field.name}".removeprefix("config.")
+            raise InvalidValueError(f"{dotted} must be set, got none", field=dotted)
     return cls(**{name: _value(hints[name], left[name], f"{path}.{name}") for name in names if name in left})
 
 

@@ -4,7 +4,9 @@ import copy
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -439,3 +441,75 @@ def test_half_precision_is_refused() -> None:
     model = nn.Sequential(nn.Linear(4, 4), Choice({"tanh": nn.Tanh(), "none": nn.Identity()}, name="bend"))
     with pytest.raises(InvalidValueError, match="float32 or float64.*got torch.bfloat16"):
         ModuleSpace(model.bfloat16())
+
+
+# -- what a derived module would do otherwise -----------------------------------------------------------------
+
+
+class Holder:
+    """An object of the user that is no module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+
+@pytest.mark.parametrize("hold", [lambda choice: choice.forward, partial, lambda choice: Holder(choice)])
+@pytest.mark.parametrize("option", ["tanh", "linear"])
+def test_choices_held_out_of_sight_are_resolved_too(hold: Callable[[nn.Module], Any], option: str) -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.choice = Choice({"tanh": nn.Tanh(), "linear": nn.Linear(4, 4)}, name="c")
+            self.held = hold(self.choice)
+
+        def forward(self, x: Tensor) -> Tensor:
+            called = self.held.module if isinstance(self.held, Holder) else self.held
+            found: Tensor = called(x)
+            return found
+
+    space, x = ModuleSpace(Held()), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    weights = space.initial_weights()
+    wanted = space.bind_mixing(weights, space.one_hot({"c": option}))(x)
+    assert torch.equal(space.build({"c": option}, weights)(x), wanted)
+
+
+def test_width_choices_follow_the_type_of_the_model() -> None:
+    double = {"dtype": torch.float64}
+    space = ModuleSpace(
+        nn.Sequential(nn.Linear(4, 4, **double), WidthChoice([2, 4], name="w"), nn.Linear(4, 1, **double))
+    )
+    weights, x = space.initial_weights(), torch.randn(3, 4, **double)
+    wanted = space.bind_mixing(weights, space.one_hot({"w": 2}))(x)
+    torch.testing.assert_close(space.build({"w": 2}, weights)(x), wanted)
+
+
+class Residual(Choice):
+    """A choice that does more than to mix."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return args[0] + super().forward(*args, **kwargs)
+
+
+def named(*names: str) -> nn.Module:
+    return nn.Sequential(*(Choice({"tanh": nn.Tanh(), "linear": nn.Linear(4, 4)}, name=name) for name in names))
+
+
+def hooked() -> nn.Module:
+    model = named("c")
+    model[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (hooked, "'c' must have no forward hooks"),
+        (lambda: Residual({"tanh": nn.Tanh(), "linear": nn.Linear(4, 4)}, name="c"), "its own forward and chosen"),
+        *((lambda name=name: named(name), f"got {name!r}") for name in ("file", "allow_pickle", "epoch", "edges")),
+        (lambda: named("a", "a_mixing"), "got 'a_mixing'"),
+        (lambda: named("a_options", "a"), "got 'a_options'"),
+    ],
+)
+def test_choices_that_cannot_be_derived_or_written_are_refused(make: Callable[[], nn.Module], said: str) -> None:
+    with pytest.raises(InvalidValueError, match=said):
+        ModuleSpace(make())

@@ -158,7 +158,7 @@ class WidthChoice(BaseChoice):
         width = self.masks.shape[1]
         if x.shape[self.dim] != width:
             raise InvalidValueError(f"{self.title} must get {width} channels, got {x.shape[self.dim]}")
-        return (x.movedim(self.dim, -1) * (self.mixing @ self.masks)).movedim(-1, self.dim)
+        return (x.movedim(self.dim, -1) * (self.mixing @ self.masks.to(self.mixing))).movedim(-1, self.dim)
 
     def chosen(self, index: int) -> nn.Module:
         width, dim = self.options[index], self.dim

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.utils import _pytree as pytree
 
 from sgenas.spaces.modules.choices import BaseChoice
@@ -20,7 +22,10 @@ def _resolved(module: nn.Module, indices: Mapping[str, int], known: dict[nn.Modu
     """``module`` with its choices, nested ones too, replaced in place; known: modules already resolved."""
     if module not in known:
         if isinstance(module, BaseChoice):
-            known[module] = _resolved(module.chosen(indices[module.name]), indices, known)
+            index = indices[module.name]
+            # for whoever holds the choice where it cannot be replaced, as a method or in an object
+            module.mixing = one_hot(torch.tensor(index), len(module.options)).to(module.mixing)
+            known[module] = _resolved(module.chosen(index), indices, known)
         else:
             known[module] = module
             # not named_children, which omits the second name of a module that has two

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from sgenas.spaces.costs import Budget
     from sgenas.spaces.modules.costs import ModuleCostModel
 
+RESERVED = ("allow_pickle", "edges", "epoch", "file")
+"""Names of other arrays in alphas.npz, and what NumPy cannot write there."""
 Choices = Mapping[str, Option]
 """Name of a choice -> the chosen option."""
 
@@ -302,10 +304,28 @@ def _options(model: nn.Module) -> dict[str, tuple[Option, ...]]:
                 f"choices named {choice.name!r} must have the same options {found[choice.name]}, got {choice.options}",
                 field="model",
             )
+        if isinstance(choice, BaseChoice):
+            _check_choice(choice)
+    for name in found:
+        taken = next((each for each in found if name in (f"{each}_options", f"{each}_mixing")), None)
+        if taken is not None or name in RESERVED:
+            limit = f"other than {', '.join(RESERVED)}, and another name with _options or _mixing"
+            raise InvalidValueError(f"names of choices must be {limit}, got {name!r}", field="model")
     if not found:
         message = "model must contain a Choice, InputChoice or WidthChoice, got none"
         raise InvalidValueError(message, field="model")
     return found
+
+
+def _check_choice(choice: BaseChoice) -> None:
+    """Refuses a choice that does more than to mix its options, which a derived module would not do."""
+    if choice._forward_hooks or choice._forward_pre_hooks:
+        raise InvalidValueError(f"{choice.title} must have no forward hooks (put them on the options)", field="model")
+    mro = type(choice).__mro__
+    mixes, chooses = (next(kind for kind in mro if name in vars(kind)) for name in ("forward", "chosen"))
+    if mixes is not chooses:
+        own = f"its own forward and chosen, or neither, got {type(choice).__name__}"
+        raise InvalidValueError(f"{choice.title} must have {own}", field="model")
 
 
 def _pure(network: nn.Module, dropout: bool) -> nn.Module:

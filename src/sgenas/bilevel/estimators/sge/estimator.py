@@ -67,8 +67,8 @@ class SGE(Estimator):
     directions, 10 if antithetic. Memory: one more set of weights, but for batched trajectories.
 
     Args:
-        num_directions: Number of random directions Q, >= 1; even if antithetic. In a search also ``"auto"``.
-        smoothing: Perturbation scale mu in units of alpha, > 0, or ``"auto"``: chosen at each call.
+        num_directions: Number of random directions Q, >= 1; even if antithetic. SGE in a search: also ``"auto"``.
+        smoothing: Perturbation scale mu in units of alpha, > 0; SGE: or ``"auto"``, chosen at each call.
         directions: Distribution of the directions, all with E[u u^T] = I: ``gaussian``, ``orthogonal`` or
             ``antithetic`` (pairs u, -u, which make central differences).
         control_variate: Deterministic estimator whose indirect gradient is the baseline of a control
