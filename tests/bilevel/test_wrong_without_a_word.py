@@ -177,6 +177,17 @@ def test_single_numbers_of_another_precision_keep_it(optimizer: Any) -> None:
         alphas["a"].grad = alphas["b"].grad = None
 
 
+def test_an_outer_loss_without_derivatives_is_refused() -> None:
+    def accuracy(weights: Tree, alphas: Tree, _: Any) -> Tensor:
+        return (weights > 0.1).double().mean()
+
+    problem = BilevelProblem(lambda w, a, _: ((w - a) ** 2).sum(), accuracy, SGD(lr=0.1))
+    for estimator in (Unrolled(), SGE(3)):
+        with pytest.raises(InvalidValueError, match="outer_loss must be differentiable"):
+            indirect(estimator, problem, draw(3), draw(3, seed=1))
+    assert indirect(EvolutionStrategies(3), problem, draw(3), draw(3, seed=1)).shape == (3,)
+
+
 def test_short_alphas_are_refused_where_they_are_perturbed() -> None:
     problem = BilevelProblem(lambda w, a, _: ((w - a.float()) ** 2).sum(), outer, SGD(lr=0.1))
     alphas = draw(3).bfloat16()

@@ -20,7 +20,7 @@ from sgenas.bilevel.findings import Findings
 from sgenas.bilevel.gradients import GradientGraph, gradient, scalar
 from sgenas.bilevel.recordable import Identity, without_keywords
 from sgenas.bilevel.sharding import Shards, Share
-from sgenas.errors import require
+from sgenas.errors import InvalidValueError, require
 from sgenas.functional import Functional, exact_attention
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.tree import Tree
@@ -241,6 +241,9 @@ class BilevelProblem:
             a = tree.leaves(alphas) if "a" in of else tree.detach(alphas)
             with torch.enable_grad():
                 loss = scalar(function(w, a, part, **values), name)
+            if name == "outer_loss" and "w" in of and not loss.requires_grad:
+                remedy = "in weights or alphas for this estimator; use evolution-strategies"
+                raise InvalidValueError(f"outer_loss must be differentiable {remedy}", field="outer_loss")
             leaves = [*(tree.tensors(w) if "w" in of else []), *(tree.tensors(a) if "a" in of else [])]
             return [loss.detach(), *gradient(loss, leaves)]
 

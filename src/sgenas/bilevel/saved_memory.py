@@ -55,4 +55,6 @@ class _Saved:
         self.tensor, self._release = tensor, release
 
     def __del__(self) -> None:
-        self._release()
+        # (torch.compile makes some that are never filled)
+        if hasattr(self, "_release"):
+            self._release()
