@@ -73,6 +73,9 @@ def test_facts_name_dates_machine_versions_command_and_seeds(grid: Grid, done: C
     assert found["Machine"] == "Linux-6-x86_64, 2 cores"
     assert found["Versions"] == "sgenas 0.1.0 at 0123456789ab, torch 2.14.1, Python 3.11.7"
     assert "arXiv:1806.09055" in found["Methods"]
+    # a job that was resumed by another version
+    done(grid.job("digits/darts-sge/seed-1"), 0.5, versions=f"{found['Versions']}; sgenas 0.2.0")
+    assert dict(facts(collect(grid)))["Versions"] == f"{found['Versions']}; sgenas 0.2.0"
 
 
 def test_device_in_words() -> None:

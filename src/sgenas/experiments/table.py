@@ -145,7 +145,9 @@ def facts(table: Table) -> list[tuple[str, str]]:
     if done:
         found.append(("Dates", f"{min(figures.started for figures in done)} to {ended[-1]}"))
         for name in ("device", "machine", "versions"):
-            found.append((name.capitalize(), "; ".join(each(getattr(figures, name) for figures in done))))
+            # (of each job those of its search and of its training)
+            texts = (text for figures in done for text in getattr(figures, name).split("; "))
+            found.append((name.capitalize(), "; ".join(each(texts))))
     return found + [("Command", command) for command in each(command for _, command in plan.commands)]
 
 
