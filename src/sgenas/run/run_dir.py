@@ -205,7 +205,8 @@ class RunDir:
         state, path = load_newest(self.checkpoint_path, self.previous_checkpoint_path)
         self._newest_is_whole = path == self.checkpoint_path
         # (a config.json of an older version may lack settings)
-        difference = first_difference(state.get("config") or {}, self.read_config()["config"], skip=EDITABLE)
+        kept = state.get("config")
+        difference = kept and first_difference(kept, self.read_config()["config"], skip=EDITABLE)
         if difference:
             raise CheckpointError(
                 f"{path} was written with other settings than those in {self.config_path.name} ({difference}); put"
