@@ -14,7 +14,7 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.bilevel.estimators import SGE, Estimator, HypergradientResult
 from sgenas.bilevel.one_training import Train
-from sgenas.bilevel.plain_kernels import plain_batch_norm
+from sgenas.bilevel.plain_kernels import PlainBatchNorm
 from sgenas.bilevel.problem import Loss
 from sgenas.bilevel.trainings import BASE, Ledger, Trainings, floating, no_inner_loss
 from sgenas.bilevel.worker_processes import Executor, WorkerProcesses
@@ -194,7 +194,7 @@ def _outer_loss(outer_loss: Loss, like: Tree, estimator: Estimator, seed: int) -
 
     def loss(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
         values = [value.to(dtype) for value, dtype in zip(tree.tensors(weights), types, strict=True)]
-        with seeded(seed), plain_batch_norm():
+        with seeded(seed), PlainBatchNorm():
             found = outer_loss(tree.rebuild(weights, values), alphas, batch)
         asked = any(value.requires_grad for value in values) and torch.is_grad_enabled()
         if estimator.uses_v and isinstance(found, Tensor) and asked and not found.requires_grad:

@@ -43,7 +43,7 @@ class _Composed(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class plain_batch_norm(TorchFunctionMode):
+class PlainBatchNorm(TorchFunctionMode):
     """Within it, ``F.batch_norm`` can be differentiated in its running statistics, and leaves them as they are."""
 
     def __torch_function__(
