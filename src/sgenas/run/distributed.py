@@ -310,12 +310,9 @@ class Processes:
 
     def _texts(self, mine: str) -> list[str]:
         """The strings of all processes, by rank."""
-        data = torch.frombuffer(bytearray(mine.encode() or b"\0"), dtype=torch.uint8)
-        length = torch.tensor([len(mine.encode())])
-        lengths = [int(each.item()) for each in self._gather(length)]
-        padded = torch.cat([data, data.new_zeros(max(1, *lengths) - len(data))])
-        texts = [bytes(each.tolist()) for each in self._gather(padded)]
-        return [text[:end].decode() for text, end in zip(texts, lengths, strict=True)]
+        found = [""] * self.size
+        self._exchange(lambda: dist.all_gather_object(found, mine))
+        return found
 
     def _exchange(self, call: Callable[[], Any]) -> None:
         """Turns what torch.distributed raises for a lost process into a ProcessError."""
