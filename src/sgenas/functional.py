@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.backends.mha import get_fastpath_enabled, set_fastpath_enabled
 from torch.utils import checkpoint
 
 from sgenas import tree
@@ -235,19 +236,21 @@ def _set_generators(states: States) -> None:
             generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
-@contextlib.contextmanager
-def exact_attention() -> Iterator[None]:
+class ExactAttention:
     """Inside ``with``: transformer layers in evaluation mode compute without gradients what they do with them.
 
-    The kernel that PyTorch has for passes without gradients sets padded positions to zero.
+    The kernel that PyTorch has for passes without gradients sets padded positions to zero. (A class, since every pass
+    of a small problem is inside one.)
     """
-    mha = torch.backends.mha
-    before = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(before)
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = get_fastpath_enabled()
+        set_fastpath_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        set_fastpath_enabled(self._before)
 
 
 @contextlib.contextmanager

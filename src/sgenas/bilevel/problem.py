@@ -21,7 +21,7 @@ from sgenas.bilevel.gradients import GradientGraph, gradient, scalar
 from sgenas.bilevel.recordable import Identity, without_keywords
 from sgenas.bilevel.sharding import Shards, Share
 from sgenas.errors import InvalidValueError, require
-from sgenas.functional import Functional, exact_attention
+from sgenas.functional import ExactAttention, Functional
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.tree import Tree
 
@@ -227,7 +227,7 @@ class BilevelProblem:
             return sum((penalty(alphas) for penalty in self.penalties), found)
 
     def _pass(self, key: tuple[Any, ...], function: Callable[..., list[Tensor]], *inputs: Any) -> list[Tensor]:
-        with exact_attention():
+        with ExactAttention():
             return function(*inputs) if self.replays is None else self.replays(key, function, *inputs)
 
     def _gradients(

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sgenas.errors import GenotypeError, InvalidValueError
-from sgenas.functional import evaluating, exact_attention
+from sgenas.functional import ExactAttention, evaluating
 from sgenas.registry import Registry
 from sgenas.spaces.darts_space import network as darts
 from sgenas.spaces.darts_space.operations import require_sizes
@@ -149,7 +149,7 @@ def count_macs(network: nn.Module, inputs: Any) -> int:
             raise InvalidValueError(f"model must be {limit}, got {part} at {name!r}", field="model")
     # fused kernels of attention are not counted
     plain = sdpa_kernel(SDPBackend.MATH)
-    with torch.no_grad(), evaluating(network), exact_attention(), plain, FlopCounterMode(display=False) as flop:
+    with torch.no_grad(), evaluating(network), ExactAttention(), plain, FlopCounterMode(display=False) as flop:
         network(inputs)
     return int(flop.get_total_flops()) // 2
 
