@@ -23,23 +23,8 @@ from sgenas.run.config import first_difference
 FORMAT, VERSION = "sgenas-run", 2
 """Entries ``format`` and ``version`` of config.json."""
 RUN_FILES = (
-    *(
-        "metrics.jsonl",
-        "checkpoint.safetensors",
-        "checkpoint-previous.safetensors",
-        "alphas.npz",
-    ),
-    *(
-        "genotype.json",
-        "choices.json",
-        "cell.png",
-        "cell.svg",
-        "curves.png",
-        "report.html",
-        "evaluation.json",
-        "selection.json",
-    ),
-    "wandb-id.txt",
+    *("metrics.jsonl", "checkpoint.safetensors", "checkpoint-previous.safetensors", "alphas.npz", "genotype.json"),
+    *("choices.json", "cell.png", "curves.png", "report.html", "evaluation.json", "selection.json", "wandb-id.txt"),
 )
 """Files of a run apart from config.json and tensorboard/; ``overwrite`` removes them."""
 LOCK_FILES = ("run.lock", "run.owner")

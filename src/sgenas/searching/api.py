@@ -101,7 +101,7 @@ def search(
     along the estimator's hypergradient of the loss on a batch of ``val_data`` (Algorithm 1 for SGE).
 
     Args:
-        space: What is searched: `sgenas.spaces.darts(...)`, `nasbench201(...)`, or `ModuleSpace(model)`.
+        space: What is searched: `sgenas.spaces.darts(...)`, `nasbench201(...)`, `macro(...)`, or `ModuleSpace(model)`.
         train_data: Trains the weights: a Dataset, a DataLoader, or another iterable of batches per epoch.
         val_data: Trains the alphas; starts again whenever it ends.
         loss: loss(model, batch) -> 0-d tensor, pure. The default is for batches (inputs, labels).

@@ -83,7 +83,7 @@ class SearchConfig(Configuration):
         derived_every: Epochs between two measurements of the derived cell with the supernet's weights; 0 for
             never.
         eigenvalue_every: Epochs between two measurements of the largest eigenvalue of the outer loss' Hessian
-            in the alphas, at about 100 passes each; 0 for never.
+            in the alphas, at 40 to 90 passes each; 0 for never.
         early_stop: Stop when that eigenvalue rises too fast, and take the cell from before.
         early_stop_from: First epoch, counted from 1, whose cell an early stop may take.
         table: File of tabulated accuracies, logged for the derived cell: CSV (nasbench201) or JSON
