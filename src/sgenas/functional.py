@@ -236,6 +236,17 @@ def _set_generators(states: States) -> None:
             generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
 
 
+def graph_nodes(*outputs: Tensor) -> list[Any]:
+    """The nodes of the autograd graph of ``outputs``, each once."""
+    seen, waiting = dict[Any, None](), [output.grad_fn for output in outputs]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            waiting += [following for following, _ in node.next_functions]
+    return list(seen)
+
+
 class ExactAttention:
     """Inside ``with``: transformer layers in evaluation mode compute without gradients what they do with them.
 

@@ -140,7 +140,7 @@ class BlackBoxProblem:
             ledger = Ledger(self.train, seeds[1], threads, executor, folder, self._memory)
             ledger.complete(points)
             weights = ledger.weights(start)
-            loss = _outer_loss(self.outer_loss, weights, chosen, seeds[1])
+            loss = _outer_loss(self.outer_loss, weights, seeds[1])
             problem = replace(problem, outer_loss=loss, ledger=ledger)
             state = InnerState(floating(weights))
             result = chosen(problem, state, alphas, [seeds[1]], outer_batch, seed=seed if chosen.draws else None)
@@ -188,21 +188,13 @@ class BlackBoxProblem:
             yield folder
 
 
-def _outer_loss(outer_loss: Loss, like: Tree, estimator: Estimator, seed: int) -> Loss:
-    """The loss of weights in the dtypes of ``like``; refuses one without derivatives if they are needed."""
+def _outer_loss(outer_loss: Loss, like: Tree, seed: int) -> Loss:
+    """The loss of weights in the dtypes of ``like``."""
     types = [value.dtype for value in tree.tensors(like)]
 
     def loss(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
         values = [value.to(dtype) for value, dtype in zip(tree.tensors(weights), types, strict=True)]
         with seeded(seed), PlainBatchNorm():
-            found = outer_loss(tree.rebuild(weights, values), alphas, batch)
-        asked = any(value.requires_grad for value in values) and torch.is_grad_enabled()
-        if estimator.uses_v and isinstance(found, Tensor) and asked and not found.requires_grad:
-            raise InvalidValueError(
-                f"outer_loss must be differentiable in the weights for {type(estimator).__name__}; "
-                "use EvolutionStrategies",
-                field="outer_loss",
-            )
-        return found
+            return outer_loss(tree.rebuild(weights, values), alphas, batch)
 
     return loss

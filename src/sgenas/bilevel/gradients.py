@@ -9,6 +9,7 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.device import ran_out
 from sgenas.errors import InvalidValueError, SgenasError
+from sgenas.functional import graph_nodes
 from sgenas.tree import Tree
 
 WRONG_TWICE = {"WeightNormInterfaceBackward0": "torch._weight_norm"}
@@ -61,17 +62,6 @@ def lacks_rule(error: Exception) -> bool:
     return not isinstance(error, SgenasError) and not ran_out(error)
 
 
-def nodes(loss: Tensor) -> set[Any]:
-    """The nodes of a graph."""
-    seen, waiting = set[Any](), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return seen
-
-
 class GradientGraph:
     """The gradient of a loss with respect to the weights at one point, with its graph.
 
@@ -112,7 +102,7 @@ class GradientGraph:
         """What the loss uses: names of ``torch.autograd.Function`` classes in Python, and of ``WRONG_TWICE``."""
         functions: set[str] = set()
         operations: set[str] = set()
-        for node in nodes(self._loss):
+        for node in graph_nodes(self._loss):
             kind = type(node)
             if hasattr(kind, "_forward_cls"):
                 # not sgenas' own, which are right: a kink elsewhere would look like their fault

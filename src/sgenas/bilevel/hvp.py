@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.bilevel.gradients import GradientGraph, lacks_rule, nodes
+from sgenas.bilevel.gradients import GradientGraph, lacks_rule
 from sgenas.bilevel.plain_kernels import plain_kernels
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.errors import InvalidValueError, one_line
+from sgenas.functional import graph_nodes
 from sgenas.optim import SGD
 from sgenas.tree import Tree
 
@@ -220,7 +221,7 @@ class HVP:
             with torch.enable_grad():
                 w, a = tree.leaves(self._weights), tree.leaves(self._alphas)
                 loss = [self._problem.inner_loss(w, a, batch) for _ in range(2)][1]
-            findings.scripted = any("DifferentiableGraphBackward" in node.name() for node in nodes(loss))
+            findings.scripted = any("DifferentiableGraphBackward" in node.name() for node in graph_nodes(loss))
         if findings.scripted:
             raise RuntimeError("forward mode drops the derivatives of TorchScript functions")
 

@@ -242,7 +242,7 @@ class BilevelProblem:
             with torch.enable_grad():
                 loss = scalar(function(w, a, part, **values), name)
             if name == "outer_loss" and "w" in of and not loss.requires_grad:
-                remedy = "in weights or alphas for this estimator; use evolution-strategies"
+                remedy = "in weights or alphas for this estimator; use EvolutionStrategies"
                 raise InvalidValueError(f"outer_loss must be differentiable {remedy}", field="outer_loss")
             leaves = [*(tree.tensors(w) if "w" in of else []), *(tree.tensors(a) if "a" in of else [])]
             return [loss.detach(), *gradient(loss, leaves)]

@@ -213,9 +213,10 @@ class Estimator(ABC):
         ):
             state = replace(state, weights=tree.detach(state.weights), slots=tree.detach(state.slots))
         problem.check(state, alphas, inner_batches)
-        for name, alpha in zip(tree.paths(alphas), tree.tensors(alphas), strict=True):
+        short = [alpha.dtype for alpha in tree.tensors(alphas) if alpha.element_size() < 4] if self.draws else []
+        if short:
             limit = f"float32 or float64 for {type(self).__name__}, whose small differences shorter types round away"
-            require(not self.draws or alpha.element_size() >= 4, "alphas", limit, f"{name!r} of {alpha.dtype}")
+            require(False, "alphas", limit, short[0])
         like, passed, alphas, problem = state.weights, alphas, tree.detach(alphas), problem.counted()
         complex_ones = complex_weights.occur(state)
         if complex_ones:

@@ -1,7 +1,7 @@
 """Before and after a module search: a check of the model, and statistics of batch normalization."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from sgenas import tree
 from sgenas.errors import InvalidValueError, one_line
-from sgenas.functional import Functional, evaluating
+from sgenas.functional import Functional, evaluating, graph_nodes
 from sgenas.losses import Loss
 from sgenas.spaces.modules.choices import BaseChoice
 from sgenas.spaces.modules.space import ModuleSpace
@@ -107,7 +107,7 @@ def _gradients(value: Tensor, leaves: TensorDict) -> dict[str, Tensor | None]:
 def _refuse_other_weights(space: ModuleSpace, outputs: list[Tensor], passed: list[Any]) -> None:
     """Raises InvalidValueError if outputs depend on a trainable tensor that was not passed."""
     known = {id(tensor) for tensor in passed}
-    for leaf in _leaves(outputs):
+    for leaf in (node.variable for node in graph_nodes(*outputs) if hasattr(node, "variable")):
         # (a pass may also make leaves of its own, to differentiate inside)
         holder = "" if id(leaf) in known else _holder(space, leaf)
         if holder or (id(leaf) not in known and isinstance(leaf, nn.Parameter)):
@@ -117,19 +117,6 @@ def _refuse_other_weights(space: ModuleSpace, outputs: list[Tensor], passed: lis
                 " nn.ParameterList) and reach it through self, or call requires_grad_(False) on it",
                 field="model",
             )
-
-
-def _leaves(outputs: list[Tensor]) -> Iterator[Tensor]:
-    """The trainable leaves of the graph of ``outputs``."""
-    waiting: list[Any] = [output.grad_fn for output in outputs]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            if hasattr(node, "variable"):
-                yield node.variable
-            waiting.extend(following for following, _ in node.next_functions)
 
 
 def _holder(space: ModuleSpace, leaf: Tensor) -> str:
