@@ -69,6 +69,21 @@ def test_help_shows_effective_defaults(line: tuple[str, ...], words: str, capsys
     assert words in " ".join(shown(capsys, *line, "--help").split())
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ((), "Alphas: learning rate, > 0 (default: 0.0003 with adam)"),
+        (("--preset", "paper"), "Alphas: learning rate, > 0 (default: 0.01 with sgd)"),
+        ((), "L2 regularization, >= 0 (default: 0.0003 with sgd, 0.0 with adam, 0.01 with adamw)"),
+        ((), "(default: relu)"),
+    ],
+)
+def test_help_all_names_the_component_of_a_default_that_not_all_share(
+    line: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in " ".join(shown(capsys, "search", *line, "--help-all").split())
+
+
 @pytest.mark.parametrize("line", [[], ["--help"], ["-h"]])
 def test_overview_names_every_command_and_exit_code(
     line: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -160,51 +160,58 @@ def add_flags(
     order = {name: index for index, name in enumerate(shown or ())}
     choices = {flag.path: flag.choices for flag in schema.flags}
     for flag in sorted(schema.flags, key=lambda flag: order.get(flag.name, len(order))):
-        if shown is not None:
-            place = groups.setdefault("", parser.add_argument_group("settings"))
-        else:
-            place = groups.get(flag.group) or groups.setdefault(
-                flag.group, parser.add_argument_group(GROUPS.get(flag.group, flag.group.capitalize()))
-            )
+        title = GROUPS.get(flag.group, flag.group.capitalize()) if shown is None else "settings"
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         text = argparse.SUPPRESS
         if shown is None or flag.name in order:
             everyone = choices.get(f"{flag.group}.name", ())
             text = _help(flag, values, everyone, brief=shown is not None).replace("%", "%%")
         options: dict[str, Any] = {"dest": flag.path, "default": argparse.SUPPRESS, "help": text}
         if flag.kinds == ["bool"]:
-            action = place.add_argument(flag.name, action=argparse.BooleanOptionalAction, **options)
+            options["action"] = argparse.BooleanOptionalAction
         else:
-            metavar = (
-                "NAME" if flag.choices else next(VALUE_KINDS[kind][0] for kind in VALUE_KINDS if kind in flag.kinds)
-            )
-            action = place.add_argument(flag.name, type=flag.read, metavar=metavar, **options)
+            metavar = next(VALUE_KINDS[kind][0] for kind in VALUE_KINDS if kind in flag.kinds)
+            options |= {"type": flag.read, "metavar": "NAME" if flag.choices else metavar}
+        action = groups[title].add_argument(flag.name, **options)
         action.flag, action.known = flag, flag.choices
 
 
 def _help(flag: Flag, values: Mapping[str, Any], everyone: Sequence[str], *, brief: bool) -> str:
     """Text, choices, the components that have the flag (unless all do), and the default."""
     text = re.split(r"(?<=\.) (?=[A-Z])", flag.help, maxsplit=1)[0] if brief else flag.help
-    notes = [] if all(choice in text for choice in flag.choices) else [", ".join(flag.choices)]
-    default = _shown(values.get(flag.path, flag.default))
-    if flag.owners is not None:
-        if len(flag.owners) < len(everyone):
-            notes.insert(0, f"only with {' or '.join(flag.owners)}")
-        chosen = values.get(f"{flag.group}.name")
-        each = {name: _shown(value) for name, value in flag.owners.items()}
-        default = _shown(values.get(flag.path, flag.owners[chosen])) if chosen in each else next(iter(each.values()))
-        if chosen not in each and len(set(each.values())) > 1:
-            default = ", ".join(f"{value} with {name}" for name, value in each.items())
-    elif flag.path.endswith(".name") and flag.path not in values:
-        default = "the strategy's" if flag.group == "selection" else "the method's"
+    notes = []
+    if flag.owners is not None and len(flag.owners) < len(everyone):
+        notes.append(f"only with {' or '.join(flag.owners)}")
+    if not all(choice in text for choice in flag.choices):
+        notes.append(", ".join(flag.choices))
+    default = _default(flag, values, brief=brief)
     if default != "None" or "None" not in text:
         notes.append(f"default: {default}")
     return f"{text.rstrip('.')} ({'; '.join(notes)})" if notes else text.rstrip(".")
 
 
+def _default(flag: Flag, values: Mapping[str, Any], *, brief: bool) -> str:
+    """The default; of components that differ each its own, with ``brief`` that of the chosen one alone."""
+    if flag.owners is None:
+        if flag.path.endswith(".name") and flag.path not in values:
+            return "the strategy's" if flag.group == "selection" else "the method's"
+        return _shown(values.get(flag.path, flag.default))
+    each, chosen = dict(flag.owners), values.get(f"{flag.group}.name")
+    if chosen in each:
+        each[chosen] = values.get(flag.path, each[chosen])
+        each = {chosen: each[chosen]} if brief else each
+    # a component without a default needs the flag
+    known = {name: _shown(value) for name, value in each.items() if value is not None or "none" in flag.kinds}
+    if len(known) == len(each) and len(set(known.values())) == 1:
+        return next(iter(known.values()))
+    return ", ".join(f"{value} with {name}" for name, value in known.items())
+
+
 def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 # -- from flags to settings ---------------------------------------------------------------------------------
