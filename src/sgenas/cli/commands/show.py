@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from sgenas.cli.commands.run import cell_text
 from sgenas.cli.console import DONE, say, say_json
@@ -28,42 +29,31 @@ def show(arguments: argparse.Namespace) -> int:
 
     path = Path(arguments.run)
     record = read_run(path) if path.is_dir() else None
-    if record is not None and record.genotype is None and record.choices is None:
-        raise RunDirError(f"{path} has no cell yet: no epoch has finished")
     if record is not None and record.choices is not None:
-        return _show_choices(arguments, path, record.choices)
-    genotype = find_genotype(arguments.run) if record is None else record.genotype
-    assert genotype is not None
-    if arguments.format == "darts":
-        say(genotype.to_darts_text())
-        return DONE
-    if arguments.out is not None or record is None:
-        picture = arguments.out or (path.with_suffix(".png") if path.is_file() else f"{path.name[:60]}.png")
-        written = [draw_genotype(genotype, picture)]
+        require(arguments.format != "darts", "format", "text or json for choices in a module", arguments.format)
+        if arguments.out is not None:
+            raise InvalidValueError(f"--out draws a cell, got a search in a module: {path}")
+        found: dict[str, Any] = {"choices": record.choices}
+        text, written = "\n".join(f"{name}: {option}" for name, option in record.choices.items()), save_all(path)
     else:
-        written = save_all(path)
+        genotype = find_genotype(arguments.run) if record is None else record.genotype
+        if genotype is None:
+            raise RunDirError(f"{path} has no cell yet: no epoch has finished")
+        if arguments.format == "darts":
+            say(genotype.to_darts_text())
+            return DONE
+        found, text = {"genotype": genotype.to_dict()}, cell_text(genotype)
+        if arguments.out is not None or record is None:
+            picture = arguments.out or (path.with_suffix(".png") if path.is_file() else f"{path.name[:60]}.png")
+            written = [draw_genotype(genotype, picture)]
+        else:
+            written = save_all(path)
     files = [str(each) for each in written]
     if arguments.format == "json":
-        spent = {} if record is None else costs(record)
-        say_json({"genotype": genotype.to_dict(), "costs": spent, "files": files})
+        say_json({**found, "costs": {} if record is None else costs(record), "files": files})
         return DONE
-    said = [cell_text(genotype), "" if record is None else cost(record), *(f"  {each}" for each in files)]
+    said = [text, "" if record is None else cost(record), *(f"  {each}" for each in files)]
     say("\n".join(line for line in said if line))
-    return DONE
-
-
-def _show_choices(arguments: argparse.Namespace, path: Path, choices: dict[str, str]) -> int:
-    from sgenas.report import cost, costs, read_run, save_all
-
-    require(arguments.format != "darts", "format", "text or json for choices in a module", arguments.format)
-    if arguments.out is not None:
-        raise InvalidValueError(f"--out draws a cell, got a search in a module: {path}")
-    record, files = read_run(path), [str(each) for each in save_all(path)]
-    if arguments.format == "json":
-        say_json({"choices": choices, "costs": costs(record), "files": files})
-        return DONE
-    lines = [f"{name}: {option}" for name, option in choices.items()]
-    say("\n".join([*lines, cost(record), *(f"  {each}" for each in files)]))
     return DONE
 
 
