@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +115,17 @@ def check_rank_timeout(arguments: argparse.Namespace) -> None:
     require(timeout == RANK_TIMEOUT or not alone, "rank_timeout", "left out without torchrun", timeout)
 
 
-def check_new(path: str | Path, arguments: argparse.Namespace) -> None:
-    """Refuses a run directory that is not new, before the images are read."""
+def start(config: Any, name: str, arguments: argparse.Namespace) -> int:
+    """Runs a configuration from the beginning, in ``--out`` or ``runs/NAME-DATA-SEED``, if that is a new directory."""
     from sgenas.run.run_dir import RunDir
 
+    require(arguments.out != "", "out", "a directory", arguments.out)
+    path = arguments.out or Path("runs") / f"{name}-{config.data.data.split(':')[0]}-{config.seed}"
     processes = getattr(arguments, "processes", None)
+    # before the images are read
     RunDir(path, writer=processes is None or processes.first).check_new(overwrite=arguments.overwrite)
+    run = partial(config.run, path, overwrite=arguments.overwrite, resume=False)
+    return carry_out(run, config, path, arguments)
 
 
 def carry_out(run: Callable[..., Any], config: Any, path: str | Path, arguments: argparse.Namespace) -> int:
@@ -230,14 +236,6 @@ def cell_text(genotype: Any) -> str:
     return "\n".join(lines)
 
 
-def chosen_path(arguments: argparse.Namespace, name: str, config: Any) -> str | Path:
-    """``--out``, by default ``runs/NAME-DATA-SEED``."""
-    require(arguments.out != "", "out", "a directory", arguments.out)
-    if arguments.out is not None:
-        return str(arguments.out)
-    return Path("runs") / f"{name}-{config.data.data.split(':')[0]}-{config.seed}"
-
-
 def _search_arguments(parser: Parser) -> None:
     run_arguments(parser)
     search_flags(parser)
@@ -258,13 +256,7 @@ def search(arguments: argparse.Namespace) -> int:
 
     name = ESTIMATORS.name_of(type(config.estimator))
     what = f"{config.method}-{name}" if config.strategy == "gradient" else config.strategy
-    path = chosen_path(arguments, what, config)
-    check_new(path, arguments)
-
-    def run(**more: Any) -> Any:
-        return config.run(path, overwrite=arguments.overwrite, resume=False, **more)
-
-    return carry_out(run, config, path, arguments)
+    return start(config, what, arguments)
 
 
 def _resume_arguments(parser: Parser) -> None:
@@ -290,4 +282,4 @@ def resume(arguments: argparse.Namespace) -> int:
         from sgenas.training.config import TrainConfig
 
         config = TrainConfig.from_dict(record["config"])
-    return carry_out(lambda **more: config.run(path, resume=True, **more), config, path, arguments)
+    return carry_out(partial(config.run, path, resume=True), config, path, arguments)

@@ -5,16 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sgenas.cli import flags
-from sgenas.cli.commands.run import (
-    carry_out,
-    check_new,
-    check_rank_timeout,
-    chosen_path,
-    given,
-    rank_timeout,
-    read_config,
-    run_arguments,
-)
+from sgenas.cli.commands.run import check_rank_timeout, given, rank_timeout, read_config, run_arguments, start
 from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import InvalidValueError, require
@@ -76,14 +67,7 @@ def _train_arguments(parser: Parser) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Train the network of a genotype from scratch, test it, and write a run directory."""
     check_rank_timeout(arguments)
-    config = train_config(arguments)
-    path = chosen_path(arguments, "train", config)
-    check_new(path, arguments)
-
-    def run(**more: Any) -> Any:
-        return config.run(path, overwrite=arguments.overwrite, resume=False, **more)
-
-    return carry_out(run, config, path, arguments)
+    return start(train_config(arguments), "train", arguments)
 
 
 def _evaluate_arguments(parser: Parser) -> None:
