@@ -17,7 +17,7 @@ from sgenas.report.curves import finish, whole_numbers
 from sgenas.report.formatting import COSTS, NOTHING, CostPart, counted, flat_settings, is_number, setting_text
 from sgenas.report.html import data_uri, render_page
 from sgenas.report.pareto import COSTS as SIZES
-from sgenas.report.pareto import Pareto, Read, draw_pareto, pareto, result_kind
+from sgenas.report.pareto import Read, draw_pareto, pareto, result_kind
 from sgenas.report.run_record import RunRecord, read_run
 from sgenas.report.style import PALETTE, STYLES, house_style, image_bytes, plain
 
@@ -57,12 +57,11 @@ class RunGroup:
     def finished(self, read: Read) -> "RunGroup":
         """The finished runs alone; those whose accuracy ``read`` gives, if it does so for any of them."""
         done = [record for record in self.records if record.finished]
-        measured = [record for record in done if is_number(read(record))]
-        return replace(self, records=tuple(measured or done))
+        return replace(self, records=tuple([each for each in done if read(each) is not None] or done))
 
     def values(self, read: Read) -> list[float]:
         """The accuracies that ``read`` gives for finished runs, in percent."""
-        return [float(value) for record in self.records if record.finished and is_number(value := read(record))]
+        return [value for record in self.records if record.finished and (value := read(record)) is not None]
 
     def last(self, key: str) -> list[float]:
         """The number ``key`` of the last epoch of each finished run that has one."""
@@ -211,32 +210,22 @@ def _row(group: RunGroup, read: Read, costs: Sequence[CostPart]) -> list[str]:
 
 
 def _pareto(groups: Sequence[RunGroup]) -> dict[str, Any]:
-    """Plot of accuracy against size of the finished runs, and table of those that no other one dominates; None without
-    points."""
+    """Plot of accuracy against size of the finished runs, and tables of those that no other one dominates."""
     runs = [(group.name, record) for group in groups for record in group.records]
     found = pareto([(name, record) for name, record in runs if record.finished])
     if found is None:
         return {"pareto": None}
+    tables = []
+    for quantity, (name, *_) in SIZES.items():
+        best = found.best(quantity)
+        rows = [(one.run, one.group, counted(one.costs[quantity]), f"{one.accuracy:.2f}") for one in best]
+        tables += [(name, rows)] if rows else []
     return {
         "pareto": data_uri(image_bytes(draw_pareto(found, [group.name for group in groups]))),
         "pareto_accuracy": found.accuracy,
         "pareto_left_out": len(runs) - len(found.points),
-        "pareto_tables": _not_dominated(found),
+        "pareto_tables": tables,
     }
-
-
-def _not_dominated(found: Pareto) -> list[tuple[str, list[tuple[str, str, str, str]]]]:
-    return [
-        (
-            name,
-            [
-                (point.run, point.group, counted(point.costs[quantity]), f"{point.accuracy:.2f}")
-                for point in found.best(quantity)
-            ],
-        )
-        for quantity, (name, *_) in SIZES.items()
-        if found.best(quantity)
-    ]
 
 
 def _architecture(record: RunRecord, drawn: bool) -> tuple[str, str]:

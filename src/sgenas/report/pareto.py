@@ -1,6 +1,6 @@
 """Accuracy of several runs against the size of their networks, with the runs that no other one dominates."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,21 +19,14 @@ if TYPE_CHECKING:
 
 COSTS = {"params": ("parameters", 1e6, "million parameters"), "macs": ("multiply-adds", 1e6, "million multiply-adds")}
 """Quantity -> its name, the unit of the axis, and the axis' label."""
-Read = Callable[[RunRecord], Any]
-"""Reads an accuracy in percent from a run; something else than a number if it has none."""
+Read = Callable[[RunRecord], float | None]
+"""Reads an accuracy in percent from a run; None if it has none."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run in the plot.
-
-    Args:
-        run: Name of its directory.
-        group: Name of its group.
-        accuracy: In percent.
-        costs: {"params": ..., "macs": ...}, known ones only.
-    """
+    """A run in the plot: the names of its directory and group, its accuracy in percent, and its known ``COSTS``."""
 
     run: str
     group: str
@@ -43,12 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Pareto:
-    """Points of runs whose accuracies are of one kind.
-
-    Args:
-        accuracy: What the accuracies are.
-        points: Points of all runs that have the accuracy and a cost.
-    """
+    """Points of the runs that have one kind of accuracy, named by ``accuracy``, and a cost."""
 
     accuracy: str
     points: tuple[Point, ...]
@@ -72,14 +60,14 @@ def pareto(runs: Sequence[tuple[str, RunRecord]]) -> Pareto | None:
     The kinds are, for searches: test accuracy of the trained derived network, tabulated accuracy, accuracy of the
     derived network with the supernet's weights; for trainings the test accuracy.
     """
-    found = [Pareto(name, tuple(filter(None, (_point(*run, read) for run in runs)))) for name, read in KINDS.items()]
-    most = max(found, key=lambda each: len(each.points))
-    return most if len(most.points) > 1 else None
-
-
-def _point(group: str, record: RunRecord, read: Callable[[RunRecord], Any]) -> Point | None:
-    accuracy, costs = read(record), _costs(record)
-    return Point(record.path.resolve().name, group, accuracy, costs) if is_number(accuracy) and costs else None
+    known = [(group, record, found) for group, record in runs if (found := _costs(record))]
+    name, read = result_kind([record for _, record, _ in known], KINDS)
+    points = tuple(
+        Point(record.path.resolve().name, group, accuracy, found)
+        for group, record, found in known
+        if (accuracy := read(record)) is not None
+    )
+    return Pareto(name, points) if len(points) > 1 else None
 
 
 def _last(record: RunRecord) -> dict[str, Any]:
@@ -89,34 +77,38 @@ def _last(record: RunRecord) -> dict[str, Any]:
     return next((row for row in record.epochs if row["epoch"] == chosen), last)
 
 
-def _percent(value: Any) -> Any:
-    return 100 * value if is_number(value) else None
+def _number(row: dict[str, Any], key: str, unit: float = 1.0) -> float | None:
+    return unit * row[key] if is_number(row.get(key)) else None
 
 
-def _tabulated(record: RunRecord) -> Any:
+def _percent(key: str) -> Read:
+    return lambda record: _number(_last(record), key, 100.0)
+
+
+def _trained(record: RunRecord) -> float | None:
+    return _number((record.evaluation or {}).get("derived", {}), "test_accuracy", 100.0)
+
+
+def _tabulated(record: RunRecord) -> float | None:
     count = len(record.environment.get("classes") or ())
     columns = [COLUMNS[name].removesuffix("_test") for name, classes in CLASSES.items() if classes == count]
-    return _last(record).get(f"tabulated_{columns[0]}") if columns else None
+    return _number(_last(record), f"tabulated_{columns[0]}") if columns else None
 
 
 KINDS: dict[str, Read] = {
-    "test accuracy after training": lambda record: _percent((record.evaluation or {}).get("derived", {}).get(
-        "test_accuracy")),
+    "test accuracy after training": _trained,
     "tabulated accuracy": _tabulated,
-    "accuracy with the supernet's weights": lambda record: _percent(_last(record).get("derived_accuracy")),
-    "test accuracy": lambda record: _percent(_last(record).get("test_accuracy")),
-}  # fmt: skip
-"""Kind of accuracy of a result -> how it is read from a run, in percent."""
-SUPERNET: dict[str, Read] = {
-    "validation accuracy of the supernet": lambda record: _percent(_last(record).get("val_accuracy"))
+    "accuracy with the supernet's weights": _percent("derived_accuracy"),
+    "test accuracy": _percent("test_accuracy"),
 }
+"""Kind of accuracy of a result -> how it is read from a run."""
+SUPERNET = {"validation accuracy of the supernet": _percent("val_accuracy")}
 """What stands in for it in searches that have measured no result."""
 
 
-def result_kind(records: Sequence[RunRecord]) -> tuple[str, Read]:
+def result_kind(records: Sequence[RunRecord], kinds: Mapping[str, Read] = KINDS | SUPERNET) -> tuple[str, Read]:
     """The first kind of accuracy that most of the runs have."""
-    kinds = KINDS | SUPERNET
-    name = max(kinds, key=lambda name: sum(is_number(kinds[name](record)) for record in records))
+    name = max(kinds, key=lambda name: sum(kinds[name](record) is not None for record in records))
     return name, kinds[name]
 
 
