@@ -123,7 +123,7 @@ def test_page_before_the_first_epoch(make_run: Make) -> None:
     ("config", "expected"),
     [
         ({}, "Search: 1 epoch in 5.0 s, final"),
-        ({"search": {"method": "pc-darts"}, "data": {"source": "toy"}}, "Search with pc-darts on toy: 1 epoch"),
+        ({"method": "pc-darts", "data": {"data": "toy"}}, "Search with pc-darts on toy: 1 epoch"),
         ({"estimator": {"name": "sge"}, "data": {"batch": 3}}, "Search, estimator sge: 1 epoch"),
     ],
 )

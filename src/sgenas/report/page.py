@@ -112,16 +112,12 @@ def result(record: RunRecord) -> str:
     method, data, estimator = (_name(record.config, key) for key in ("method", "data", "estimator"))
     searched = record.kind == "search"
     strategy = record.config.get("strategy", "gradient")
-    if searched and isinstance(strategy, str) and strategy != "gradient":
-        method, estimator, searching = None, None, f"{strategy.capitalize()} search"
+    if searched and strategy != "gradient":
+        what, estimator = f"{str(strategy).capitalize()} search", None
     else:
-        searching = record.kind.capitalize()
-    parts = [
-        f"Search with {method}" if searched and method else searching,
-        f" on {data}" if data else "",
-        f", estimator {estimator}" if searched and estimator else "",
-    ]
-    what = "".join(parts)
+        what = record.kind.capitalize() + (f" with {method}" if searched and method else "")
+    what += f" on {data}" if data else ""
+    what += f", estimator {estimator}" if searched and estimator else ""
     if not record.epochs:
         return f"{what}: no epoch has finished yet."
     last = record.epochs[-1]
@@ -147,30 +143,20 @@ def last_change(epochs: Iterable[Mapping[str, Any]]) -> int | None:
 
 
 def _name(config: Mapping[str, Any], key: str) -> str | None:
-    """The name set for ``key``: the value, or ``name`` or ``source`` in its group, at any depth."""
+    """The setting ``key``, or the ``name`` of its group, which for images is ``data``."""
     value = config.get(key)
-    if isinstance(value, str):
-        return value
     if isinstance(value, Mapping):
-        for inner in ("name", "source", key):
-            if isinstance(value.get(inner), str):
-                return str(value[inner])
-    for group in config.values():
-        if isinstance(group, Mapping) and (found := _name(group, key)) is not None:
-            return found
-    return None
+        value = value.get("name", value.get(key))
+    return value if isinstance(value, str) else None
 
 
 def _numbers(row: Mapping[str, Any], columns: Iterable[Column]) -> list[str]:
-    texts = []
-    for key, _, digits in columns:
-        value = row.get(key)
+    def written(value: Any, digits: int | None) -> str:
         if not is_number(value):
-            texts.append(NOTHING)
-        else:
-            written = f"{value:,.{digits}f}".replace(",", "\u202f") if digits is not None else percent(value)
-            texts.append(written)
-    return texts
+            return NOTHING
+        return percent(value) if digits is None else f"{value:,.{digits}f}".replace(",", "\u202f")
+
+    return [written(row.get(key), digits) for key, _, digits in columns]
 
 
 def _groups(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
