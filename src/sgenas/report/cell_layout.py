@@ -4,7 +4,7 @@ A layered graph drawing (Sugiyama, Tagawa and Toda 1981). Columns alternate betw
 label, and each wire that passes through a column, has its own slot there, so nothing can overlap.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -162,46 +162,12 @@ def _order(layout: CellLayout) -> list[list[int]]:
 
 
 def _set_y(layout: CellLayout, columns: list[list[int]]) -> None:
-    """Moves every slot towards its neighbors, keeping order and gaps; the highest then starts at y = 0."""
-    slots = layout.slots
-    left, right = _neighbors(layout)
-    # if no edge leaves the inputs, the column of their labels is empty
-    columns = [column for column in columns if column]
-    offsets = []
+    """Spreads the slots of each column over the height that the fullest column needs."""
+    tallest = [max((layout.slots[i].height for i in column), default=0.0) + ROW_GAP for column in columns]
+    layout.height = max(len(column) * height for column, height in zip(columns, tallest, strict=True))
     for column in columns:
-        places = [0.0]
-        for one, two in pairwise(column):
-            places.append(places[-1] + (slots[one].height + slots[two].height) / 2 + ROW_GAP)
-        offsets.append(places)
-        for i, place in zip(column, places, strict=True):
-            slots[i].y = place - places[-1] / 2
-    for sweep in range(40):
-        order = range(len(columns)) if sweep % 2 == 0 else reversed(range(len(columns)))
-        for index in order:
-            column = columns[index]
-            wanted = [fmean([slots[n].y for n in left[i] + right[i]] or [slots[i].y]) for i in column]
-            for i, y in zip(column, _spread(wanted, offsets[index]), strict=True):
-                slots[i].y = y
-    top = min(slot.y - slot.height / 2 for slot in slots)
-    for slot in slots:
-        slot.y -= top
-    layout.height = max(slot.y + slot.height / 2 for slot in slots)
-
-
-def _spread(wanted: Sequence[float], offsets: Sequence[float]) -> list[float]:
-    """The positions closest to ``wanted`` (least squares) that are at least as far apart as ``offsets``.
-
-    Pools adjacent violators: neighbors that want to be closer than allowed move as one block.
-    """
-    blocks: list[tuple[float, int]] = []
-    for want, offset in zip(wanted, offsets, strict=True):
-        mean, count = want - offset, 1
-        while blocks and blocks[-1][0] > mean:
-            before, size = blocks.pop()
-            mean, count = (before * size + mean * count) / (size + count), size + count
-        blocks.append((mean, count))
-    means = [mean for mean, count in blocks for _ in range(count)]
-    return [mean + offset for mean, offset in zip(means, offsets, strict=True)]
+        for place, i in enumerate(column):
+            layout.slots[i].y = layout.height * (place + 0.5) / len(column)
 
 
 def _set_x(layout: CellLayout, columns: list[list[int]]) -> None:
