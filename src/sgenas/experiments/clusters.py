@@ -183,13 +183,7 @@ class Slurm(Launcher):
 
 @dataclass(frozen=True)
 class SlurmTask:
-    """A job as submitit runs it: the job, then the tables.
-
-    Args:
-        out: Directory of the grid.
-        name: Name of the job.
-        threads: CPU threads.
-    """
+    """The job ``name`` of the grid in ``out`` as submitit runs it, then the tables."""
 
     out: str
     name: str

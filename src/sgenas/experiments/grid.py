@@ -57,12 +57,7 @@ class GridSettings:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset of the table.
-
-    Args:
-        name: Name in the table and in paths.
-        spec: Value of ``data.data`` in the runs' settings.
-    """
+    """A dataset: its name in the table and in paths, and ``data.data`` in the runs' settings."""
 
     name: str
     spec: str
@@ -91,14 +86,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Entry:
-    """A row on a dataset: what its jobs have in common.
-
-    Args:
-        dataset: The dataset.
-        row: The row.
-        search: Settings of the searches but the seed.
-        training: Settings of the training runs but the seed and the genotype.
-    """
+    """A row on a dataset, and the settings of its searches and trainings but the seed and the genotype."""
 
     dataset: Dataset
     row: TableRow
@@ -113,13 +101,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Job:
-    """One search, and the training of the cell that it derives.
-
-    Args:
-        entry: TableRow, dataset and settings.
-        seed: Seed of both runs.
-        grid: Directory of the grid.
-    """
+    """One search, and the training of the cell that it derives, with one seed; ``grid`` is the grid's directory."""
 
     entry: Entry
     seed: int

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgenas.errors import InvalidValueError, RunDirError, SgenasError, one_line
 from sgenas.experiments.grid import Job
-from sgenas.files import naming, write_text
+from sgenas.files import write_text
 from sgenas.report.run_record import read_run
 from sgenas.run.config import from_plain, to_plain
 from sgenas.spaces.genotype import Genotype
@@ -28,22 +28,10 @@ TAIL = 65536
 class Figures:
     """Results of a job that is done.
 
-    Args:
-        test_accuracy: After the last epoch, a fraction.
-        best_test_accuracy: The largest of all epochs, hence chosen on the test set.
-        test_images: Number of test images.
-        params: Parameters of the trained network without auxiliary head.
-        params_with_auxiliary: Parameters with it.
-        macs: Multiply-adds for one image.
-        search_seconds: Wall-clock time of the search.
-        training_seconds: Wall-clock time of the training.
-        forward: Forward passes of the search.
-        backward: Backward passes of the search.
-        genotype: The trained cells.
-        started: Date at which the search began, UTC.
-        device: Device of the search.
-        machine: Platform and number of cores of both runs.
-        versions: Versions of sgenas, torch and Python of both runs.
+    Accuracies are fractions: after the last epoch, and the best of all epochs, hence chosen on the test set. ``params``
+    are those of the trained network without auxiliary head, ``macs`` those of one image; ``forward`` and ``backward``
+    count passes of the search. ``started`` (UTC) and ``device`` are the search's, ``machine`` and ``versions`` those
+    of both runs.
     """
 
     test_accuracy: float
@@ -65,14 +53,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
-
-    Args:
-        when: Date of writing, UTC.
-        stage: ``"search"`` or ``"training"``, in which it failed; None if it is done.
-        reason: Why it failed, in one line; None if it is done.
-        figures: Results; None if it failed.
-    """
+    """What became of a job: the date (UTC), and ``figures``, or the ``stage`` in which it failed and the ``reason``."""
 
     when: str
     stage: str | None = None
@@ -93,14 +74,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How far a job is.
-
-    Args:
-        job: The job.
-        outcome: What became of it; None if it is not over.
-        stage: ``"search"``, ``"training"``, or ``""`` if nothing has begun.
-        epoch: Finished epochs of that stage.
-        epochs: All epochs of that stage.
+    """How far a job is: its outcome once it is over, the stage that has begun last (``""`` for none), and how many of
+    that stage's ``epochs`` are finished.
     """
 
     job: Job
@@ -184,12 +159,6 @@ def report_death(job: Job, reason: str) -> Outcome:
             return kept
         write_outcome(job, outcome)
     return outcome
-
-
-def forget_outcome(job: Job) -> None:
-    """Removes outcome.json, if there is one: the job is tried again."""
-    with naming(job.path):
-        (job.path / "outcome.json").unlink(missing_ok=True)
 
 
 def tail(path: Path) -> list[bytes]:

@@ -24,12 +24,7 @@ ANY_GENOTYPE = published("darts-v2")
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table.
-
-    Args:
-        method: Registered method.
-        estimator: Registered estimator.
-    """
+    """A row of the table: a registered method with a registered estimator."""
 
     method: str
     estimator: str
@@ -47,9 +42,7 @@ class TableRow:
 def rows(methods: tuple[str, ...] = (), estimators: tuple[str, ...] = ()) -> tuple[TableRow, ...]:
     """The rows of a table, estimator by estimator as in the paper.
 
-    Args:
-        methods: Registered methods; all that support the DARTS space if empty.
-        estimators: Registered estimators; first-order and sge if empty.
+    Without ``methods`` all that support the DARTS space, without ``estimators`` first-order and sge.
     """
     methods = methods or tuple(name for name in METHODS if SPACE in METHODS.get(name).spaces)
     return tuple(TableRow(method, estimator) for estimator in estimators or TABLE_ESTIMATORS for method in methods)

@@ -7,14 +7,8 @@ from typing import Any
 
 from sgenas.errors import SgenasError
 from sgenas.experiments.grid import Job, load_grid
-from sgenas.experiments.outcome import (
-    Outcome,
-    figures_of,
-    forget_outcome,
-    now,
-    read_outcome,
-    write_outcome,
-)
+from sgenas.experiments.outcome import Outcome, figures_of, now, read_outcome, write_outcome
+from sgenas.files import naming
 from sgenas.run.distributed import ALONE
 
 STOP_FILE = "stop"
@@ -37,7 +31,7 @@ def run_job(
         job: The job.
         stop: Asked after each step; True writes a checkpoint and ends the job.
         patience: Seconds to wait for another process that still runs this job.
-        progress: Show progress on stderr.
+        progress: Whether to show progress on stderr.
 
     Returns:
         The outcome; None if the job was stopped.
@@ -49,7 +43,8 @@ def run_job(
         kept = read_outcome(job)
         if kept is not None and kept.done:
             return kept
-        forget_outcome(job)
+        with naming(job.path):
+            (job.path / "outcome.json").unlink(missing_ok=True)
         stage = "search"
         options: dict[str, Any] = {"stop": stop, "processes": ALONE, "progress": progress}
         try:

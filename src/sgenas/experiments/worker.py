@@ -31,13 +31,8 @@ def log_to(path: Path) -> None:
 
 
 def work(log: Path, variables: Mapping[str, str], function: str, arguments: Sequence[Any]) -> None:
-    """Calls a function in this process: sets the environment first, and prints to ``log``.
-
-    Args:
-        log: File for all output.
-        variables: Environment variables.
-        function: ``"module:name"``, imported only when the environment is set.
-        arguments: What it is called with.
+    """Calls ``function`` (``"module:name"``) in this process with all output in ``log``; imports it only when the
+    environment variables are set.
     """
     log_to(log)
     os.environ.update(variables)
