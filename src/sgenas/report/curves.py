@@ -1,8 +1,9 @@
 """Draws the course of a run: losses, accuracy, mixing weights, entropy, gradient norms and the rest."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,9 +32,6 @@ class Panel:
     """A plot of a few lines.
 
     Args:
-        title: Heading.
-        xlabel: Name of the x axis.
-        ylabel: Name of the y axis.
         lines: (x, y) by name.
         faint: Thin lines behind those of the same name.
         scale: ``"linear"`` or ``"log"``.
@@ -125,11 +123,16 @@ def draw_curves(record: RunRecord) -> "Figure":
     return figure
 
 
-def _series(rows: Iterable[Mapping[str, Any]], x: str, y: str, *, positive: bool = False) -> Series:
-    """The points (x, y) of the rows with a finite number y; with ``positive``, one above 0."""
-    points = [(row[x], row[y]) for row in rows if is_number(row.get(y)) and (row[y] > 0 or not positive)]
-    array = np.array(points, dtype=float).reshape(-1, 2)
-    return array[:, 0] + (x == "epoch"), array[:, 1]
+def _lines(rows: Sequence[Mapping[str, Any]], x: str, keys: Mapping[str, str], unit: float = 1.0) -> dict[str, Series]:
+    """For each of ``keys``, by name, the points (x, unit y) of the rows with a finite number y; none without points."""
+    found = {}
+    for name, key in keys.items():
+        points = [(row[x], unit * row[key]) for row in rows if is_number(row.get(key))]
+        if points:
+            array = np.array(points, dtype=float)
+            # the first epoch ends at 1
+            found[name] = array[:, 0] + (x == "epoch"), array[:, 1]
+    return found
 
 
 def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> Series:
@@ -186,30 +189,23 @@ def whole_numbers(axis: "Axis") -> None:
 
 
 def _losses(record: RunRecord) -> Panel:
-    keys = {"inner": ("inner_loss", "inner_loss"), "outer": ("outer_loss", "outer_loss")}
+    means = {"inner": "inner_loss", "outer": "outer_loss"}
+    steps = means
     if record.kind == "training":
-        keys = {"training": ("loss", "train_loss"), "test": ("", "test_loss")}
-    lines = {name: _series(record.epochs, "step", key) for name, (_, key) in keys.items()}
-    faint = {name: _series(record.steps, "step", key) for name, (key, _) in keys.items()}
-    return Panel("Losses, epoch means", "step", "loss", _present(lines), _present(faint))
+        means, steps = {"training": "train_loss", "test": "test_loss"}, {"training": "loss"}
+    lines, faint = _lines(record.epochs, "step", means), _lines(record.steps, "step", steps)
+    return Panel("Losses, epoch means", "step", "loss", lines, faint)
 
 
 def _accuracies(record: RunRecord) -> Panel:
-    keys = {"supernet": "val_accuracy", "derived": "derived_accuracy"}
+    title, keys = "Validation accuracy", {"supernet": "val_accuracy", "derived": "derived_accuracy"}
     if record.kind == "training":
-        keys = {"test": "test_accuracy", "training": "train_accuracy"}
-    lines = {name: _series(record.epochs, "epoch", key) for name, key in keys.items()}
-    lines = {name: (x, 100 * y) for name, (x, y) in lines.items()}
+        title, keys = "Accuracy", {"test": "test_accuracy", "training": "train_accuracy"}
     classes = record.environment.get("classes")
     level = None
     if isinstance(classes, list) and len(classes) > 1:
         level = 100 / len(classes), f"chance, {100 / len(classes):.3g} %"
-    title = "Validation accuracy" if record.kind == "search" else "Accuracy"
-    return Panel(title, "epoch", "percent", _present(lines), level=level)
-
-
-def _present(lines: Mapping[str, Series]) -> dict[str, Series]:
-    return {name: (x, y) for name, (x, y) in lines.items() if len(x)}
+    return Panel(title, "epoch", "percent", _lines(record.epochs, "epoch", keys, 100), level=level)
 
 
 def _means(name: str, table: MixingTable, epoch: NDArray[np.int64]) -> Panel:
@@ -261,16 +257,17 @@ def _optional(record: RunRecord) -> list[Panel]:
     keys = sorted({key for row in record.epochs for key in row})
 
     def found(prefix: str) -> dict[str, Series]:
-        names = {key: key.removeprefix(prefix).removesuffix("16_120") or key for key in keys}
         chosen = [key for key in keys if key.startswith(prefix)]
-        return _present({names[key]: _series(record.epochs, "epoch", key) for key in chosen})
+        names = {key.removeprefix(prefix).removesuffix("16_120") or key: key for key in chosen}
+        return _lines(record.epochs, "epoch", names)
 
+    ranking = _lines(record.epochs, "epoch", {"Kendall's tau": "kendall_tau", "Spearman's rho": "spearman"})
     ranks = {name: (x, np.maximum(y, 1)) for name, (x, y) in found("rank_").items()}
     return [
         *_choices(record.alphas),
         Panel("Tabulated accuracy", "epoch", "percent", found("tabulated_")),
         Panel("Tabulated rank (1 is best)", "epoch", "rank", ranks, scale="log"),
-        Panel("Supernet's ranking of architectures", "epoch", "rank correlation", _ranking(record), extent=(0,)),
+        Panel("Supernet's ranking of architectures", "epoch", "rank correlation", ranking, extent=(0,)),
         Panel("Candidates, best so far", "candidate", "percent", *_candidates(record)),
         Panel("Entropy of the mixing weights", "epoch", "share of the maximum", found("entropy_"), extent=(0.9, 1.005)),
         Panel("Skip connections", "epoch", "number", found("skips_"), extent=(-0.1, 1.1)),
@@ -280,31 +277,26 @@ def _optional(record: RunRecord) -> list[Panel]:
     ]
 
 
-def _ranking(record: RunRecord) -> dict[str, Series]:
-    keys = {"Kendall's tau": "kendall_tau", "Spearman's rho": "spearman"}
-    return _present({name: _series(record.epochs, "epoch", key) for name, key in keys.items()})
-
-
 def _candidates(record: RunRecord) -> tuple[dict[str, Series], dict[str, Series]]:
     """Validation accuracy of the best architecture that the selection had measured so far, and of each."""
     rows = [row["accuracy"] for row in record.candidates if "architecture" in row and is_number(row.get("accuracy"))]
     x, y = np.arange(1, len(rows) + 1), 100 * np.array(rows, dtype=float)
-    return _present({"best": (x, np.maximum.accumulate(y))}), _present({"best": (x, y)})
+    return ({"best": (x, np.maximum.accumulate(y))}, {"best": (x, y)}) if rows else ({}, {})
 
 
 def _indirect(record: RunRecord) -> list[Panel]:
     """How the indirect gradient compares with the direct one, and what its noise adds to that of the batches."""
-    names = {"norm": "hypergradient_share", "cosine": "cosine"}
-    compared = {name: _series(record.epochs, "epoch", key) for name, key in names.items()}
-    added, count = (_series(record.steps, "step", key) for key in ("added_variance_share", "num_directions"))
+    compared = _lines(record.epochs, "epoch", {"norm": "hypergradient_share", "cosine": "cosine"})
+    added = _lines(record.steps, "step", {"added": "added_variance_share"})
+    count = _lines(record.steps, "step", {"directions": "num_directions"})
     estimator = record.config.get("estimator")
-    limit = estimator.get("max_added_variance") if isinstance(estimator, dict) and len(count[0]) else None
+    limit = estimator.get("max_added_variance") if isinstance(estimator, dict) and count else None
     level = (limit, "limit") if is_number(limit) else None
     share = "share of the batches' variance"
     return [
-        Panel("Indirect gradient", "epoch", "relative to direct", _present(compared), extent=(0,)),
-        Panel("Variance added by directions", "step", share, _present({"added": added}), extent=(0,), level=level),
-        Panel("Chosen directions", "step", "number", _present({"directions": count}), extent=(0,)),
+        Panel("Indirect gradient", "epoch", "relative to direct", compared, extent=(0,)),
+        Panel("Variance added by directions", "step", share, added, extent=(0,), level=level),
+        Panel("Chosen directions", "step", "number", count, extent=(0,)),
     ]
 
 
@@ -323,15 +315,17 @@ def _choices(alphas: AlphaHistory | None) -> list[Panel]:
 
 
 def _norms(record: RunRecord) -> dict[str, Series]:
-    by_epoch: dict[int, list[dict[str, Any]]] = {}
-    for row in record.steps:
-        by_epoch.setdefault(row["epoch"], []).append(row)
+    """Means over each epoch's steps of positive norms, at its last step."""
     lines = {}
     for name, key in (("direct", "direct_norm"), ("indirect", "indirect_norm"), ("weights", "weight_grad_norm")):
-        series = [_series(rows, "step", key, positive=True) for rows in by_epoch.values()]
-        means = np.array([(x[-1], y.mean()) for x, y in series if len(x)]).reshape(-1, 2)
-        lines[name] = (means[:, 0], means[:, 1])
-    return _present(lines)
+        by_epoch: dict[int, list[tuple[int, float]]] = {}
+        for row in record.steps:
+            if is_number(row.get(key)) and row[key] > 0:
+                by_epoch.setdefault(row["epoch"], []).append((row["step"], row[key]))
+        if by_epoch:
+            means = np.array([(points[-1][0], fmean(norm for _, norm in points)) for points in by_epoch.values()])
+            lines[name] = means[:, 0], means[:, 1]
+    return lines
 
 
 def _add_legend(figure: "Figure", options: Iterable[str]) -> None:
