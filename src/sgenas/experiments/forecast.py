@@ -11,7 +11,7 @@ median of a few steps of the run itself, on an A100 the batch divided by the ass
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 
 from sgenas.bilevel import Cost
 from sgenas.data import ImageData
-from sgenas.device import peak_memory
+from sgenas.device import find_device, peak_memory
 from sgenas.errors import require_choice
+from sgenas.experiments.formats import aligned
 from sgenas.experiments.grid import Entry, Job
 from sgenas.experiments.outcome import device_text
 from sgenas.experiments.presets import GRID_PRESETS
@@ -50,13 +51,8 @@ TIMED_STEPS, UNTIMED_STEPS = 2, 1
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a machine takes the steps of a run.
-
-    Args:
-        batches: Training batches per epoch.
-        seconds: Seconds of a pass.
-        evaluation: Batches of an evaluation, one per epoch.
-        memory: Peak of the GPU's tensors in bytes; None if it was not measured.
+    """Training batches per epoch, seconds of a pass, batches of the evaluation of an epoch, and the peak of the GPU's
+    tensors in bytes, if it was measured.
     """
 
     batches: int
@@ -67,14 +63,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class RowForecast:
-    """What the jobs of a row on a dataset take.
-
-    Args:
-        entry: The row and the dataset.
-        jobs: Jobs that are not done; each is counted whole.
-        search_hours: Hours of the search of one job.
-        training_hours: Hours of the training of one job.
-        memory: Peak of the GPU's tensors in bytes, in the search or the training; None if it was not measured.
+    """What the jobs of a row on a dataset take: how many are not done, hours of one, and the peak of the GPU's tensors
+    in bytes, if it was measured.
     """
 
     entry: Entry
@@ -91,12 +81,7 @@ class RowForecast:
 
 @dataclass(frozen=True)
 class TableForecast:
-    """What a table takes.
-
-    Args:
-        basis: The machine, and how its speed is known.
-        rows: A forecast per row and dataset.
-    """
+    """What a table takes, per row and dataset; ``basis`` is the machine, and how its speed is known."""
 
     basis: str
     rows: tuple[RowForecast, ...]
@@ -112,12 +97,7 @@ class TableForecast:
             search, training, hours = (f"{value:.2f}" for value in (row.search_hours, row.training_hours, row.hours))
             memory = "-" if row.memory is None else f"{row.memory / 2**30:.1f}"
             found.append((row.entry.dataset.name, row.entry.row.name, str(row.jobs), search, training, hours, memory))
-        widths = [max(map(len, column)) for column in zip(*found, strict=True)]
-        sides = (str.ljust, str.ljust, *5 * (str.rjust,))
-        lines = [
-            "  ".join(side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True))
-            for line in found
-        ]
+        lines = ["  ".join(row) for row in aligned(found, (0, 1))]
         total = f"{sum(row.jobs for row in self.rows)} jobs: {self.hours:.1f} hours, one job at a time"
         return "\n".join([*lines, "", total, f"Machine: {self.basis}"])
 
@@ -138,7 +118,10 @@ def forecast(jobs: Sequence[Job], preset: str, machine: str = "auto") -> TableFo
     require_choice("machine", machine, MACHINES)
     if machine == "auto":
         machine = "a100" if GRID_PRESETS[preset].gpu and not torch.cuda.is_available() else "here"
-    basis, speed = (ASSUMPTION, assumed) if machine == "a100" else (_this_machine(), timed)
+    basis, speed = ASSUMPTION, assumed
+    if machine == "here":
+        facts, speed = environment(find_device("auto")), timed
+        basis = f"this one, {device_text(facts)}, from {TIMED_STEPS} timed steps of each run"
     trained: dict[TrainConfig, Speed] = {}
     rows = []
     for entry in dict.fromkeys(job.entry for job in jobs):
@@ -180,16 +163,13 @@ def assumed(config: SearchConfig | TrainConfig) -> Speed:
         images = round(share * images)
         space: Any = config.space
         edges = space.nodes * (space.nodes + 3) / 2  # from two inputs and the nodes before
-        work = space.channels * space.layers * edges / (16 * 8 * 14 * _partial_channels(config))
+        partial = space.partial_channels or METHODS.get(config.method).spaces["darts"].get("partial_channels", 1)
+        work = space.channels * space.layers * edges / (16 * 8 * 14 * partial)
         batches = images // size
         return Speed(batches, size * work / SEARCHED, batches * (1 - share) / share)
     evaluation = math.ceil((config.data.test_images or CIFAR[1]) / size)
     channels, layers = config.channels or 36, config.layers or 20
     return Speed(images // size, size * channels * layers / (36 * 20) / TRAINED, evaluation)
-
-
-def _partial_channels(config: SearchConfig) -> int:
-    return config.space.partial_channels or METHODS.get(config.method).spaces["darts"].get("partial_channels", 1)
 
 
 def timed(config: SearchConfig | TrainConfig, images: ImageData | None = None) -> Speed:
@@ -214,7 +194,9 @@ class _Steps(Callback):
 
     def on_start(self, run: Any) -> None:
         lengths = [stream.length or 0 for stream in run.streams]
-        self.batches, self.evaluation = lengths if isinstance(run, Search) else (*lengths, _count(run.test_batches()))
+        if not isinstance(run, Search):
+            lengths.append(sum(1 for _ in run.test_batches()))
+        self.batches, self.evaluation = lengths
         if run.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(run.device)
 
@@ -231,12 +213,3 @@ class _Steps(Callback):
     def enough(self) -> bool:
         """Whether the run may stop."""
         return len(self.seconds) >= TIMED_STEPS
-
-
-def _count(batches: Iterable[Any]) -> int:
-    return sum(1 for _ in batches)
-
-
-def _this_machine() -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return f"this one, {device_text(environment(device))}, from {TIMED_STEPS} timed steps of each run"

@@ -10,8 +10,8 @@ from typing import Any
 
 from sgenas.experiments.table import FIGURES, Line, Spread, Table, facts, missing, notes
 from sgenas.files import locked, write_text
+from sgenas.report.formatting import NOTHING
 
-NOTHING = "\u2013"
 HEADINGS = (
     *("Mode", "Method", "Top-1, %", "Params, M", "Search, h"),
     *("Device", "Passes forward / backward", "Jobs"),
@@ -67,10 +67,9 @@ def markdown(table: Table) -> str:
     """Markdown with aligned columns: a table per dataset, notes, what is missing, and how it was made."""
     lines = [f"# Table 1: {table.grid.plan.preset}", ""]
     for dataset, rows in table.parts:
-        head, *body = [_headings(), *([_markdown(cell) for cell in cells(row)] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        marks = ["-" * width if column in TEXT else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-        lines += [f"## {dataset.name}", "", *(_pipes(_aligned(row, widths)) for row in (head, marks, *body)), ""]
+        head, *body = aligned([_headings(), *([_markdown(cell) for cell in cells(row)] for row in rows)], TEXT)
+        marks = ["-" * (len(cell) - 1) + ("-" if column in TEXT else ":") for column, cell in enumerate(head)]
+        lines += [f"## {dataset.name}", "", *map(_pipes, (head, marks, *body)), ""]
     lines += [f"- {note}" for note in notes(table)] + [""]
     for title, texts in missing(table):
         lines += [f"## {title}", "", *(f"- {_markdown(each)}" for each in texts), ""]
@@ -79,9 +78,13 @@ def markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
-    for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
-        yield cell.ljust(width) if column in TEXT else cell.rjust(width)
+def aligned(rows: Sequence[Sequence[str]], text: Sequence[int]) -> list[list[str]]:
+    """The rows with cells as wide as their columns: those of ``text`` on the left, numbers on the right."""
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        columns.append([cell.ljust(width) if index in text else cell.rjust(width) for cell in column])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def comma_separated(table: Table) -> str:
