@@ -76,9 +76,8 @@ def examine() -> dict[str, Any]:
         warnings.append(f"{threads} threads share {cores} usable cores: set OMP_NUM_THREADS={cores}")
     if not data["cifar10"]:
         warnings.append("cifar10, the default of --data, is missing: a search will try to download it")
-    versions: dict[str, str | None] = {"sgenas": sgenas.__version__, "python": platform.python_version()}
-    # with the CUDA version that it was built for
-    versions["torch"] = torch.__version__
+    # that of torch with the CUDA version that it was built for
+    versions = {"sgenas": sgenas.__version__, "python": platform.python_version(), "torch": torch.__version__}
     return {
         "ok": not reasons,
         "versions": versions | {name: _version(name) for name in ("torchvision", "numpy")},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
-from sgenas.errors import DataError, InvalidValueError, require
+from sgenas.errors import InvalidValueError, require
 
 CELL_SPACES = ("darts", "nasbench201")
 GENOTYPE = "name of a published cell, genotype file, run directory, NAS-Bench-201 cell, or digits of NAS-Bench-Macro"
@@ -125,15 +125,10 @@ def _data_arguments(parser: Parser) -> None:
 @command("Look up", _data_arguments, example="sgenas data folder:photos")
 def data(arguments: argparse.Namespace) -> int:
     """Print what a dataset holds: classes, sizes, imbalance, statistics."""
-    from sgenas.data import load
-    from sgenas.data.summary import summarize
+    from sgenas.data import ImageSettings, load_images, summarize
 
-    directory = None if arguments.data_dir is None else Path(arguments.data_dir)
-    try:
-        images = load(arguments.spec, data_dir=directory, image_size=arguments.image_size)
-    except DataError as error:
-        raise DataError(f"data {arguments.spec}: {error}") from None
-    found = summarize(images)
+    settings = ImageSettings(arguments.spec, arguments.data_dir, image_size=arguments.image_size)
+    found = summarize(load_images(settings, seed=0, test=True))
     if arguments.json:
         say_json(found.to_dict())
     else:
