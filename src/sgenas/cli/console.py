@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from sgenas.errors import SgenasWarning
 
@@ -65,18 +65,11 @@ def plain_warnings() -> Iterator[None]:
     """Shows warnings of sgenas as one line on stderr, like its errors."""
     usual = warnings.showwarning
 
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, SgenasWarning):
             complain(f"warning: {message}")
         else:
-            usual(message, category, filename, lineno, file, line)
+            usual(message, category, *where, **more)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", SgenasWarning)

@@ -22,12 +22,9 @@ class Command:
     """A command of `sgenas`.
 
     Attributes:
-        name: ``resume``.
         group: Heading in `sgenas --help`.
-        summary: What it does, in a sentence.
-        example: A command line.
         arguments: Puts the arguments on a parser.
-        run: Does it; returns the exit code.
+        run: Carries out the command; returns the exit code.
         distributed: Whether torchrun may start it.
     """
 
