@@ -138,27 +138,19 @@ def _set_ends(layout: CellLayout) -> None:
 
 
 def _order(layout: CellLayout) -> list[list[int]]:
-    """The slots of each column from top to bottom, with few crossings; the inputs keep their order."""
+    """The slots of each column from top to bottom, each near the mean of its neighbors, so that few wires cross;
+    the inputs keep their order."""
     count = max(slot.column for slot in layout.slots) + 1
     columns = [[i for i, slot in enumerate(layout.slots) if slot.column == c] for c in range(count)]
     left, right = _neighbors(layout)
-
     rank = {i: place for column in columns for place, i in enumerate(column)}
-
-    def crossings() -> int:
-        pairs = [(one, two) for column in columns for k, one in enumerate(column) for two in column[k + 1 :]]
-        return sum(rank[one] > rank[two] for a, b in pairs for one in right[a] for two in right[b])
-
-    best, fewest = [list(column) for column in columns], crossings()
     for sweep in range(12):
         side = left if sweep % 2 == 0 else right
         for column in columns[1:] if sweep % 2 == 0 else columns[:0:-1]:
             middle = {i: fmean(rank[n] for n in side[i]) if side[i] else rank[i] for i in column}
             column.sort(key=middle.__getitem__)
             rank.update({i: place for place, i in enumerate(column)})
-        if crossings() < fewest:
-            best, fewest = [list(column) for column in columns], crossings()
-    return best
+    return columns
 
 
 def _set_y(layout: CellLayout, columns: list[list[int]]) -> None:
