@@ -225,10 +225,14 @@ def test_messages_escape_what_a_terminal_would_obey(fails: Fails) -> None:
     assert "\\x1b[2J" in fails("size", "--genotype", "\x1b[2J\nx")
 
 
-def test_commands_of_one_process_refuse_torchrun(fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_is_refused_for_one_process_and_with_a_bad_timeout(
+    fails: Fails, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert "torchrun must start search, train or resume, got doctor" in fails("doctor")
+    # before the processes join, which take it as their time limit
+    assert "--rank-timeout must be > 0 and finite, got inf" in fails("resume", "x", "--rank-timeout", "inf")
 
 
 @pytest.mark.parametrize("name", ["mps", "xpu", "cuda"])

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 
 import sgenas
 from sgenas.cli.console import BAD_INPUT, DONE, FAILED, LOST, STOPPED, complain, plain_warnings
-from sgenas.errors import (
-    DivergenceError,
-    InvalidValueError,
-    ProcessError,
-    SgenasError,
-    did_you_mean,
-)
+from sgenas.errors import DivergenceError, InvalidValueError, ProcessError, SgenasError, did_you_mean, require
 from sgenas.threads import spin_limit
 
 if TYPE_CHECKING:
@@ -60,7 +54,14 @@ def _run(command: "Command", line: Sequence[str]) -> int:
 
             raise InvalidValueError(with_flags(error, parser, vars(arguments))) from None
 
-    if not _launched():
+    launched = _launched()
+    if command.distributed:
+        from sgenas.cli.commands.run import RANK_TIMEOUT
+
+        timeout = arguments.rank_timeout
+        require(0 < timeout < float("inf"), "--rank-timeout", "> 0 and finite", timeout)
+        require(launched or timeout == RANK_TIMEOUT, "--rank-timeout", "left out without torchrun", timeout)
+    if not launched:
         return act()
     if not command.distributed:
         raise InvalidValueError(

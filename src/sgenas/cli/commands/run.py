@@ -107,14 +107,6 @@ def rank_timeout(parser: Parser) -> None:
                  " lost", "float", default=RANK_TIMEOUT, metavar="SECONDS")  # fmt: skip
 
 
-def check_rank_timeout(arguments: argparse.Namespace) -> None:
-    """Refuses a time limit that makes no sense, or that has nothing to limit."""
-    timeout = arguments.rank_timeout
-    require(0 < timeout < float("inf"), "rank_timeout", "> 0 and finite", timeout)
-    alone = not hasattr(arguments, "processes")
-    require(timeout == RANK_TIMEOUT or not alone, "rank_timeout", "left out without torchrun", timeout)
-
-
 def start(config: Any, name: str, arguments: argparse.Namespace) -> int:
     """Runs a configuration from the beginning, in ``--out`` or ``runs/NAME-DATA-SEED``, if that is a new directory."""
     from sgenas.run.run_dir import RunDir
@@ -250,7 +242,6 @@ def _search_arguments(parser: Parser) -> None:
 )
 def search(arguments: argparse.Namespace) -> int:
     """Search for a cell and write a run directory."""
-    check_rank_timeout(arguments)
     config = search_config(arguments)
     from sgenas.bilevel.estimators import ESTIMATORS
 
@@ -267,7 +258,6 @@ def _resume_arguments(parser: Parser) -> None:
 @command("Search", _resume_arguments, example="sgenas resume runs/first", distributed=True)
 def resume(arguments: argparse.Namespace) -> int:
     """Resume a search or training run from its last checkpoint."""
-    check_rank_timeout(arguments)
     from sgenas.run.run_dir import RunDir
 
     path, record = arguments.run, RunDir(arguments.run).read_config()

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sgenas.cli import flags
-from sgenas.cli.commands.run import check_rank_timeout, given, rank_timeout, read_config, run_arguments, start
+from sgenas.cli.commands.run import given, rank_timeout, read_config, run_arguments, start
 from sgenas.cli.console import DONE, say, say_json
 from sgenas.cli.parsing import Parser, command
 from sgenas.errors import InvalidValueError, require
@@ -66,7 +66,6 @@ def _train_arguments(parser: Parser) -> None:
 )
 def train(arguments: argparse.Namespace) -> int:
     """Train the network of a genotype from scratch, test it, and write a run directory."""
-    check_rank_timeout(arguments)
     return start(train_config(arguments), "train", arguments)
 
 
