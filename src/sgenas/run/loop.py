@@ -16,7 +16,7 @@ from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
 from sgenas.run.loggers import JsonLines, Logger, opened
-from sgenas.run.meter import Meter, Slowdown
+from sgenas.run.meter import Meter
 from sgenas.run.run_dir import RunDir
 
 LOG_EVERY, MAX_ROWS = 10, 10_000
@@ -73,7 +73,7 @@ class Loop(ABC):
         self._deterministic, self._precision = deterministic, precision
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.meter, self._slowdown = Meter(device), Slowdown()
+        self.meter = Meter(device)
         self.notes: dict[str, Any] = {}
         self.streams: tuple[Stream, ...] = ()
         self._log: JsonLines | None = None
@@ -201,7 +201,7 @@ class Loop(ABC):
     def _step(self) -> None:
         for callback in self.callbacks:
             callback.on_step_start(self)
-        lr, work = self.learning_rate(), self.work_done
+        lr = self.learning_rate()
         try:
             values = self.take_step()
             for callback in self.callbacks:
@@ -220,7 +220,6 @@ class Loop(ABC):
                 f"out of memory at step {self.step + 1} (epoch {self.epoch + 1}): {said}; try {self.smaller}{where}"
             ) from None
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
-        self._slowdown.step(self.meter.seconds, self.work_done - work)
         for name in self._sums:
             if name in values:
                 value = values[name].detach()
