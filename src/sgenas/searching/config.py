@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from sgenas.searching.callbacks.collapse import require_can_stop
 from sgenas.searching.callbacks.guards import POLICIES
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
+from sgenas.searching.loop import Search
 from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
 from sgenas.searching.selection import Selection
@@ -39,6 +40,8 @@ from sgenas.spaces import (
 )
 from sgenas.spaces.cell_space import CellSettings
 from sgenas.spaces.costs import Budget
+
+Found = TypeVar("Found")
 
 PASSED_ON = (
     *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise", "flatness"),
@@ -301,6 +304,21 @@ class SearchConfig(Configuration):
             torch.autograd.grad(loss, list(leaves.values()))
 
         return fastest_threads(one_pass)
+
+
+def before_first_step(
+    config: SearchConfig, act: Callable[[Search], Found], *, images: ImageData | None = None
+) -> Found:
+    """``act(search)`` for the search of ``config``, which then ends without a step or a file."""
+    found: list[Found] = []
+
+    class Once(Callback):
+        def on_start(self, run: Search) -> None:
+            found.append(act(run))
+            run.request_stop()
+
+    config.run(None, images=images, callbacks=[Once()], progress=False)
+    return found[0]
 
 
 def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.data import ImageData
 from sgenas.device import peak_memory, time_calls
 from sgenas.random import generator
-from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
-from sgenas.searching.config import SearchConfig
+from sgenas.searching.config import SearchConfig, before_first_step
 from sgenas.searching.loop import Search
 from sgenas.searching.results import alpha_steps
 from sgenas.searching.selection import AlphaSelection
@@ -118,25 +117,6 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-class _Planned(Exception):
-    """Leaves a search before its first step."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-
-class _Planner(Callback):
-    def __init__(self, config: SearchConfig) -> None:
-        self._config = config
-
-    def on_start(self, run: Search) -> None:
-        constants = measure(run)
-        searches = [run, *compared(run)]
-        facts = environment(run.device) | run.facts()
-        rows = tuple(forecast(each, constants, self._config) for each in searches)
-        raise _Planned(Plan(facts, constants, rows, break_even(searches)))
-
-
 def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Plan:
     """Predicts what the search of ``config`` will cost, from some passes on its own images and device.
 
@@ -149,11 +129,14 @@ def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Pla
     Raises:
         SgenasError: Whatever the search raises before its first step.
     """
-    try:
-        config.run(None, images=images, callbacks=[_Planner(config)], progress=False)
-    except _Planned as found:
-        return found.plan
-    raise AssertionError("a search has at least one step")
+
+    def planned(run: Search) -> Plan:
+        constants, searches = measure(run), [run, *compared(run)]
+        facts = environment(run.device) | run.facts()
+        rows = tuple(forecast(each, constants, config) for each in searches)
+        return Plan(facts, constants, rows, break_even(searches))
+
+    return before_first_step(config, planned, images=images)
 
 
 # -- what is compared ---------------------------------------------------------------------------------------
