@@ -14,7 +14,7 @@ from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.device import PRECISIONS, cpu_threads
-from sgenas.errors import require, require_choice, require_kinds
+from sgenas.errors import require, require_choice, require_counts, require_kinds
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer, require_optimizers
@@ -186,12 +186,9 @@ def search(
     defaults = _source_settings(row)
     epochs = defaults["epochs"] if epochs is None else epochs
     counts = {"epochs": epochs, "inner_steps": inner_steps, "alpha_every": alpha_every, "shards": shards}
-    for name, value in counts.items():
-        require(value >= 1, name, ">= 1", value)
-    chosen.kept_steps(inner_steps)
     optional = {"batch_size": batch_size, "threads": threads, "log_every": log_every}
-    for name, count in (optional | {"checkpoint_every": checkpoint_every}).items():
-        require(count is None or count >= 1, name, ">= 1 or None", count)
+    require_counts({**counts, **optional, "checkpoint_every": checkpoint_every})
+    chosen.kept_steps(inner_steps)
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     require_choice("precision", precision, PRECISIONS)
     require(

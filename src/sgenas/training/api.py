@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sgenas.device import cpu_threads
 from sgenas.digests import digest, without_addresses
-from sgenas.errors import require
+from sgenas.errors import require, require_counts
 from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.optim import SGD
@@ -143,11 +143,8 @@ def train(
         >>> result = sgenas.train(network, train_set, test_set, epochs=100, run_dir="runs/trained")
         >>> result.history[-1]["test_accuracy"]
     """
-    require(batch_size >= 1, "batch_size", ">= 1", batch_size)
-    require(shards >= 1, "shards", ">= 1", shards)
-    optional = {"threads": threads, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    for name, count in optional.items():
-        require(count is None or count >= 1, name, ">= 1 or None", count)
+    counts = {"epochs": epochs, "batch_size": batch_size, "shards": shards}
+    require_counts({**counts, "threads": threads, "log_every": log_every, "checkpoint_every": checkpoint_every})
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(threads))

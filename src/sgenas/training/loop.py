@@ -80,7 +80,6 @@ class Training(Loop):
         self._train, self.test_batches, self._objective, self._arithmetic = train, test, objective, arithmetic
         self.streams = (train,)
         self._schedule, self._drop_path, self._fingerprint = schedule, drop_path, fingerprint
-        require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
         require(0 <= drop_path < 1, "drop_path", "in [0, 1)", drop_path)
         require(not drop_path or self.epochs > 1, "epochs", "> 1 with drop path (0 in the first)", self.epochs)
         self._can_drop = hasattr(network, "drop_path_generator")
