@@ -13,9 +13,9 @@ from sgenas import tree
 from sgenas.device import arithmetic, ran_out
 from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, SgenasError
 from sgenas.run.batches import Stream
-from sgenas.run.callbacks import Callback, load_states, states_of
+from sgenas.run.callbacks import Callback, ProgressBar, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
-from sgenas.run.loggers import JsonLines, Logger, opened
+from sgenas.run.loggers import LOGGERS, JsonLines, Logger, opened
 from sgenas.run.meter import Meter
 from sgenas.run.run_dir import RunDir
 
@@ -35,7 +35,8 @@ class Loop(ABC):
         run_dir: Where files go; ``RunDir(None)`` for none.
         device: Device of all tensors.
         callbacks: Called in this order.
-        loggers: Get every row, in addition to metrics.jsonl.
+        loggers: Get every row, in addition to metrics.jsonl; names or objects.
+        progress: Show progress, unless one of the callbacks does.
         processes: The processes of this run; each takes every step, the first one writes.
         log_every: Steps between two rows; None for 10, or more in long runs.
         checkpoint_every: Steps between two checkpoints; there is one after each epoch too. None: only there.
@@ -60,7 +61,8 @@ class Loop(ABC):
         run_dir: RunDir,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
-        loggers: Sequence[Logger] = (),
+        loggers: Sequence[str | Logger] = (),
+        progress: bool = False,
         processes: Processes = ALONE,
         log_every: int | None = None,
         checkpoint_every: int | None = None,
@@ -68,7 +70,10 @@ class Loop(ABC):
         precision: str = "ieee",
     ) -> None:
         self.epochs, self.run_dir, self.device, self.processes = epochs, run_dir, device, processes
-        self.callbacks, self._loggers = list(callbacks), list(loggers)
+        self.callbacks = list(callbacks)
+        if progress and processes.first and not any(isinstance(each, ProgressBar) for each in callbacks):
+            self.callbacks.append(ProgressBar())
+        self._loggers = [LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers]
         self._log_every, self._checkpoint_every = log_every, checkpoint_every
         self._deterministic, self._precision = deterministic, precision
         self.epoch = self.step_in_epoch = self.step = 0

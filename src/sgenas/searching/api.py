@@ -20,10 +20,10 @@ from sgenas.methods import EPOCHS, METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer, require_optimizers
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_separate
-from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
-from sgenas.run.loggers import LOGGERS, Logger
+from sgenas.run.loggers import Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer
@@ -245,6 +245,8 @@ def search(
             stack.callback(replays.forget)
         objectives = Objectives(space, loss, precision, where, layout.shards, layout.share, replays=replays)
         costs = None if budget is None or not budget.quantities else space.cost_model(budget, _inputs(train.peek()))
+        guarded = any(isinstance(each, RangeGuard) for each in callbacks)
+        guards = () if guarded else (RangeGuard(getattr(optimizer, "grad_clip", None)),)
         directory = RunDir(run_dir, writer=processes.first)
         run = Search(
             space,
@@ -270,8 +272,9 @@ def search(
             epochs=epochs,
             run_dir=directory,
             device=where,
-            callbacks=_all_callbacks(callbacks, optimizer, progress and processes.first),
-            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            callbacks=[*callbacks, *guards],
+            loggers=loggers,
+            progress=progress,
             processes=processes,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
@@ -336,12 +339,3 @@ def _source_settings(method: Method) -> dict[str, Any]:
         "warmup_epochs": settings.get("warmup_epochs", 0),
         "epochs": settings.get("epochs", EPOCHS),
     }
-
-
-def _all_callbacks(callbacks: Sequence[Callback], optimizer: InnerOptimizer, progress: bool) -> list[Callback]:
-    found = list(callbacks)
-    if not any(isinstance(each, RangeGuard) for each in found):
-        found.append(RangeGuard(getattr(optimizer, "grad_clip", None)))
-    if progress and not any(isinstance(each, ProgressBar) for each in found):
-        found.append(ProgressBar())
-    return found

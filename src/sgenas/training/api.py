@@ -17,10 +17,10 @@ from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_batches
-from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
-from sgenas.run.loggers import LOGGERS, Logger
+from sgenas.run.loggers import Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.spaces.genotype import Genotype
 from sgenas.training.loop import Training, TrainOptimizer
@@ -156,9 +156,6 @@ def train(
             class_weights = class_weights.to(where)
         classification = Classification(label_smoothing, auxiliary_weight, class_weights)
         schedule = schedule or WarmupCosine()
-        shown = list(callbacks)
-        if progress and processes.first and not any(isinstance(each, ProgressBar) for each in shown):
-            shown.append(ProgressBar())
         directory = RunDir(run_dir, writer=processes.first)
         run = Training(
             network,
@@ -183,8 +180,9 @@ def train(
             epochs=epochs,
             run_dir=directory,
             processes=processes,
-            callbacks=shown,
-            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            callbacks=callbacks,
+            loggers=loggers,
+            progress=progress,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             deterministic=deterministic,
