@@ -283,21 +283,17 @@ def search(
         )
         with processes.agreeing():
             stack.enter_context(directory.locked())
-            described = record
-            if described is None and directory.exists_on_disk:
-                described = describe(
+            if record is None and directory.exists_on_disk:
+                record = describe(
                     run,
-                    chosen,
-                    optimizer,
                     row,
                     data={"train_data": train_data, "val_data": val_data},
-                    loss=loss,
                     arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
                     budget=budget,
                     settings={"batch_size": size, "precision": precision, "shards": shards, "strategy": strategy},
                 )
             found = environment(where) | run.facts() | (facts or {})
-            if directory.begin("search", described, found, overwrite=overwrite, resume=resume):
+            if directory.begin("search", record, found, overwrite=overwrite, resume=resume):
                 run.load_state_dict(directory.read_checkpoint())
             elif isinstance(space, ModuleSpace):
                 checked = (train.peek(), loss, run.state.weights, run.alphas)
