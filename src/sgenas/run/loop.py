@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.device import arithmetic, ran_out
-from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, SgenasError
+from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, one_line
 from sgenas.run.batches import Stream
 from sgenas.run.callbacks import Callback, ProgressBar, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
@@ -340,12 +340,8 @@ class Loop(ABC):
             load_states(self.callbacks, state["callbacks"])
             self.load_own_state(state["own"] | {"local": state["local"]})
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, SgenasError):
-                raise CheckpointError(
-                    f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun}: {error}"
-                ) from None
-            missing = f"missing {error}" if isinstance(error, KeyError) else str(error)[:200]
+            why = f"missing {error}" if isinstance(error, KeyError) else one_line(error)
             raise CheckpointError(
-                f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({missing}); use the"
+                f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({why}); use the"
                 " settings it was saved with, or a new run directory"
             ) from None
