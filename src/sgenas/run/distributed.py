@@ -22,7 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from sgenas.bilevel import Shards, Share
 from sgenas.device import find_device, ran_out
 from sgenas.digests import digest
-from sgenas.errors import InvalidValueError, ProcessError, SgenasError
+from sgenas.errors import InvalidValueError, ProcessError, SgenasError, require
 
 Made = TypeVar("Made")
 
@@ -254,22 +254,27 @@ class Processes:
         """The sum over all processes of each tensor."""
         return tensors if self.size == 1 else self._total(tensors, None)
 
-    def sums(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
-        """Sums over all batches of the numbers that ``measure`` gives for one; the processes share the batches.
+    def means(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]], name: str) -> dict[str, float]:
+        """Means over all batches of what ``measure`` sums over one, with the number of summands as ``count``.
 
-        Added in the order of a single process and in float64. Empty if there is no batch.
+        The processes share the batches. Added in the order of a single process and in float64.
+
+        Raises:
+            InvalidValueError: If there is no batch, or ``count`` is 0; it calls the batches ``name``.
         """
         found: list[dict[str, Tensor] | None] = []
         batch: Any = None
         for index, batch in enumerate(batches):
             found.append(measure(batch) if index % self.size == self.rank else None)
-        if not found:
-            return {}
+        require(bool(found), name, "at least one batch", 0)
         # with more processes than batches, some measure for the names alone
         known = next(filter(None, found), None) or measure(batch)
-        zeros = {name: torch.zeros_like(value) for name, value in known.items()}
-        stacked = [torch.stack([(each or zeros)[name].double() for each in found]) for name in sorted(known)]
-        return {name: sum(each.tolist()) for name, each in zip(sorted(known), self.total(stacked), strict=True)}
+        zeros = {key: torch.zeros_like(value) for key, value in known.items()}
+        stacked = [torch.stack([(each or zeros)[key].double() for each in found]) for key in sorted(known)]
+        sums = {key: sum(each.tolist()) for key, each in zip(sorted(known), self.total(stacked), strict=True)}
+        count = sums.pop("count", 0)
+        require(count > 0, name, "at least one label that counts", 0)
+        return {key: total / count for key, total in sums.items()}
 
     # -- communication -------------------------------------------------------------------------------------
 
