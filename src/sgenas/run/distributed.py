@@ -8,7 +8,6 @@ of a batch, and the processes / P groups share the directions.
 import contextlib
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -28,8 +27,6 @@ Made = TypeVar("Made")
 
 TIMEOUT = 1800.0
 """Seconds without an answer after which another process counts as lost."""
-PATIENCE = 10.0
-"""Seconds that other processes wait before they report an error, in case the first one reports the same."""
 REPORT_TIMEOUT = 60.0
 """Seconds that the others wait for the first process to report an error."""
 
@@ -37,17 +34,6 @@ REPORT_TIMEOUT = 60.0
 def launched() -> bool:
     """Whether torchrun, or another launcher with the same environment variables, has started several processes."""
     return _number("WORLD_SIZE", 1) > 1 and all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-
-
-def should_report() -> bool:
-    """Whether this process should report an error that it met before the processes have joined.
-
-    The first process of a machine should, at once. The others usually fail in the same way, and torchrun ends
-    them when the first one has: a process that is still running after PATIENCE has failed alone.
-    """
-    if launched() and _number("LOCAL_RANK", 0) > 0:
-        time.sleep(PATIENCE)
-    return True
 
 
 def _number(name: str, default: int) -> int:
