@@ -8,7 +8,7 @@ of a batch, and the processes / P groups share the directions.
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -108,9 +108,7 @@ class Processes:
         """Whether the flag is set on any of them."""
         if self.size == 1:
             return flag
-        value = torch.tensor([flag], dtype=torch.uint8)
-        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MAX))
-        return bool(value.item())
+        return bool(self._reduced(int(flag), dist.ReduceOp.MAX))
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
@@ -228,7 +226,7 @@ class Processes:
                 column,
                 width,
                 lambda tensors: self._total(tensors, beside),
-                lambda number: self._least(number, beside),
+                lambda number: self._reduced(number, dist.ReduceOp.MIN, beside),
             )
         if groups > 1:
             across = self._group([list(range(first, self.size, width)) for first in range(width)])
@@ -264,20 +262,14 @@ class Processes:
 
     # -- communication -------------------------------------------------------------------------------------
 
-    def _group(self, members: Sequence[list[int]]) -> dist.ProcessGroup | None:
+    def _group(self, members: list[list[int]]) -> dist.ProcessGroup | None:
         """The group of this process among lists of ranks; None, the default group, if there is one list."""
-        mine: list[Any] = []
-
-        def make() -> None:
-            # every process makes every group
-            for ranks in members:
-                group = dist.new_group(ranks, timeout=timedelta(seconds=self.timeout))
-                if self.rank in ranks:
-                    mine.append(group)
-
-        if len(members) > 1:
-            self._exchange(make)
-        return mine[0] if mine else None
+        if len(members) == 1:
+            return None
+        wait, found = timedelta(seconds=self.timeout), list[Any]()
+        self._exchange(lambda: found.extend(dist.new_subgroups_by_enumeration(members, wait)))
+        mine: dist.ProcessGroup = found[0]
+        return mine
 
     def _gather(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
@@ -294,9 +286,9 @@ class Processes:
         torch._foreach_copy_(found, [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)])
         return found
 
-    def _least(self, number: int, group: dist.ProcessGroup | None) -> int:
+    def _reduced(self, number: int, by: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None = None) -> int:
         value = torch.tensor([number])
-        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MIN, group=group))
+        self._exchange(lambda: dist.all_reduce(value, by, group=group))
         return int(value.item())
 
     def _texts(self, mine: str) -> list[str]:
