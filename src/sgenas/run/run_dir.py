@@ -29,8 +29,8 @@ RUN_FILES = (
 """Files of a run apart from config.json and tensorboard/; ``overwrite`` removes them."""
 LOCK_FILES = ("run.lock", "run.owner")
 EDITABLE = ("graphs", "device", "threads", "log_every", "data.data", "data.data_dir", "table")
-"""What may change in config.json between two parts of a run: where it runs and finds its data, whose fingerprint the
-checkpoint has too."""
+"""Paths in config.json of what may change between two parts of a run: where it runs and finds its data, whose
+fingerprint the checkpoint has too."""
 
 
 class RunDir:
@@ -122,7 +122,7 @@ class RunDir:
             return False
         self._config = config
         if self.has_run and not overwrite and resume is not False:
-            start = "start_weights"
+            start = "model.start_weights"
             self._config = there = self.read_config(kind)["config"]
             # ("graphs" decides how kernels are launched, not what they compute)
             difference = first_difference(config, there, skip=("graphs", *((start,) if resume else ())))
