@@ -63,16 +63,11 @@ class RunDir:
                     f"{self.path} already holds a run; resume it with `sgenas resume {self.path}`, choose"
                     " another directory, or pass --overwrite"
                 )
-        elif self.path.exists() and not self.path.is_dir():
-            raise RunDirError(f"{self.path} must be a directory, got a file")
-        elif self.path.exists() and self._holds_files():
-            raise RunDirError(f"{self.path} must be new or empty, got a directory with other files")
-
-    def _holds_files(self) -> bool:
-        try:
-            return any(path.name not in LOCK_FILES for path in self.path.iterdir())
-        except OSError as error:
-            raise RunDirError(f"{self.path} cannot be read: {error.strerror}") from None
+        elif self.path.exists():
+            with naming(self.path):
+                others = any(path.name not in LOCK_FILES for path in self.path.iterdir())
+            if others:
+                raise RunDirError(f"{self.path} must be new or empty, got a directory with other files")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
