@@ -128,7 +128,7 @@ class Loop(ABC):
 
     def epoch_is_over(self) -> bool:
         """Whether the last step was the last of its epoch."""
-        return self.step_in_epoch == self.steps_per_epoch
+        return self.streams[0].at_end
 
     def local_state(self) -> dict[str, Any]:
         """What a checkpoint holds that may differ between processes."""

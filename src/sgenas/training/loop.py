@@ -121,9 +121,6 @@ class Training(Loop):
     def steps_per_epoch(self) -> int | None:
         return self._train.length
 
-    def epoch_is_over(self) -> bool:
-        return self._train.at_end
-
     def learning_rate(self) -> float:
         return self._rate(self._optimizer.param_groups[0])
 
