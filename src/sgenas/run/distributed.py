@@ -185,11 +185,8 @@ class Processes:
         """
         if self.size == 1 or name == "cpu":
             return find_device(name)
-        if name not in ("auto", "cuda"):
-            raise InvalidValueError(
-                f"device must be auto, cpu or cuda on {self.size} processes (each takes its own GPU), got {name!r}",
-                field="device",
-            )
+        limit = f"auto, cpu or cuda on {self.size} processes (each takes its own GPU)"
+        require(name in ("auto", "cuda"), "device", limit, name)
         # unlike a tensor, a GPU's properties take no memory there
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         visible = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]

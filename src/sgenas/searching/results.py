@@ -108,8 +108,7 @@ class SearchResult:
         Args:
             weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
                 from one pass over the training data (not in a result that was pickled), or ``"fresh"`` for the
-                model's own. The network of a
-                cell has other sizes than the supernet, and always fresh weights.
+                model's own. The network of a cell has other sizes than the supernet, and always fresh weights.
             **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
         """
         require_choice("weights", weights, ("trained", "fresh"))
