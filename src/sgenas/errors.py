@@ -77,6 +77,12 @@ def require(good: bool, field: str, limit: str, value: object) -> None:
         raise InvalidValueError(f"{field} must be {limit}, got {value!r}", field=field)
 
 
+def require_counts(counts: dict[str, int | None]) -> None:
+    """Raises InvalidValueError for the first of {field: number} that is below 1; None is no number."""
+    for field, count in counts.items():
+        require(count is None or count >= 1, field, ">= 1", count)
+
+
 def require_kinds(parts: dict[str, tuple[object, type]]) -> None:
     """Raises InvalidValueError for the first of {field: (value, class)} that is no object of the class, nor None."""
     for field, (value, kind) in parts.items():

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from command_lines import SEARCH
 
-from sgenas.bilevel import SGE, FirstOrder
+from sgenas.bilevel import SGE, FiniteDifference, FirstOrder, Unrolled
 from sgenas.cli.main import main
 from sgenas.run.callbacks import Callback
 from sgenas.searching import plan
@@ -17,11 +17,8 @@ from sgenas.searching.config import SearchConfig
 CONSTANTS = plan.Constants(
     weights_pass=1.0,
     alphas_pass=0.5,
-    requested_call=40.0,
-    finite_difference_call=3.0,
-    perturbed_pass=0.25,
+    indirect_pass={"finite-difference": 0.4, "sge": 0.25, "unrolled": 7.0},
     evaluation_pass=0.01,
-    batched=2,
     room=12,
     saved_bytes=1000,
     trajectory_bytes=1750,
@@ -83,7 +80,9 @@ def test_seconds_are_the_passes_at_their_costs() -> None:
 
     assert seconds(FirstOrder()) == pytest.approx(steps * 1.5)
     assert seconds(SGE(2)) == pytest.approx(steps * (2 + 2 * 0.25))
-    assert seconds(SGE(2, control_variate="finite-difference")) == pytest.approx(steps * (2 + 2 * 0.25 + 3 - 2))
+    assert seconds(SGE(2, control_variate="finite-difference")) == pytest.approx(steps * (2 + (2 + 2) * 0.25))
+    assert seconds(FiniteDifference()) == pytest.approx(steps * (2 + 2 * 0.4))
+    assert seconds(Unrolled()) == pytest.approx(steps * (2 + Unrolled().indirect_cost(1).forward * 7.0))
     moves = steps // 2
     assert seconds(FirstOrder(), every=2) == pytest.approx((steps - moves) + moves * 1.5)
     full, rest = divmod(batches, 3)
@@ -158,7 +157,7 @@ def test_plan_predicts_the_passes_of_the_search_and_writes_nothing(
 def test_other_estimators_are_measured_themselves() -> None:
     found = plan.plan_search(SearchConfig.of_method("darts", SMALL | {"estimator.name": "unrolled", "inner_steps": 2}))
     assert found.rows[0].name == "unrolled, N = 2"
-    assert found.constants.requested_call > 0
+    assert found.constants.indirect_pass["unrolled"] > 0
     json.dumps(found.to_dict())
 
 

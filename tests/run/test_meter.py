@@ -1,7 +1,6 @@
-"""Seconds, device seconds, peak memory, and the warning about a shared machine."""
+"""Seconds, device seconds and peak memory of a run."""
 
 import time
-import warnings
 
 import pytest
 import torch
@@ -9,10 +8,10 @@ from same_runs import rows
 from stopping import stop_after
 from tiny_searches import module_search
 
-from sgenas.errors import CheckpointError, SgenasWarning
+from sgenas.errors import CheckpointError
 from sgenas.run import meter as module
 from sgenas.run.checkpoint import load_checkpoint, save_checkpoint
-from sgenas.run.meter import MEASURED, Meter, Slowdown
+from sgenas.run.meter import MEASURED, Meter
 
 CPU = torch.device("cpu")
 
@@ -79,31 +78,3 @@ def test_resumed_run_adds_up(tmp_path: object) -> None:
     save_checkpoint(path, state | {"measured": {"seconds": 1.0}})
     with pytest.raises(CheckpointError):
         module_search(run_dir=tmp_path)
-
-
-def test_slowdown_warns_once_and_only_of_long_steps() -> None:
-    def run(late: float) -> None:
-        slowdown, clock = Slowdown(), 0.0
-        for step in range(100):
-            clock += late if step >= 30 else 1.0
-            slowdown.step(clock, 1.0)
-
-    with pytest.warns(SgenasWarning, match="4 times"):
-        run(4.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(2.9)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        run(50.0)
-    assert len(caught) == 1
-
-
-def test_slowdown_counts_per_work() -> None:
-    slowdown, clock = Slowdown(), 0.0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for step in range(60):
-            work = 10.0 if step >= 30 else 1.0
-            clock += work
-            slowdown.step(clock, work)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ os.environ.update(spin_limit())
 
 SLOW = ("torch", "numpy")
 """Modules whose import takes a second or is not to be interrupted."""
+PATIENCE = 10.0
+"""Seconds that other processes wait before they report an error, in case the first one reports the same."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,11 +131,14 @@ def _reported(act: Callable[[], int], speaks: Callable[[], bool]) -> int:
 
 
 def _speaks() -> bool:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        return True
-    from sgenas.run.distributed import should_report
+    """Whether this process reports an error that it met before the processes have joined; yes, but not at once.
 
-    return should_report()
+    Usually all fail in the same way, and torchrun ends the others when the first one of a machine has: one that is
+    still running after PATIENCE has failed alone.
+    """
+    if _launched() and os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(PATIENCE)
+    return True
 
 
 def _launched() -> bool:

@@ -151,13 +151,12 @@ def merged(plain: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, A
 def first_difference(ours: Any, theirs: Any, path: str = "", skip: Container[str] = ()) -> str:
     """``"estimator.num_directions is 4 here, 10 there"`` for the first difference; empty if there is none.
 
-    A key that ``theirs`` lacks is no difference: an older version did not write it. Nor is one in ``skip``, which has
-    names and dotted paths.
+    A key that ``theirs`` lacks is no difference: an older version did not write it. Nor is a path in ``skip``.
     """
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         for name in [*ours, *(key for key in theirs if key not in ours)]:
             inner = f"{path}.{name}" if path else str(name)
-            if name in theirs and name not in skip and inner not in skip:
+            if name in theirs and inner not in skip:
                 found = first_difference(ours.get(name), theirs[name], inner, skip)
                 if found:
                     return found

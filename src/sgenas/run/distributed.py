@@ -8,8 +8,7 @@ of a batch, and the processes / P groups share the directions.
 import contextlib
 import math
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -22,14 +21,12 @@ from torch.distributed.rendezvous import rendezvous
 from sgenas.bilevel import Shards, Share
 from sgenas.device import find_device, ran_out
 from sgenas.digests import digest
-from sgenas.errors import InvalidValueError, ProcessError, SgenasError
+from sgenas.errors import InvalidValueError, ProcessError, SgenasError, require
 
 Made = TypeVar("Made")
 
 TIMEOUT = 1800.0
 """Seconds without an answer after which another process counts as lost."""
-PATIENCE = 10.0
-"""Seconds that other processes wait before they report an error, in case the first one reports the same."""
 REPORT_TIMEOUT = 60.0
 """Seconds that the others wait for the first process to report an error."""
 
@@ -37,17 +34,6 @@ REPORT_TIMEOUT = 60.0
 def launched() -> bool:
     """Whether torchrun, or another launcher with the same environment variables, has started several processes."""
     return _number("WORLD_SIZE", 1) > 1 and all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"))
-
-
-def should_report() -> bool:
-    """Whether this process should report an error that it met before the processes have joined.
-
-    The first process of a machine should, at once. The others usually fail in the same way, and torchrun ends
-    them when the first one has: a process that is still running after PATIENCE has failed alone.
-    """
-    if launched() and _number("LOCAL_RANK", 0) > 0:
-        time.sleep(PATIENCE)
-    return True
 
 
 def _number(name: str, default: int) -> int:
@@ -122,9 +108,7 @@ class Processes:
         """Whether the flag is set on any of them."""
         if self.size == 1:
             return flag
-        value = torch.tensor([flag], dtype=torch.uint8)
-        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MAX))
-        return bool(value.item())
+        return bool(self._reduced(int(flag), dist.ReduceOp.MAX))
 
     @contextlib.contextmanager
     def agreeing(self) -> Iterator[None]:
@@ -201,11 +185,8 @@ class Processes:
         """
         if self.size == 1 or name == "cpu":
             return find_device(name)
-        if name not in ("auto", "cuda"):
-            raise InvalidValueError(
-                f"device must be auto, cpu or cuda on {self.size} processes (each takes its own GPU), got {name!r}",
-                field="device",
-            )
+        limit = f"auto, cpu or cuda on {self.size} processes (each takes its own GPU)"
+        require(name in ("auto", "cuda"), "device", limit, name)
         # unlike a tensor, a GPU's properties take no memory there
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         visible = [str(torch.cuda.get_device_properties(index).uuid) for index in range(count)]
@@ -242,7 +223,7 @@ class Processes:
                 column,
                 width,
                 lambda tensors: self._total(tensors, beside),
-                lambda number: self._least(number, beside),
+                lambda number: self._reduced(number, dist.ReduceOp.MIN, beside),
             )
         if groups > 1:
             across = self._group([list(range(first, self.size, width)) for first in range(width)])
@@ -254,39 +235,38 @@ class Processes:
         """The sum over all processes of each tensor."""
         return tensors if self.size == 1 else self._total(tensors, None)
 
-    def sums(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]]) -> dict[str, float]:
-        """Sums over all batches of the numbers that ``measure`` gives for one; the processes share the batches.
+    def means(self, batches: Iterable[Any], measure: Callable[[Any], dict[str, Tensor]], name: str) -> dict[str, float]:
+        """Means over all batches of what ``measure`` sums over one, with the number of summands as ``count``.
 
-        Added in the order of a single process and in float64. Empty if there is no batch.
+        The processes share the batches. Added in the order of a single process and in float64.
+
+        Raises:
+            InvalidValueError: If there is no batch, or ``count`` is 0; it calls the batches ``name``.
         """
         found: list[dict[str, Tensor] | None] = []
         batch: Any = None
         for index, batch in enumerate(batches):
             found.append(measure(batch) if index % self.size == self.rank else None)
-        if not found:
-            return {}
+        require(bool(found), name, "at least one batch", 0)
         # with more processes than batches, some measure for the names alone
         known = next(filter(None, found), None) or measure(batch)
-        zeros = {name: torch.zeros_like(value) for name, value in known.items()}
-        stacked = [torch.stack([(each or zeros)[name].double() for each in found]) for name in sorted(known)]
-        return {name: sum(each.tolist()) for name, each in zip(sorted(known), self.total(stacked), strict=True)}
+        zeros = {key: torch.zeros_like(value) for key, value in known.items()}
+        stacked = [torch.stack([(each or zeros)[key].double() for each in found]) for key in sorted(known)]
+        sums = {key: sum(each.tolist()) for key, each in zip(sorted(known), self.total(stacked), strict=True)}
+        count = sums.pop("count", 0)
+        require(count > 0, name, "at least one label that counts", 0)
+        return {key: total / count for key, total in sums.items()}
 
     # -- communication -------------------------------------------------------------------------------------
 
-    def _group(self, members: Sequence[list[int]]) -> dist.ProcessGroup | None:
+    def _group(self, members: list[list[int]]) -> dist.ProcessGroup | None:
         """The group of this process among lists of ranks; None, the default group, if there is one list."""
-        mine: list[Any] = []
-
-        def make() -> None:
-            # every process makes every group
-            for ranks in members:
-                group = dist.new_group(ranks, timeout=timedelta(seconds=self.timeout))
-                if self.rank in ranks:
-                    mine.append(group)
-
-        if len(members) > 1:
-            self._exchange(make)
-        return mine[0] if mine else None
+        if len(members) == 1:
+            return None
+        wait, found = timedelta(seconds=self.timeout), list[Any]()
+        self._exchange(lambda: found.extend(dist.new_subgroups_by_enumeration(members, wait)))
+        mine: dist.ProcessGroup = found[0]
+        return mine
 
     def _gather(self, tensor: Tensor, group: dist.ProcessGroup | None = None) -> list[Tensor]:
         found = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
@@ -303,9 +283,9 @@ class Processes:
         torch._foreach_copy_(found, [piece.view(tensor.shape) for piece, tensor in zip(pieces, tensors, strict=True)])
         return found
 
-    def _least(self, number: int, group: dist.ProcessGroup | None) -> int:
+    def _reduced(self, number: int, by: dist.ReduceOp.RedOpType, group: dist.ProcessGroup | None = None) -> int:
         value = torch.tensor([number])
-        self._exchange(lambda: dist.all_reduce(value, dist.ReduceOp.MIN, group=group))
+        self._exchange(lambda: dist.all_reduce(value, by, group=group))
         return int(value.item())
 
     def _texts(self, mine: str) -> list[str]:

@@ -34,27 +34,26 @@ class DataFaults:
             if not isinstance(leaf, Tensor) or leaf.layout != torch.strided or not leaf.numel():
                 continue
             if leaf.is_floating_point() and leaf.element_size() > 1:
-                self._note("number", ~torch.isfinite(leaf).all(), number)
+                self._note("has NaN or infinite numbers", ~torch.isfinite(leaf).all(), number)
             elif leaf.dtype in (torch.int64, torch.int32) and leaf.ndim:
                 for label in IGNORED:
-                    self._note(str(label), (leaf == label).all(), number)
+                    said = f"has no label but {label}, which losses commonly ignore"
+                    self._note(said, (leaf == label).all(), number)
 
-    def _note(self, kind: str, bad: Tensor, number: int) -> None:
-        before = self._first.get(kind, bad.new_zeros((), dtype=torch.int64))
-        self._first[kind] = torch.where(bad & (before == 0), number, before)
+    def _note(self, fault: str, bad: Tensor, number: int) -> None:
+        before = self._first.get(fault, bad.new_zeros((), dtype=torch.int64))
+        self._first[fault] = torch.where(bad & (before == 0), number, before)
 
     def forgive(self) -> None:
         """After steps that went well: what the batches have had until then does no harm."""
-        self._harmless |= {kind for kind, number in self._first.items() if int(number)}
+        self._harmless |= {fault for fault, number in self._first.items() if int(number)}
         self._first = {}
 
     def describe(self) -> str | None:
         """``"batch 3 of train_data has NaN or infinite numbers"``, or None."""
-        for kind, number in self._first.items():
-            if int(number) and kind not in self._harmless:
-                if kind == "number":
-                    return f"batch {int(number)} of {self._name} has NaN or infinite numbers"
-                return f"batch {int(number)} of {self._name} has no label but {kind}, which losses commonly ignore"
+        for fault, number in self._first.items():
+            if int(number) and fault not in self._harmless:
+                return f"batch {int(number)} of {self._name} {fault}"
         return None
 
 

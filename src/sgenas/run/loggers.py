@@ -39,36 +39,27 @@ class JsonLines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        with naming(path):
+            self._file = open_for_appending(path)
 
-    def open(self, keep_bytes: int) -> list[dict[str, Any]]:
-        """Opens the file cut to ``keep_bytes``, its length at the checkpoint; returns the rows in it.
+    def keep(self, size: int) -> list[dict[str, Any]]:
+        """Cuts the file to ``size`` bytes, its length at the checkpoint; returns the rows in it.
 
         Raises:
             RunDirError: If it is shorter than that, or damaged.
         """
         with naming(self.path):
-            self._file = open_for_appending(self.path)
+            kept = self.path.read_bytes()[:size]
+        if len(kept) < size:
+            raise RunDirError(f"{self.path} must have at least {size} bytes as at the checkpoint, got {len(kept)}")
         try:
-            size = os.fstat(self._file.fileno()).st_size
-            if size < keep_bytes:
-                raise RunDirError(f"{self.path} must have at least {keep_bytes} bytes as at the checkpoint, got {size}")
-            rows = self.rows(keep_bytes)
-            with naming(self.path):
-                self._file.truncate(keep_bytes)
-                self._file.seek(keep_bytes)
-        except BaseException:
-            self._file.close()
-            raise
-        return rows
-
-    def rows(self, size: int) -> list[dict[str, Any]]:
-        """The rows in the first ``size`` bytes."""
-        if not size:
-            return []
-        try:
-            return [json.loads(line) for line in self.path.read_bytes()[:size].splitlines()]
-        except (OSError, ValueError, RecursionError) as error:
+            rows = [json.loads(line) for line in kept.splitlines()]
+        except (ValueError, RecursionError) as error:
             raise RunDirError(f"{self.path} must hold the rows up to the checkpoint: {error}") from None
+        with naming(self.path):
+            self._file.truncate(size)
+            self._file.seek(size)
+        return rows
 
     def write(self, row: dict[str, Any]) -> None:
         """Appends a row."""
@@ -166,8 +157,8 @@ def opened(path: Path, keep_bytes: int, loggers: Sequence[Logger], stack: contex
         RunDirError: If the file is damaged, or a logger cannot read its rows.
     """
     log = JsonLines(path)
-    rows = log.open(keep_bytes)
     stack.callback(log.close)
+    rows = log.keep(keep_bytes)
     for logger in loggers:
         try:
             logger.open(path.parent, rows)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.device import arithmetic, ran_out
-from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, SgenasError
+from sgenas.errors import CheckpointError, DivergenceError, OutOfMemoryError, one_line
 from sgenas.run.batches import Stream
-from sgenas.run.callbacks import Callback, load_states, states_of
+from sgenas.run.callbacks import Callback, ProgressBar, load_states, states_of
 from sgenas.run.distributed import ALONE, Processes
-from sgenas.run.loggers import JsonLines, Logger, opened
-from sgenas.run.meter import Meter, Slowdown
+from sgenas.run.loggers import LOGGERS, JsonLines, Logger, opened
+from sgenas.run.meter import Meter
 from sgenas.run.run_dir import RunDir
 
 LOG_EVERY, MAX_ROWS = 10, 10_000
@@ -35,7 +35,8 @@ class Loop(ABC):
         run_dir: Where files go; ``RunDir(None)`` for none.
         device: Device of all tensors.
         callbacks: Called in this order.
-        loggers: Get every row, in addition to metrics.jsonl.
+        loggers: Get every row, in addition to metrics.jsonl; names or objects.
+        progress: Show progress, unless one of the callbacks does.
         processes: The processes of this run; each takes every step, the first one writes.
         log_every: Steps between two rows; None for 10, or more in long runs.
         checkpoint_every: Steps between two checkpoints; there is one after each epoch too. None: only there.
@@ -60,7 +61,8 @@ class Loop(ABC):
         run_dir: RunDir,
         device: torch.device,
         callbacks: Sequence[Callback] = (),
-        loggers: Sequence[Logger] = (),
+        loggers: Sequence[str | Logger] = (),
+        progress: bool = False,
         processes: Processes = ALONE,
         log_every: int | None = None,
         checkpoint_every: int | None = None,
@@ -68,12 +70,15 @@ class Loop(ABC):
         precision: str = "ieee",
     ) -> None:
         self.epochs, self.run_dir, self.device, self.processes = epochs, run_dir, device, processes
-        self.callbacks, self._loggers = list(callbacks), list(loggers)
+        self.callbacks = list(callbacks)
+        if progress and processes.first and not any(isinstance(each, ProgressBar) for each in callbacks):
+            self.callbacks.append(ProgressBar())
+        self._loggers = [LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers]
         self._log_every, self._checkpoint_every = log_every, checkpoint_every
         self._deterministic, self._precision = deterministic, precision
         self.epoch = self.step_in_epoch = self.step = 0
         self.history: list[dict[str, Any]] = []
-        self.meter, self._slowdown = Meter(device), Slowdown()
+        self.meter = Meter(device)
         self.notes: dict[str, Any] = {}
         self.streams: tuple[Stream, ...] = ()
         self._log: JsonLines | None = None
@@ -123,7 +128,7 @@ class Loop(ABC):
 
     def epoch_is_over(self) -> bool:
         """Whether the last step was the last of its epoch."""
-        return self.step_in_epoch == self.steps_per_epoch
+        return self.streams[0].at_end
 
     def local_state(self) -> dict[str, Any]:
         """What a checkpoint holds that may differ between processes."""
@@ -201,7 +206,7 @@ class Loop(ABC):
     def _step(self) -> None:
         for callback in self.callbacks:
             callback.on_step_start(self)
-        lr, work = self.learning_rate(), self.work_done
+        lr = self.learning_rate()
         try:
             values = self.take_step()
             for callback in self.callbacks:
@@ -220,7 +225,6 @@ class Loop(ABC):
                 f"out of memory at step {self.step + 1} (epoch {self.epoch + 1}): {said}; try {self.smaller}{where}"
             ) from None
         self.step, self.step_in_epoch = self.step + 1, self.step_in_epoch + 1
-        self._slowdown.step(self.meter.seconds, self.work_done - work)
         for name in self._sums:
             if name in values:
                 value = values[name].detach()
@@ -336,12 +340,8 @@ class Loop(ABC):
             load_states(self.callbacks, state["callbacks"])
             self.load_own_state(state["own"] | {"local": state["local"]})
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, SgenasError):
-                raise CheckpointError(
-                    f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun}: {error}"
-                ) from None
-            missing = f"missing {error}" if isinstance(error, KeyError) else str(error)[:200]
+            why = f"missing {error}" if isinstance(error, KeyError) else one_line(error)
             raise CheckpointError(
-                f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({missing}); use the"
+                f"checkpoint {self.run_dir.checkpoint_path} does not match this {self.noun} ({why}); use the"
                 " settings it was saved with, or a new run directory"
             ) from None

@@ -29,8 +29,8 @@ RUN_FILES = (
 """Files of a run apart from config.json and tensorboard/; ``overwrite`` removes them."""
 LOCK_FILES = ("run.lock", "run.owner")
 EDITABLE = ("graphs", "device", "threads", "log_every", "data.data", "data.data_dir", "table")
-"""What may change in config.json between two parts of a run: where it runs and finds its data, whose fingerprint the
-checkpoint has too."""
+"""Paths in config.json of what may change between two parts of a run: where it runs and finds its data, whose
+fingerprint the checkpoint has too."""
 
 
 class RunDir:
@@ -63,16 +63,11 @@ class RunDir:
                     f"{self.path} already holds a run; resume it with `sgenas resume {self.path}`, choose"
                     " another directory, or pass --overwrite"
                 )
-        elif self.path.exists() and not self.path.is_dir():
-            raise RunDirError(f"{self.path} must be a directory, got a file")
-        elif self.path.exists() and self._holds_files():
-            raise RunDirError(f"{self.path} must be new or empty, got a directory with other files")
-
-    def _holds_files(self) -> bool:
-        try:
-            return any(path.name not in LOCK_FILES for path in self.path.iterdir())
-        except OSError as error:
-            raise RunDirError(f"{self.path} cannot be read: {error.strerror}") from None
+        elif self.path.exists():
+            with naming(self.path):
+                others = any(path.name not in LOCK_FILES for path in self.path.iterdir())
+            if others:
+                raise RunDirError(f"{self.path} must be new or empty, got a directory with other files")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,7 +117,7 @@ class RunDir:
             return False
         self._config = config
         if self.has_run and not overwrite and resume is not False:
-            start = "start_weights"
+            start = "model.start_weights"
             self._config = there = self.read_config(kind)["config"]
             # ("graphs" decides how kernels are launched, not what they compute)
             difference = first_difference(config, there, skip=("graphs", *((start,) if resume else ())))

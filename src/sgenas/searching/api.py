@@ -14,16 +14,16 @@ from sgenas.bilevel import SGE, Estimator, FirstOrder
 from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.device import PRECISIONS, cpu_threads
-from sgenas.errors import require, require_choice, require_kinds
+from sgenas.errors import require, require_choice, require_counts, require_kinds
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer, require_optimizers
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_separate
-from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
-from sgenas.run.loggers import LOGGERS, Logger
+from sgenas.run.loggers import Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer
@@ -186,12 +186,9 @@ def search(
     defaults = _source_settings(row)
     epochs = defaults["epochs"] if epochs is None else epochs
     counts = {"epochs": epochs, "inner_steps": inner_steps, "alpha_every": alpha_every, "shards": shards}
-    for name, value in counts.items():
-        require(value >= 1, name, ">= 1", value)
-    chosen.kept_steps(inner_steps)
     optional = {"batch_size": batch_size, "threads": threads, "log_every": log_every}
-    for name, count in (optional | {"checkpoint_every": checkpoint_every}).items():
-        require(count is None or count >= 1, name, ">= 1 or None", count)
+    require_counts({**counts, **optional, "checkpoint_every": checkpoint_every})
+    chosen.kept_steps(inner_steps)
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     require_choice("precision", precision, PRECISIONS)
     require(
@@ -248,6 +245,8 @@ def search(
             stack.callback(replays.forget)
         objectives = Objectives(space, loss, precision, where, layout.shards, layout.share, replays=replays)
         costs = None if budget is None or not budget.quantities else space.cost_model(budget, _inputs(train.peek()))
+        guarded = any(isinstance(each, RangeGuard) for each in callbacks)
+        guards = () if guarded else (RangeGuard(getattr(optimizer, "grad_clip", None)),)
         directory = RunDir(run_dir, writer=processes.first)
         run = Search(
             space,
@@ -273,8 +272,9 @@ def search(
             epochs=epochs,
             run_dir=directory,
             device=where,
-            callbacks=_all_callbacks(callbacks, optimizer, progress and processes.first),
-            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            callbacks=[*callbacks, *guards],
+            loggers=loggers,
+            progress=progress,
             processes=processes,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
@@ -283,21 +283,17 @@ def search(
         )
         with processes.agreeing():
             stack.enter_context(directory.locked())
-            described = record
-            if described is None and directory.exists_on_disk:
-                described = describe(
+            if record is None and directory.exists_on_disk:
+                record = describe(
                     run,
-                    chosen,
-                    optimizer,
                     row,
                     data={"train_data": train_data, "val_data": val_data},
-                    loss=loss,
                     arch_optimizer=arch_optimizer or defaults["arch_optimizer"],
                     budget=budget,
                     settings={"batch_size": size, "precision": precision, "shards": shards, "strategy": strategy},
                 )
             found = environment(where) | run.facts() | (facts or {})
-            if directory.begin("search", described, found, overwrite=overwrite, resume=resume):
+            if directory.begin("search", record, found, overwrite=overwrite, resume=resume):
                 run.load_state_dict(directory.read_checkpoint())
             elif isinstance(space, ModuleSpace):
                 checked = (train.peek(), loss, run.state.weights, run.alphas)
@@ -339,12 +335,3 @@ def _source_settings(method: Method) -> dict[str, Any]:
         "warmup_epochs": settings.get("warmup_epochs", 0),
         "epochs": settings.get("epochs", EPOCHS),
     }
-
-
-def _all_callbacks(callbacks: Sequence[Callback], optimizer: InnerOptimizer, progress: bool) -> list[Callback]:
-    found = list(callbacks)
-    if not any(isinstance(each, RangeGuard) for each in found):
-        found.append(RangeGuard(getattr(optimizer, "grad_clip", None)))
-    if progress and not any(isinstance(each, ProgressBar) for each in found):
-        found.append(ProgressBar())
-    return found

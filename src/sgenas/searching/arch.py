@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgenas import tree
 from sgenas.optim import InnerOptimizer, InnerState
 from sgenas.tree import TensorDict
 
@@ -42,10 +43,7 @@ class PureOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``."""
-        device = next(iter(self._alphas.values())).device
-        slots = {
-            name: {key: tensor.to(device) for key, tensor in slot.items()} for name, slot in state["slots"].items()
-        }
+        slots = tree.to(state["slots"], next(iter(self._alphas.values())).device)
         self._state = InnerState(dict(self._alphas), slots, state["step"])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -11,7 +11,7 @@ from sgenas import data, methods, tree
 from sgenas.bilevel import SGE, Estimator, EvolutionStrategies, FirstOrder
 from sgenas.data import ImageData, SearchImageSettings
 from sgenas.device import PRECISIONS, fastest_threads
-from sgenas.errors import require, require_choice
+from sgenas.errors import require, require_choice, require_counts
 from sgenas.fields import option
 from sgenas.methods import METHODS
 from sgenas.optim import SGD, InnerOptimizer
@@ -26,19 +26,16 @@ from sgenas.searching.callbacks.collapse import require_can_stop
 from sgenas.searching.callbacks.guards import POLICIES
 from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
+from sgenas.searching.loop import Search
 from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
 from sgenas.searching.selection import Selection
 from sgenas.searching.strategies import STRATEGIES, UNUSED, selection_of
-from sgenas.spaces import (
-    TABLES,
-    DartsSettings,
-    Discretization,
-    Regularizer,
-    Relaxation,
-)
+from sgenas.spaces import TABLES, DartsSettings, Discretization, Regularizer, Relaxation
 from sgenas.spaces.cell_space import CellSettings
 from sgenas.spaces.costs import Budget
+
+Found = TypeVar("Found")
 
 PASSED_ON = (
     *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise", "flatness"),
@@ -143,14 +140,11 @@ class SearchConfig(Configuration):
         values |= {f"arch_optimizer.{name}": value for name, value in own.items() if value != usual.get(name)}
         values["budget.penalty"] = self.budget.penalty
         selection_of(self.strategy, self.selection, METHODS.get(self.method), values, early_stop=self.early_stop)
-        for name in ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from"):
-            require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        counts = ("epochs", "inner_steps", "alpha_every", "checkpoint_every", "early_stop_from", "log_every", "threads")
+        require_counts({name: getattr(self, name) for name in counts})
         self.estimator.kept_steps(self.inner_steps)
         for name in ("derived_every", "eigenvalue_every"):
             require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
-        for name in ("log_every", "threads"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, ">= 1 or None", value)
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         limit = f"from 0 to epochs - 1 = {self.epochs - 1} (methods have their own)"
         require(0 <= self.warmup_epochs < self.epochs, "warmup_epochs", limit, self.warmup_epochs)
@@ -162,20 +156,11 @@ class SearchConfig(Configuration):
         Flatness(self.flatness)
         require_choice("precision", self.precision, PRECISIONS)
         require_choice("on_nonfinite", self.on_nonfinite, POLICIES)
-        require(
-            self.eigenvalue_every > 0 or not self.early_stop,
-            "early_stop",
-            "False without eigenvalue_every",
-            True,
-        )
         if self.early_stop:
+            require(self.eigenvalue_every > 0, "early_stop", "False without eigenvalue_every", True)
             require_can_stop(self.epochs, self.eigenvalue_every, self.early_stop_from)
-        require(
-            self.table is None or self.space.name in TABLES,
-            "table",
-            f"None without space {' or '.join(TABLES)}",
-            self.table,
-        )
+        tabulated = self.table is None or self.space.name in TABLES
+        require(tabulated, "table", f"None without space {' or '.join(TABLES)}", self.table)
 
     @classmethod
     def of_method(
@@ -301,6 +286,21 @@ class SearchConfig(Configuration):
             torch.autograd.grad(loss, list(leaves.values()))
 
         return fastest_threads(one_pass)
+
+
+def before_first_step(
+    config: SearchConfig, act: Callable[[Search], Found], *, images: ImageData | None = None
+) -> Found:
+    """``act(search)`` for the search of ``config``, which then ends without a step or a file."""
+    found: list[Found] = []
+
+    class Once(Callback):
+        def on_start(self, run: Search) -> None:
+            found.append(act(run))
+            run.request_stop()
+
+    config.run(None, images=images, callbacks=[Once()], progress=False)
+    return found[0]
 
 
 def _paths(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from sgenas.bilevel import Estimator
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.digests import name_of, without_addresses
 from sgenas.fingerprint import describe_data, describe_function, describe_model
-from sgenas.losses import Loss
 from sgenas.methods import METHODS, Method
 from sgenas.optim import INNER_OPTIMIZERS, InnerOptimizer
 from sgenas.run.config import REGISTRIES, settings_of
@@ -46,12 +45,9 @@ REGISTRIES.update(
 
 def describe(
     run: Search,
-    estimator: Estimator,
-    optimizer: InnerOptimizer,
     method: Method,
     *,
     data: dict[str, Any],
-    loss: Loss,
     arch_optimizer: ArchOptimizer,
     budget: Budget | None,
     settings: dict[str, Any],
@@ -66,8 +62,8 @@ def describe(
         "method": METHODS.name_of(method) or without_addresses(repr(method)),
         "relaxation": _plain(run.space.relaxation),
         "discretization": _plain(run.space.discretization),
-        "estimator": _plain(estimator),
-        "weight_optimizer": _plain(optimizer),
+        "estimator": _plain(run.estimator),
+        "weight_optimizer": _plain(run._weight_optimizer),
         "schedule": _plain(run._schedule),
         "arch_optimizer": _plain(arch_optimizer),
         "trajectory_optimizer": _plain(run._trajectory_optimizer),
@@ -83,7 +79,7 @@ def describe(
         "seed": run.seed,
         **settings,
         **{name: describe_data(source) for name, source in data.items()},
-        "loss": describe_function(loss),
+        "loss": describe_function(run.loss),
     }
     if isinstance(run.space, ModuleSpace):
         found["model"] = describe_model(next(run.space.modules()))

@@ -1,6 +1,6 @@
 """What a search on images needs: the space, streams of batches, callbacks."""
 
-from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,11 +46,8 @@ class ImageParts:
             for part, name in ((training, "inner"), (validation, "outer"))
         )
         self.space = config.space.build(self.images.channels, len(self.images.classes))
-
-        def batches() -> Iterable[Any]:
-            # the eigenvalue is that of the outer loss, which has the factors; accuracies do without
-            return data.ordered_batches(validation, size, augmentation, device, weights)
-
+        # with the factors of the classes: the eigenvalue is that of the outer loss; accuracies do without
+        batches = partial(data.ordered_batches, validation, size, augmentation, device, weights)
         self.batches, self.device = batches, device
         self.callbacks: list[Callback] = []
         if config.eigenvalue_every:

@@ -117,9 +117,6 @@ class Search(Loop):
         """Groups of N batches in a pass through the training data; a smaller last group trains the weights."""
         return None if self._train.length is None else math.ceil(self._train.length / self.inner_steps)
 
-    def epoch_is_over(self) -> bool:
-        return self._train.at_end
-
     def _moves_alphas(self, batches: int) -> bool:
         """Whether this step, with that many inner batches, moves the alphas too; counts what may move them."""
         if self.epoch < self._warmup_epochs or batches < self.inner_steps:

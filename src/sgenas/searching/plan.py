@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import torch
 
-from sgenas.bilevel import SGE, BilevelProblem, Estimator, FiniteDifference, FirstOrder
+from sgenas.bilevel import SGE, Estimator, FiniteDifference, FirstOrder
 from sgenas.bilevel.estimators import ESTIMATORS
 from sgenas.bilevel.estimators.sge.batched import members_that_fit, trajectory_bytes
 from sgenas.bilevel.estimators.sge.estimator import MOST_DIRECTIONS
@@ -19,10 +19,10 @@ from sgenas.bilevel.saved_memory import SavedMemory
 from sgenas.data import ImageData
 from sgenas.device import peak_memory, time_calls
 from sgenas.random import generator
-from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
-from sgenas.searching.config import SearchConfig
+from sgenas.searching.config import SearchConfig, before_first_step
 from sgenas.searching.loop import Search
+from sgenas.searching.results import alpha_steps
 from sgenas.searching.selection import AlphaSelection
 from sgenas.spaces.relaxations import Softmax
 
@@ -41,12 +41,9 @@ class Constants:
     Attributes:
         weights_pass: A step of the weights: batch, forward and backward pass, optimizer.
         alphas_pass: A batch, forward and backward pass for the alphas alone.
-        requested_call: A call of the requested estimator with its N inner steps.
-        finite_difference_call: A call of `FiniteDifference` with one inner step.
-        perturbed_pass: One perturbed step of SGE, batched with ``batched - 1`` others.
+        indirect_pass: A pass of an estimator besides the N steps and the outer gradients, by estimator.
         evaluation_pass: A forward pass over a batch.
-        batched: Trajectories of SGE per pass.
-        room: How many would be batched if there were enough of them; 1 if none are.
+        room: Trajectories of SGE that are batched if there are enough of them; 1 if none are.
         saved_bytes: What a forward pass saves for its backward pass.
         trajectory_bytes: Memory of a batched trajectory.
         resting_bytes: Memory of the process (on a GPU of its tensors) before any pass.
@@ -55,11 +52,8 @@ class Constants:
 
     weights_pass: float
     alphas_pass: float
-    requested_call: float
-    finite_difference_call: float
-    perturbed_pass: float
+    indirect_pass: dict[str, float]
     evaluation_pass: float
-    batched: int
     room: int
     saved_bytes: int
     trajectory_bytes: int
@@ -123,25 +117,6 @@ class Plan:
         return dataclasses.asdict(self)
 
 
-class _Planned(Exception):
-    """Leaves a search before its first step."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-
-class _Planner(Callback):
-    def __init__(self, config: SearchConfig) -> None:
-        self._config = config
-
-    def on_start(self, run: Search) -> None:
-        constants = measure(run)
-        searches = [run, *compared(run)]
-        facts = environment(run.device) | run.facts()
-        rows = tuple(forecast(each, constants, self._config) for each in searches)
-        raise _Planned(Plan(facts, constants, rows, break_even(searches)))
-
-
 def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Plan:
     """Predicts what the search of ``config`` will cost, from some passes on its own images and device.
 
@@ -154,11 +129,14 @@ def plan_search(config: SearchConfig, *, images: ImageData | None = None) -> Pla
     Raises:
         SgenasError: Whatever the search raises before its first step.
     """
-    try:
-        config.run(None, images=images, callbacks=[_Planner(config)], progress=False)
-    except _Planned as found:
-        return found.plan
-    raise AssertionError("a search has at least one step")
+
+    def planned(run: Search) -> Plan:
+        constants, searches = measure(run), [run, *compared(run)]
+        facts = environment(run.device) | run.facts()
+        rows = tuple(forecast(each, constants, config) for each in searches)
+        return Plan(facts, constants, rows, break_even(searches))
+
+    return before_first_step(config, planned, images=images)
 
 
 # -- what is compared ---------------------------------------------------------------------------------------
@@ -220,7 +198,7 @@ def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecas
     total, steps = run.predicted_cost(), run.epochs * (run.steps_per_epoch or 0)
     batches, inner_steps = run._train.length or 0, run.inner_steps
     chosen = run.selection.cost(run, run._val.length or 0)
-    moves = round((total.forward - chosen.forward - run.epochs * batches) / (run.alphas_cost().forward - inner_steps))
+    moves = alpha_steps(batches, inner_steps, run.epochs, run._warmup_epochs, run._alpha_every)
     training = run.epochs * batches - moves * inner_steps
     if run._trajectory_optimizer is not None:
         training += moves * inner_steps
@@ -242,23 +220,15 @@ def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecas
 
 
 def _call_seconds(run: Search, constants: Constants) -> float:
-    """One call of an estimator; of one that is not known here, as it was measured."""
+    """One call of an estimator: N steps, the outer gradients, and the passes of its indirect gradient."""
     estimator, count, weights = run.estimator, run.inner_steps, constants.weights_pass
     if isinstance(estimator, FirstOrder):
         return count * weights + run.flatness.evaluations * constants.alphas_pass
-    if isinstance(estimator, FiniteDifference):
-        return (count - 1) * weights + constants.finite_difference_call
-    if not isinstance(estimator, SGE):
-        return constants.requested_call
-    baseline = estimator._baseline()
-    seconds = (count + 1) * weights
-    perturbed = estimator.indirect_cost(count).forward
-    if baseline is not None:
-        guess = baseline.indirect_cost(count).forward
-        perturbed -= guess
-        is_difference = isinstance(baseline, FiniteDifference)
-        seconds += constants.finite_difference_call - 2 * weights if is_difference else guess * weights
-    return seconds + perturbed * constants.perturbed_pass
+    return (count + 1) * weights + _indirect_passes(estimator, count) * constants.indirect_pass[_name(estimator)]
+
+
+def _indirect_passes(estimator: Estimator, inner_steps: int) -> float:
+    return max(1.0, estimator.indirect_cost(inner_steps).forward)
 
 
 # -- measuring ----------------------------------------------------------------------------------------------
@@ -285,9 +255,9 @@ def measure(run: Search) -> Constants:
     def median(call: Callable[[], Any]) -> float:
         return statistics.median(time_calls(call, device, repeats=REPEATS, enough=ENOUGH_SECONDS, most=MAX_REPEATS))
 
-    def called(estimator: Estimator, using: BilevelProblem = problem, steps: int = 1) -> float:
+    def called(estimator: Estimator, steps: int = 1) -> float:
         draw = generator(run.seed, "plan")
-        return median(lambda: estimator(using, start, alphas, [inner] * steps, outer, generator=draw))
+        return median(lambda: estimator(problem, start, alphas, [inner] * steps, outer, generator=draw))
 
     def evaluated() -> None:
         with torch.no_grad():
@@ -296,28 +266,31 @@ def measure(run: Search) -> Constants:
     weights_pass = median(lambda: training.run(run.state, alphas, [next(run._train)]))
     first_order = called(FirstOrder())
     exact = objectives.precision == "ieee" and objectives.space.relaxation.learns
-    difference = called(FiniteDifference()) if exact else 0.0
-    working = peak_memory(device)
     sge = run.estimator if isinstance(run.estimator, SGE) else SGE()
     mu = 0.01 if sge.smoothing == "auto" else sge.smoothing
-    plain = dataclasses.replace(sge, num_directions=sge.most_directions, smoothing=mu, control_variate=None)
+    indirect: dict[str, float] = {}
+
+    def time_indirect(estimator: Estimator, steps: int = 1) -> None:
+        beyond = called(estimator, steps) - (steps + 1) * weights_pass
+        indirect[_name(estimator)] = max(0.0, beyond / _indirect_passes(estimator, steps))
+
+    if exact:
+        time_indirect(FiniteDifference())
+    working = peak_memory(device)
+    if exact:
+        time_indirect(dataclasses.replace(sge, num_directions=sge.most_directions, smoothing=mu))
+    if not isinstance(run.estimator, FirstOrder) and _name(run.estimator) not in indirect:
+        time_indirect(run.estimator, run.inner_steps)
     room = 1
     if problem.stacked_inner_loss is not None and sge.computation != "sequential":
         always = sge.computation == "batched"
         room = max(1, int(members_that_fit(start, saved.peak, always=always)))
         room = min(room, sge.chunk or room)
-    perturbed = 0.0
-    if exact or isinstance(run.estimator, SGE):
-        perturbed = max(0.0, (called(plain) - 2 * weights_pass) / sge.most_directions)
-    known = isinstance(run.estimator, FirstOrder | FiniteDifference | SGE)
     return Constants(
         weights_pass=weights_pass,
         alphas_pass=max(0.0, first_order - weights_pass),
-        requested_call=0.0 if known else called(run.estimator, steps=run.inner_steps),
-        finite_difference_call=difference,
-        perturbed_pass=perturbed,
+        indirect_pass=indirect,
         evaluation_pass=median(evaluated),
-        batched=min(sge.most_directions, room),
         room=room,
         saved_bytes=saved.peak,
         trajectory_bytes=round(trajectory_bytes(start, saved.peak)),

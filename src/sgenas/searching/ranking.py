@@ -5,38 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sgenas.errors import CheckpointError, DataError, InvalidValueError, RunDirError
-from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import RunDir
 from sgenas.run.state import matching
 from sgenas.searching.callbacks.ranking import Ranking, rank_supernet
-from sgenas.searching.config import SearchConfig
-from sgenas.spaces import AccuracyTable, load_table
-
-
-class _Ranked(Exception):
-    """Leaves a search before its first step."""
-
-    def __init__(self, ranking: Ranking, epochs: int) -> None:
-        self.found = ranking, epochs
-
-
-class _Ranker(Callback):
-    def __init__(self, directory: RunDir, table: AccuracyTable, settings: dict[str, Any]) -> None:
-        self._path, self._state = directory.path, directory.read_checkpoint()
-        self._table, self._settings = table, settings
-
-    def on_start(self, run: Any) -> None:
-        try:
-            # nothing else, so that a checkpoint of another version is good enough
-            own, epochs = self._state["own"], int(self._state["epoch"])
-            same = own["fingerprint"] == run.fingerprint
-            weights = matching(run.state.weights, own["weights"], run.device, "weights")
-        except (LookupError, TypeError, ValueError, AttributeError):
-            raise CheckpointError(f"the checkpoint of {self._path} must hold the weights of its search") from None
-        if not same:
-            raise DataError(f"the images must be those of the search in {self._path}, got others under the same name")
-        run.state = replace(run.state, weights=weights)
-        raise _Ranked(rank_supernet(run, self._table, **self._settings), epochs)
+from sgenas.searching.config import SearchConfig, before_first_step
+from sgenas.spaces import load_table
 
 
 def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: Any) -> tuple[Ranking, int]:
@@ -63,11 +36,21 @@ def rank_run(run_dir: str | Path, table: str | Path | None = None, **settings: A
     file = config.table if table is None else table
     if file is None:
         raise InvalidValueError("table must be a file, since the search has none, got None", field="table")
-    ranker = _Ranker(directory, load_table(file), settings)
+    tabulated, state = load_table(file), directory.read_checkpoint()
+
+    def ranked(run: Any) -> tuple[Ranking, int]:
+        try:
+            # nothing else, so that a checkpoint of another version is good enough
+            own, epochs = state["own"], int(state["epoch"])
+            same = own["fingerprint"] == run.fingerprint
+            weights = matching(run.state.weights, own["weights"], run.device, "weights")
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise CheckpointError(f"the checkpoint of {run_dir} must hold the weights of its search") from None
+        if not same:
+            raise DataError(f"the images must be those of the search in {run_dir}, got others under the same name")
+        run.state = replace(run.state, weights=weights)
+        return rank_supernet(run, tabulated, **settings), epochs
+
     # as in the search; one that has no GPU here is refused
     config = replace(config, table=None, threads=threads if isinstance(threads, int) else None, logger=None)
-    try:
-        config.run(None, callbacks=[ranker], progress=False)
-    except _Ranked as left:
-        return left.found
-    raise AssertionError("a search has at least one step")
+    return before_first_step(config, ranked)

@@ -108,8 +108,7 @@ class SearchResult:
         Args:
             weights: For a module: ``"trained"`` for the supernet's weights, with batch normalization statistics
                 from one pass over the training data (not in a result that was pickled), or ``"fresh"`` for the
-                model's own. The network of a
-                cell has other sizes than the supernet, and always fresh weights.
+                model's own. The network of a cell has other sizes than the supernet, and always fresh weights.
             **sizes: Of the network of a cell: ``channels``, ``layers``, ``num_classes``, ...
         """
         require_choice("weights", weights, ("trained", "fresh"))
@@ -197,13 +196,12 @@ def alphas_cost(estimator: Estimator, inner_steps: int, flatness: Flatness, *, s
     return found + Cost(inner_steps, inner_steps, inner_steps) if separate else found
 
 
-def predicted_cost(
-    moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int, first: int = 0
-) -> Cost:
-    """Passes of a search, at most.
+def alpha_steps(
+    batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int, first: int = 0
+) -> int:
+    """Steps of a search that move the alphas.
 
     Args:
-        moving: Cost of a step that moves the alphas.
         batches: Training batches per epoch.
         inner_steps: N, batches per step; those left over at the end of an epoch train the weights alone.
         epochs: Number of epochs.
@@ -211,17 +209,19 @@ def predicted_cost(
         alpha_every: Groups of N batches after the warm-up, of which the last one moves the alphas.
         first: Such groups before the first of these epochs.
     """
-    full, rest = divmod(batches, inner_steps)
-    total, rounds = Cost(), first
-    for epoch in range(epochs):
-        moves = 0
-        if epoch >= warmup_epochs:
-            moves = (rounds + full) // alpha_every - rounds // alpha_every
-            rounds += full
-        trained = (full - moves) * inner_steps + rest
-        total += Cost(trained, trained, trained)
-        total += Cost(moves * moving.forward, moves * moving.backward, moves * moving.inner_steps)
-    return total
+    last = first + max(0, epochs - warmup_epochs) * (batches // inner_steps)
+    return last // alpha_every - first // alpha_every
+
+
+def predicted_cost(
+    moving: Cost, batches: int, inner_steps: int, epochs: int, warmup_epochs: int, alpha_every: int, first: int = 0
+) -> Cost:
+    """Passes of a search, at most, if a step of `alpha_steps` costs ``moving``."""
+    moves = alpha_steps(batches, inner_steps, epochs, warmup_epochs, alpha_every, first)
+    trained = epochs * batches - moves * inner_steps
+    return Cost(
+        trained + moves * moving.forward, trained + moves * moving.backward, trained + moves * moving.inner_steps
+    )
 
 
 def training_cost(

@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from sgenas.device import cpu_threads
 from sgenas.digests import digest, without_addresses
-from sgenas.errors import require
+from sgenas.errors import require, require_counts
 from sgenas.fingerprint import describe_data, describe_function, describe_model
 from sgenas.losses import Loss
 from sgenas.optim import SGD
 from sgenas.random import generator
 from sgenas.run.batches import Stream, has_batch_norm, require_batches
-from sgenas.run.callbacks import Callback, ProgressBar
+from sgenas.run.callbacks import Callback
 from sgenas.run.distributed import Processes, joined
 from sgenas.run.faults import explaining_single_rows
-from sgenas.run.loggers import LOGGERS, Logger
+from sgenas.run.loggers import Logger
 from sgenas.run.run_dir import RunDir, environment
 from sgenas.spaces.genotype import Genotype
 from sgenas.training.loop import Training, TrainOptimizer
@@ -143,11 +143,8 @@ def train(
         >>> result = sgenas.train(network, train_set, test_set, epochs=100, run_dir="runs/trained")
         >>> result.history[-1]["test_accuracy"]
     """
-    require(batch_size >= 1, "batch_size", ">= 1", batch_size)
-    require(shards >= 1, "shards", ">= 1", shards)
-    optional = {"threads": threads, "log_every": log_every, "checkpoint_every": checkpoint_every}
-    for name, count in optional.items():
-        require(count is None or count >= 1, name, ">= 1 or None", count)
+    counts = {"epochs": epochs, "batch_size": batch_size, "shards": shards}
+    require_counts({**counts, "threads": threads, "log_every": log_every, "checkpoint_every": checkpoint_every})
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
     with ExitStack() as stack:
         stack.enter_context(cpu_threads(threads))
@@ -159,9 +156,6 @@ def train(
             class_weights = class_weights.to(where)
         classification = Classification(label_smoothing, auxiliary_weight, class_weights)
         schedule = schedule or WarmupCosine()
-        shown = list(callbacks)
-        if progress and processes.first and not any(isinstance(each, ProgressBar) for each in shown):
-            shown.append(ProgressBar())
         directory = RunDir(run_dir, writer=processes.first)
         run = Training(
             network,
@@ -186,8 +180,9 @@ def train(
             epochs=epochs,
             run_dir=directory,
             processes=processes,
-            callbacks=shown,
-            loggers=[LOGGERS.get(each)() if isinstance(each, str) else each for each in loggers],
+            callbacks=callbacks,
+            loggers=loggers,
+            progress=progress,
             log_every=log_every,
             checkpoint_every=checkpoint_every,
             deterministic=deterministic,

@@ -13,7 +13,7 @@ from sgenas import data
 from sgenas.data import ImageData, ImageSet, TrainImageSettings
 from sgenas.data.settings import fewer_note
 from sgenas.device import channels_last_on
-from sgenas.errors import DataError, require, require_choice
+from sgenas.errors import DataError, require, require_choice, require_counts
 from sgenas.fields import option
 from sgenas.optim import SGD
 from sgenas.random import generator
@@ -103,10 +103,8 @@ class TrainConfig(Configuration):
     data: TrainImageSettings = field(default_factory=TrainImageSettings)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "checkpoint_every", "log_every", "threads", "channels", "layers"):
-            value = getattr(self, name)
-            optional = self.__dataclass_fields__[name].default is None
-            require((optional and value is None) or value >= 1, name, ">= 1", value)
+        counts = ("epochs", "checkpoint_every", "log_every", "threads", "channels", "layers")
+        require_counts({name: getattr(self, name) for name in counts})
         require(0 <= self.seed < 2**63, "seed", "from 0 to 2^63 - 1", self.seed)
         require_choice("precision", self.precision, PRECISIONS)
         if not takes_auxiliary(self.genotype):

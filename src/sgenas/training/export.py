@@ -4,7 +4,6 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from sgenas.errors import CheckpointError, InvalidValueError, RunDirError, one_line, require, require_choice
+from sgenas.errors import CheckpointError, RunDirError, load_extra, one_line, require, require_choice
 from sgenas.files import replacing
 from sgenas.functional import evaluating
 from sgenas.run.run_dir import RunDir
@@ -20,7 +19,6 @@ from sgenas.spaces.networks import build
 from sgenas.training.config import TrainConfig
 from sgenas.training.loop import load_weights
 
-ONNX_PACKAGES = ("onnx", "onnxscript")
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -142,13 +140,8 @@ def _torch_export(network: nn.Module, inputs: Tensor) -> bytes:
 
 
 def _onnx(network: nn.Module, inputs: Tensor) -> bytes:
-    missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InvalidValueError(
-            f"format onnx needs the packages of the extra onnx, {' and '.join(missing)} missing here:"
-            " pip install 'sgenas[onnx]'",
-            field="format",
-        )
+    for package in ("onnx", "onnxscript"):
+        load_extra(package, "onnx", "format")
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:

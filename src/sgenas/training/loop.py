@@ -80,7 +80,6 @@ class Training(Loop):
         self._train, self.test_batches, self._objective, self._arithmetic = train, test, objective, arithmetic
         self.streams = (train,)
         self._schedule, self._drop_path, self._fingerprint = schedule, drop_path, fingerprint
-        require(self.epochs >= 1, "epochs", ">= 1", self.epochs)
         require(0 <= drop_path < 1, "drop_path", "in [0, 1)", drop_path)
         require(not drop_path or self.epochs > 1, "epochs", "> 1 with drop path (0 in the first)", self.epochs)
         self._can_drop = hasattr(network, "drop_path_generator")
@@ -121,9 +120,6 @@ class Training(Loop):
     @property
     def steps_per_epoch(self) -> int | None:
         return self._train.length
-
-    def epoch_is_over(self) -> bool:
-        return self._train.at_end
 
     def learning_rate(self) -> float:
         return self._rate(self._optimizer.param_groups[0])

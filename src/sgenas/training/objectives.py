@@ -149,7 +149,5 @@ def measure(
         return objective.test(model, moved_batch(batch, arithmetic.device))
 
     with evaluating(network):
-        totals = processes.sums(batches, tested)
-    count = totals.pop("count", 0)
-    require(count > 0, "test_data", "at least one label that counts" if totals else "at least one batch", 0)
-    return {f"test_{name}": total / count for name, total in totals.items()}
+        means = processes.means(batches, tested, "test_data")
+    return {f"test_{name}": mean for name, mean in means.items()}

@@ -62,7 +62,8 @@ class ShardedGradient:
             nonlocal number
             self._seed(seed_of(seed, f"shard {number}"))
             number += 1
-            self._restore(before)
+            for buffer, value in zip(self._buffers, before, strict=True):
+                buffer.copy_(value)
             for parameter in self._parameters.values():
                 parameter.grad = None
             values = self._objective.train(self._model, shard)
@@ -93,10 +94,6 @@ class ShardedGradient:
     def _seed(self, seed: int) -> None:
         for draws in self._draws:
             draws.manual_seed(seed)
-
-    def _restore(self, before: list[Tensor]) -> None:
-        for buffer, value in zip(self._buffers, before, strict=True):
-            buffer.copy_(value)
 
     def _check(self, batch: Any) -> None:
         """Refuses processes with other batches, and gradients that only some shards have."""

@@ -47,8 +47,8 @@ def plan_text(plan: "Plan") -> str:
         f"supernet of {machine['weights']:,} weights and {machine['alphas']} alphas on {machine['device']}"
         f" ({machine['device_name']}, {machine['threads']} threads)",
         f"a pass takes {constants.weights_pass:.3g} s for the weights, {constants.alphas_pass:.3g} s for the"
-        f" alphas alone, {constants.perturbed_pass:.3g} s per direction of sge ({constants.batched} batched),"
-        f" {constants.evaluation_pass:.3g} s forward only; it saves {memory(constants.saved_bytes)}",
+        f" alphas alone, {constants.indirect_pass.get('sge', 0.0):.3g} s per direction of sge (up to {constants.room}"
+        f" batched), {constants.evaluation_pass:.3g} s forward only; it saves {memory(constants.saved_bytes)}",
         "",
         f"{'':44}{'steps':>8}{'passes':>12}{'of first order':>16}{'time':>14}{'memory':>10}",
     ]

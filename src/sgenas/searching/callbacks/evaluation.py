@@ -78,10 +78,10 @@ class Evaluation(Callback):
     @torch.no_grad()
     def means(self, run: Any, model: Callable[..., Any]) -> dict[str, float]:
         """Means over all batches; the processes of a run share the batches."""
-        each = run.processes.sums(self.batches(), lambda batch: self.measure(model, moved_batch(batch, run.device)))
-        count = each.pop("count", 0)
-        require(count > 0, "batches", "at least one with a label that counts" if each else "at least one", 0)
-        return {name: value / count for name, value in each.items()}
+        found: dict[str, float] = run.processes.means(
+            self.batches(), lambda batch: self.measure(model, moved_batch(batch, run.device)), "batches"
+        )
+        return found
 
 
 def validation(run: Any) -> tuple[Batches, Measure]:

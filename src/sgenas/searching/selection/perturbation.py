@@ -75,7 +75,7 @@ class PerturbationSelection(Selection):
 
     def cost(self, search: "Search", batches: int) -> Cost:
         space = search.space
-        rounds, nodes = rounds_of(space), node_rounds_of(space)
+        rounds, nodes = _in_rounds(groups_of(space)), _in_rounds(node_groups_of(space))
         removals = sum(len(kept_columns(space, name)) for each in rounds for name, _ in each)
         removals += sum(len(edges) for each in nodes for _, edges in each)
         epochs = self.epochs(search) * (len(rounds) + len(nodes) - 1)
@@ -245,16 +245,6 @@ def node_groups_of(space: SearchSpace) -> list[list[tuple[str, list[int]]]]:
 def _in_rounds(groups: list[list[Any]]) -> list[list[Any]]:
     """The k-th items of all groups, for each k."""
     return [[item for item in items if item is not None] for items in itertools.zip_longest(*groups)]
-
-
-def rounds_of(space: SearchSpace) -> list[list[Place]]:
-    """The decisions about operations, by round, in no particular order."""
-    return _in_rounds(groups_of(space))
-
-
-def node_rounds_of(space: SearchSpace) -> list[list[tuple[str, list[int]]]]:
-    """The decisions about nodes, by round, in no particular order."""
-    return _in_rounds(node_groups_of(space))
 
 
 SELECTIONS.register("perturbation", PerturbationSelection)
