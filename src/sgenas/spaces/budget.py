@@ -9,17 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from sgenas.errors import InvalidValueError, require
-from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, expected_cost
+from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table
 from sgenas.spaces.cell_space import CellSpace
-from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
+from sgenas.spaces.costs import Budget, CostModel
 from sgenas.spaces.discretization import Rule
 from sgenas.spaces.genotype import Edge, Genotype
 from sgenas.spaces.knapsack import Floats, Options, Pick, best_choice, cheapest, joined, merged, single
 from sgenas.spaces.latency import LatencyTable
 from sgenas.tree import TensorDict
-
-ROUNDING = 1e-12
-"""Relative tolerance: sums of costs count as equal if they differ only in the order of their terms."""
 
 
 def cell_cost_model(space: CellSpace, budget: Budget, example: Any) -> "CellCostModel":
@@ -94,7 +91,8 @@ class CellCostModel(CostModel):
         self._nodes, self._kinds = space.nodes, tuple(space.kinds)
         self._inputs = self._edges[0][1]
         limited = [self.tables[name] for name in budget.limits]
-        self._allowed = np.array(list(budget.limits.values()), dtype=np.float64) * (1 + ROUNDING)
+        if budget.penalty is not None:
+            self._penalize({(kind,): table for kind, table in self.tables[budget.penalty].values.items()})
         if limited:
             rule = _rule(space)
             if rule is None:
@@ -113,17 +111,6 @@ class CellCostModel(CostModel):
     def of(self, architecture: Genotype) -> dict[str, float]:
         found = {name: table.of(architecture) for name, table in self.tables.items()}
         return {name: cost for name, cost in found.items() if cost is not None}
-
-    def penalty(self, alphas: TensorDict) -> Tensor | None:
-        if self.budget.penalty is None:
-            return None
-        expected = expected_cost(self.tables[self.budget.penalty], self.space.mixing(alphas))
-        return self.budget.penalty_weight * expected
-
-    def is_within(self, architecture: Genotype) -> bool:
-        """Whether the network of the genotype meets all limits; True if an empty cell has none."""
-        costs = [self.tables[name].of(architecture) for name in self.budget.limits]
-        return all(cost is None or cost <= most for cost, most in zip(costs, self._allowed, strict=True))
 
     def describe(self) -> dict[str, Any]:
         return {} if self.spec is None else {"budget_network": asdict(self.spec)}
@@ -150,10 +137,7 @@ class CellCostModel(CostModel):
     def _check(self) -> None:
         alike = {kind: np.zeros(costs.shape[:2]) for kind, costs in self._costs.items()}
         totals = [self._fixed[joins] + cheapest(groups) for joins, groups in self._networks(alike)]
-        smallest = np.min(totals, axis=0)
-        refuse_limits(self.budget, smallest.tolist(), self._allowed.tolist())
-        if len(self.budget.limits) > 1 and self._best(alike) is None:
-            refuse_combination(self.budget)
+        self._refuse_limits(np.min(totals, axis=0).tolist(), self._best(alike) is not None)
 
     def _best(self, scores: Mapping[str, Floats]) -> Pick | None:
         """The operations of the best cells; None if no cells meet the limits."""
