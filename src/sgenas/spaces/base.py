@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgenas.errors import require
 from sgenas.spaces.discretization import Discretization
-from sgenas.spaces.relaxations import Relaxation
+from sgenas.spaces.relaxations import Relaxation, edge_tables
 from sgenas.tree import TensorDict
 
 if TYPE_CHECKING:
@@ -174,10 +174,9 @@ class SearchSpace(ABC):
         """A copy of ``random_alphas`` with one row drawn again, that of an edge or a choice, each equally likely."""
         found = {name: table.clone() for name, table in alphas.items()}
         rows: list[Tensor] = []
+        edges = edge_tables(found)
         for name, table in found.items():
-            # weights of edges (PC-DARTS) are one of each edge
-            edges = name.endswith("_edges") and name.removesuffix("_edges") in found
-            rows += table.view(-1, 1 if edges else table.shape[-1])
+            rows += table.view(-1, 1 if name in edges else table.shape[-1])
         row = rows[int(torch.randint(len(rows), (), generator=generator))]
         row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
         return found

@@ -163,11 +163,14 @@ class CellSpace(SearchSpace):
     @abstractmethod
     def concat(self) -> tuple[int, ...]: ...
 
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        return edges_of(self.nodes, self.inputs)
+
     def _take_settings(self, settings: Any) -> None:
         self.settings = settings
         self.operations: tuple[str, ...] = settings.operation_names
         self.partial_channels: int = settings.partial
-        self.edges = edges_of(self.nodes, self.inputs)
         with torch.device("meta"):
             self.supernet = type(self).network(settings, self.input_channels, self.num_classes)
 

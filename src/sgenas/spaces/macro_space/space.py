@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from sgenas.errors import require
 from sgenas.spaces.cell_space import CellSettings, CellSpace
 from sgenas.spaces.cells import Stem
 from sgenas.spaces.discretization import Argmax, Discretization
@@ -124,23 +123,7 @@ class MacroSpace(CellSpace):
     settings: "MacroSettings"
     nodes = LAYERS
     concat = (LAYERS,)
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._check_parts()
-
-    def _take_settings(self, settings: Any) -> None:
-        super()._take_settings(settings)
-        self.edges = EDGES
-
-    def with_parts(self, **parts: Any) -> Self:
-        other = super().with_parts(**parts)
-        other._check_parts()
-        return other
-
-    def _check_parts(self) -> None:
-        weighs = self.relaxation.weighs_edges
-        require(not weighs, "relaxation", "one without edge weights, since a layer has one edge", self.relaxation)
+    edges = EDGES
 
     def cost_model(self, budget: "Budget", example: Any) -> "CostModel":
         from sgenas.spaces.macro_space.costs import macro_cost_model
