@@ -168,15 +168,6 @@ def shuffle_channels(x: Tensor, members: int, groups: int) -> Tensor:
     return in_image_order(apart.transpose(axis + 1, axis + 2).flatten(axis, axis + 2))
 
 
-def classify_members(features: Tensor, classifier: nn.Linear, members: int) -> Tensor:
-    """Logits (M, B, classes) of features (B, M F), for a classifier with the weights of M members."""
-    classes = classifier.out_features
-    weight = classifier.weight.reshape(members, classes, -1)
-    bias = classifier.bias.reshape(members, 1, classes)
-    apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
-    return torch.baddbmm(bias, apart, weight.mT)
-
-
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Depthwise convolution, weight (C, 1, k, k), k odd, padded by (k - 1) / 2."""
     if hand_written(x):

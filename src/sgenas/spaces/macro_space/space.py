@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from torch import Tensor, nn
 
 from sgenas.spaces.cell_space import CellSettings, CellSpace
-from sgenas.spaces.cells import Stem
+from sgenas.spaces.cells import Stem, Supernet
 from sgenas.spaces.discretization import Argmax, Discretization
-from sgenas.spaces.kernels import classify_members, dense, depthwise
+from sgenas.spaces.kernels import dense, depthwise
 from sgenas.spaces.macro_space.network import BLOCKS, HEAD, places
 from sgenas.spaces.macro_space.strings import EDGES, KIND, LAYERS, OPERATIONS, SPACE
 from sgenas.spaces.nonlinearity import Nonlinearity
@@ -73,7 +73,7 @@ class MixedLayer(nn.Module):
         return weighted_sum(weights, terms, raw)
 
 
-class MacroSupernet(nn.Module):
+class MacroSupernet(Supernet):
     """Stem, 8 mixed layers, a 1x1 convolution, pooling, classifier, as in `MacroNetwork`.
 
     Normalization has scale and shift in the stem and after the last convolution, and none in the layers, where it
@@ -92,19 +92,11 @@ class MacroSupernet(nn.Module):
         self.norm = nn.BatchNorm2d(HEAD * channels, track_running_stats=False)
         self.classifier = nn.Linear(HEAD * channels, num_classes)
 
-    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {"cell": (8, O)}.
-
-        With mixing {"cell": (M, 8, O)} and the weights of M members concatenated along their first dimension, logits
-        (M, B, classes) of all members on the same images.
-        """
-        stacked = mixing[KIND].ndim == 3
-        table = mixing[KIND] if stacked else mixing[KIND][None]
+    def features(self, images: Tensor, mixing: TensorDict) -> Tensor:
         x = self.activate(self.stem(images))
-        for layer, weights in zip(self.layers, table.unbind(dim=1), strict=True):
+        for layer, weights in zip(self.layers, mixing[KIND].unbind(dim=1), strict=True):
             x = layer(x, weights)
-        features = self.activate(affine_norm(dense(x, self.last.weight), self.norm)).mean(dim=(2, 3))
-        return classify_members(features, self.classifier, table.shape[0]) if stacked else self.classifier(features)
+        return self.activate(affine_norm(dense(x, self.last.weight), self.norm)).mean(dim=(2, 3))
 
 
 class MacroSpace(CellSpace):
