@@ -23,12 +23,6 @@ Network = Callable[..., Any]
 """A pure function of the network's inputs, called like the network."""
 
 
-def given_parts(relaxation: Relaxation | None, discretization: Discretization | None) -> dict[str, Any]:
-    """`SearchSpace.given` of these arguments."""
-    parts = {"relaxation": relaxation, "discretization": discretization}
-    return {name: part for name, part in parts.items() if part is not None}
-
-
 class SearchSpace(ABC):
     """A supernet, its architecture parameters (alphas), and how a discrete architecture is derived from them.
 
@@ -78,10 +72,15 @@ class SearchSpace(ABC):
         other = copy.copy(self)
         if options:
             other._take_options(options)
-        other.relaxation = (relaxation or self.relaxation).for_space(other)
-        other.discretization = (discretization or self.discretization).for_space(other)
-        other.given = dict(self.given) | given_parts(relaxation, discretization)
+        other._take_parts(relaxation, discretization)
         return other
+
+    def _take_parts(self, relaxation: Relaxation | None, discretization: Discretization | None) -> None:
+        """Takes the parts that are not None as the user's."""
+        self.relaxation = (relaxation or self.relaxation).for_space(self)
+        self.discretization = (discretization or self.discretization).for_space(self)
+        parts = {"relaxation": relaxation, "discretization": discretization}
+        self.given = dict(self.given) | {name: part for name, part in parts.items() if part is not None}
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
         """Fills settings that are None."""

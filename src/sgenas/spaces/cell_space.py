@@ -14,7 +14,7 @@ from sgenas import tree
 from sgenas.errors import GenotypeError, require, require_choice
 from sgenas.fields import option
 from sgenas.spaces import networks
-from sgenas.spaces.base import Network, Option, SearchSpace, given_parts
+from sgenas.spaces.base import Network, Option, SearchSpace
 from sgenas.spaces.discretization import Discretization, edges_of
 from sgenas.spaces.genotype import Cell, Genotype
 from sgenas.spaces.nonlinearity import ACTIVATIONS, Nonlinearity
@@ -151,9 +151,8 @@ class CellSpace(SearchSpace):
         require(num_classes >= 2, "num_classes", ">= 2", num_classes)
         self.input_channels, self.num_classes = input_channels, num_classes
         self._take_settings(settings)
-        self.relaxation = (relaxation or Softmax()).for_space(self)
-        self.discretization = (discretization or self.default_discretization).for_space(self)
-        self.given = given_parts(relaxation, discretization)
+        self.relaxation, self.discretization = Softmax(), self.default_discretization
+        self._take_parts(relaxation, discretization)
 
     @property
     @abstractmethod
