@@ -166,7 +166,7 @@ class CostModel(ABC):
 
 
 def expected_cost(costs: Costs, mixing: TensorDict) -> Tensor:
-    """Expected cost of options that are drawn independently, with the mixing weights as probabilities.
+    """Expected cost of options that are drawn independently, with the mixing weights as probabilities; 0-d.
 
     Sigmoids count as they are, each operation separately. Of a cell every edge is kept; in PC-DARTS the mixing weights
     include the weight of the edge, so that each node has one edge in the mean. Which edges the derivation keeps is not
