@@ -96,13 +96,16 @@ class Method:
         return found
 
 
+EVERYWHERE: dict[str, dict[str, Any]] = {"nasbench201": {}, "nasbench-macro": {}, "module": {}}
+"""The spaces other than DARTS', in which most methods have no options."""
+
 METHODS: Registry[Method] = Registry("method", "sgenas.methods")
 
 METHODS.register(
     "darts",
     Method(
         source="Liu et al., arXiv:1806.09055",
-        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
+        spaces={"darts": {"operations": "darts"}} | EVERYWHERE,
         paper_name="SGE-NAS-a",
     ),
 )
@@ -111,10 +114,7 @@ METHODS.register(
     Method(
         source="Xu et al., arXiv:1907.05737",
         # choices in modules have neither cells nor edges
-        spaces={
-            "darts": {"operations": "darts", "partial_channels": 4},
-            "nasbench201": {"partial_channels": 4},
-        },
+        spaces={"darts": {"operations": "darts", "partial_channels": 4}, "nasbench201": {"partial_channels": 4}},
         relaxation=EdgeNormalizedSoftmax(),
         settings={
             "weight_optimizer.lr": 0.1,
@@ -130,11 +130,7 @@ METHODS.register(
     "fair-darts",
     Method(
         source="Chu et al., arXiv:1911.12126",
-        spaces={
-            "darts": {"operations": "paper"},
-            "nasbench201": {"operations": "without-none"},
-            "module": {},
-        },
+        spaces={"darts": {"operations": "paper"}, "nasbench201": {"operations": "without-none"}, "module": {}},
         relaxation=Sigmoid(),
         regularizer=ZeroOne(weight=10.0),
         # the benchmark has one operation on an edge, so its cells keep the strongest
@@ -152,7 +148,7 @@ METHODS.register(
     "beta-darts",
     Method(
         source="Ye et al., arXiv:2203.01665",
-        spaces={"darts": {"operations": "paper"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
+        spaces={"darts": {"operations": "paper"}} | EVERYWHERE,
         regularizer=BetaDecay(weight=50.0),
         paper_name="SGE-NAS-d",
     ),
@@ -162,12 +158,7 @@ METHODS.register(
     Method(
         source="Chen et al., arXiv:2006.10355",
         # the released search starts with 1 / 6 of the channels and ends with 1 / 4, of fewer operations
-        spaces={
-            "darts": {"operations": "paper"},
-            "nasbench201": {},
-            "nasbench-macro": {},
-            "module": {},
-        },
+        spaces={"darts": {"operations": "paper"}} | EVERYWHERE,
         relaxation=Dirichlet(),
         regularizer=ConcentrationAnchor(weight=1e-3),
         settings={
@@ -184,7 +175,7 @@ METHODS.register(
     "gdas",
     Method(
         source="Dong and Yang, arXiv:1910.04465",
-        spaces={"darts": {"operations": "darts"}, "nasbench201": {}, "nasbench-macro": {}, "module": {}},
+        spaces={"darts": {"operations": "darts"}} | EVERYWHERE,
         relaxation=GumbelSoftmax(),
         settings={
             "weight_optimizer.nesterov": True,

@@ -10,8 +10,8 @@ import torch
 import sgenas
 from sgenas.errors import DataError, GenotypeError, InvalidValueError
 from sgenas.spaces.budget import cell_cost_model
-from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, expected_cost, placements
-from sgenas.spaces.costs import Budget
+from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, placements
+from sgenas.spaces.costs import Budget, expected_cost
 from sgenas.spaces.darts_space.published import published
 from sgenas.spaces.discretization import Argmax, Discretization, ThresholdEdges, edges_of
 from sgenas.spaces.genotype import DARTS_OPERATIONS, Cell, Edge, Genotype, existing_nodes
@@ -137,16 +137,21 @@ def test_latencies_are_summed_over_all_cells() -> None:
 
 
 def test_expected_cost_by_hand() -> None:
-    values = {"cell": torch.tensor([[0.0, 4.0], [2.0, 6.0]], dtype=torch.float64)}
-    table = CostTable(((0, 1), (0, 2)), ("none", "skip_connect"), values, {(3,): 9.0}, False)
-    half = {"cell": torch.full((2, 2), 0.5, dtype=torch.float64)}
-    assert expected_cost(table, half).item() == 1.0
-    # (0.25 * 4 + 0.9 * 2 + 0.1 * 6) / (2 + 4)
+    costs = {("cell",): torch.tensor([[0.0, 4.0], [2.0, 6.0]], dtype=torch.float64)}
+    # 0.25 * 4 + 0.9 * 2 + 0.1 * 6
     mixing = {"cell": torch.tensor([[0.75, 0.25], [0.9, 0.1]], dtype=torch.float64)}
-    assert expected_cost(table, mixing).item() == pytest.approx(3.4 / 6)
-    assert expected_cost(table, {"cell": mixing["cell"].float()}).dtype == torch.float32
-    free = CostTable(table.edges, table.operations, {"cell": torch.zeros(2, 2)}, {}, False)
-    assert expected_cost(free, mixing).item() == 0
+    assert expected_cost(costs, mixing).item() == pytest.approx(3.4)
+
+
+def test_penalty_is_one_for_equal_mixing_weights_and_zero_for_free_operations() -> None:
+    for names, least in ((OPERATIONS, 1.0), (("skip_connect", "avg_pool_3x3"), 0.0)):
+        space = sgenas.spaces.nasbench201(channels=2, layers=1, operations=names)
+        model = cell_cost_model(space, Budget(penalty="params", channels=2, layers=1), (1, 8, 8))
+        alphas = {"cell": torch.zeros(6, len(names))}
+        for _ in range(2):
+            found = model.penalty(alphas)
+            assert found is not None
+            assert (found.item(), found.dtype) == (pytest.approx(least), torch.float32)
 
 
 @pytest.mark.parametrize("relaxation", [None, Sigmoid(), EdgeNormalizedSoftmax()])

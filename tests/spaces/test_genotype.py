@@ -81,13 +81,9 @@ def test_errors_of_files_name_the_file(tmp_path: Path) -> None:
             Genotype.load(tmp_path / f"{name}.json")
 
 
-def test_cell_names_must_differ_and_be_at_most_20() -> None:
+def test_cell_names_must_differ() -> None:
     with pytest.raises(GenotypeError, match="different names"):
         Genotype("darts", (SMALL.cells[0], SMALL.cells[0]))
-    cells = tuple((f"cell {number}", SMALL.cells[0][1]) for number in range(21))
-    assert len(Genotype("darts", cells[:20]).cells) == 20
-    with pytest.raises(GenotypeError, match="at most 20 cells, got 21"):
-        Genotype("darts", cells)
 
 
 def test_existing_nodes_need_an_edge_from_an_existing_node() -> None:

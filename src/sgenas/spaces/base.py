@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sgenas.errors import require
 from sgenas.spaces.discretization import Discretization
-from sgenas.spaces.relaxations import Relaxation
+from sgenas.spaces.relaxations import Relaxation, edge_tables
 from sgenas.tree import TensorDict
 
 if TYPE_CHECKING:
@@ -21,12 +21,6 @@ Option = str | int
 """What an option of a choice is called."""
 Network = Callable[..., Any]
 """A pure function of the network's inputs, called like the network."""
-
-
-def given_parts(relaxation: Relaxation | None, discretization: Discretization | None) -> dict[str, Any]:
-    """`SearchSpace.given` of these arguments."""
-    parts = {"relaxation": relaxation, "discretization": discretization}
-    return {name: part for name, part in parts.items() if part is not None}
 
 
 class SearchSpace(ABC):
@@ -78,10 +72,15 @@ class SearchSpace(ABC):
         other = copy.copy(self)
         if options:
             other._take_options(options)
-        other.relaxation = (relaxation or self.relaxation).for_space(other)
-        other.discretization = (discretization or self.discretization).for_space(other)
-        other.given = dict(self.given) | given_parts(relaxation, discretization)
+        other._take_parts(relaxation, discretization)
         return other
+
+    def _take_parts(self, relaxation: Relaxation | None, discretization: Discretization | None) -> None:
+        """Takes the parts that are not None as the user's."""
+        self.relaxation = (relaxation or self.relaxation).for_space(self)
+        self.discretization = (discretization or self.discretization).for_space(self)
+        parts = {"relaxation": relaxation, "discretization": discretization}
+        self.given = dict(self.given) | {name: part for name, part in parts.items() if part is not None}
 
     def _take_options(self, options: Mapping[str, Any]) -> None:
         """Fills settings that are None."""
@@ -174,10 +173,9 @@ class SearchSpace(ABC):
         """A copy of ``random_alphas`` with one row drawn again, that of an edge or a choice, each equally likely."""
         found = {name: table.clone() for name, table in alphas.items()}
         rows: list[Tensor] = []
+        edges = edge_tables(found)
         for name, table in found.items():
-            # weights of edges (PC-DARTS) are one of each edge
-            edges = name.endswith("_edges") and name.removesuffix("_edges") in found
-            rows += table.view(-1, 1 if edges else table.shape[-1])
+            rows += table.view(-1, 1 if name in edges else table.shape[-1])
         row = rows[int(torch.randint(len(rows), (), generator=generator))]
         row.copy_(torch.randn(row.shape, generator=generator, dtype=row.dtype))
         return found

@@ -9,26 +9,20 @@ import numpy as np
 from torch import Tensor
 
 from sgenas.errors import InvalidValueError, require
-from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table, expected_cost
+from sgenas.spaces.cell_costs import CostTable, NetworkSpec, cost_table
 from sgenas.spaces.cell_space import CellSpace
-from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
+from sgenas.spaces.costs import Budget, CostModel
 from sgenas.spaces.discretization import Rule
 from sgenas.spaces.genotype import Edge, Genotype
 from sgenas.spaces.knapsack import Floats, Options, Pick, best_choice, cheapest, joined, merged, single
 from sgenas.spaces.latency import LatencyTable
 from sgenas.tree import TensorDict
 
-ROUNDING = 1e-12
-"""Relative tolerance: sums of costs count as equal if they differ only in the order of their terms."""
-
 
 def cell_cost_model(space: CellSpace, budget: Budget, example: Any) -> "CellCostModel":
-    """The cost model of a cell space whose cells stack as those of DARTS or NAS-Bench-201.
+    """``CellSpace.cost_model`` for cells that stack as those of DARTS or NAS-Bench-201.
 
-    Args:
-        space: The space.
-        budget: Limits and penalty.
-        example: A batch of images, one image (C, H, W), or the shape of one.
+    ``example`` is a batch of images, one image (C, H, W), or the shape of one.
 
     Raises:
         InvalidValueError: If no cell meets the limits, or the latency table is of another network.
@@ -85,16 +79,16 @@ class CellCostModel(CostModel):
     all. An edge that leaves a missing node never is.
     """
 
+    space: CellSpace
+
     def __init__(
         self, space: CellSpace, budget: Budget, spec: NetworkSpec | None, tables: Mapping[str, CostTable]
     ) -> None:
         super().__init__(space, budget)
         self.spec, self.tables = spec, dict(tables)
-        self._edges, self._operations = tuple(space.edges), tuple(space.operations)
-        self._nodes, self._kinds = space.nodes, tuple(space.kinds)
-        self._inputs = self._edges[0][1]
         limited = [self.tables[name] for name in budget.limits]
-        self._allowed = np.array(list(budget.limits.values()), dtype=np.float64) * (1 + ROUNDING)
+        if budget.penalty is not None:
+            self._penalize({(kind,): table for kind, table in self.tables[budget.penalty].values.items()})
         if limited:
             rule = _rule(space)
             if rule is None:
@@ -105,7 +99,7 @@ class CellCostModel(CostModel):
                 )
             self._rule = rule
             self._costs = {
-                kind: np.stack([table.values[kind].numpy() for table in limited], axis=-1) for kind in self._kinds
+                kind: np.stack([table.values[kind].numpy() for table in limited], axis=-1) for kind in self.space.kinds
             }
             self._fixed = {joins: np.array([table.fixed[joins] for table in limited]) for joins in limited[0].fixed}
             self._check()
@@ -114,24 +108,13 @@ class CellCostModel(CostModel):
         found = {name: table.of(architecture) for name, table in self.tables.items()}
         return {name: cost for name, cost in found.items() if cost is not None}
 
-    def penalty(self, alphas: TensorDict) -> Tensor | None:
-        if self.budget.penalty is None:
-            return None
-        expected = expected_cost(self.tables[self.budget.penalty], self.space.mixing(alphas))
-        return self.budget.penalty_weight * expected
-
-    def is_within(self, architecture: Genotype) -> bool:
-        """Whether the network of the genotype meets all limits; True if an empty cell has none."""
-        costs = [self.tables[name].of(architecture) for name in self.budget.limits]
-        return all(cost is None or cost <= most for cost, most in zip(costs, self._allowed, strict=True))
-
     def describe(self) -> dict[str, Any]:
         return {} if self.spec is None else {"budget_network": asdict(self.spec)}
 
     def best(self, alphas: TensorDict) -> Genotype:
         """The best cells within the limits; every kind of cell has a node."""
         mixing = self.space.mixing_to_derive(alphas)
-        weights = {kind: mixing[kind].double().cpu().numpy() for kind in self._kinds}
+        weights = {kind: mixing[kind].double().cpu().numpy() for kind in self.space.kinds}
         least = self._rule.threshold or 0.0
         pick = self._best({kind: table - least for kind, table in weights.items()})
         assert pick is not None, "checked at the start: some cell meets the limits, for any alphas"
@@ -140,9 +123,9 @@ class CellCostModel(CostModel):
         for kind, cell in free.cells:
             kept = [(row, -weights[kind][row, column], column) for name, row, column in pick if name == kind]
             edges = [
-                Edge(*self._edges[row], self._operations[column])
+                Edge(*self.space.edges[row], self.space.operations[column])
                 for row, _, column in sorted(kept)
-                if self._operations[column] != "none"
+                if self.space.operations[column] != "none"
             ]
             cells.append((kind, replace(cell, edges=tuple(edges))))
         return Genotype(free.space, tuple(cells))
@@ -150,10 +133,7 @@ class CellCostModel(CostModel):
     def _check(self) -> None:
         alike = {kind: np.zeros(costs.shape[:2]) for kind, costs in self._costs.items()}
         totals = [self._fixed[joins] + cheapest(groups) for joins, groups in self._networks(alike)]
-        smallest = np.min(totals, axis=0)
-        refuse_limits(self.budget, smallest.tolist(), self._allowed.tolist())
-        if len(self.budget.limits) > 1 and self._best(alike) is None:
-            refuse_combination(self.budget)
+        self._refuse_limits(np.min(totals, axis=0).tolist(), self._best(alike) is not None)
 
     def _best(self, scores: Mapping[str, Floats]) -> Pick | None:
         """The operations of the best cells; None if no cells meet the limits."""
@@ -167,16 +147,16 @@ class CellCostModel(CostModel):
 
     def _networks(self, scores: Mapping[str, Floats]) -> Iterator[tuple[tuple[int, ...], list[Options]]]:
         """Every set of nodes that the cells may have: how many the outputs join, and a group for each node."""
-        for cells in product(*(self._cells(kind, scores[kind]) for kind in self._kinds)):
+        for cells in product(*(self._cells(kind, scores[kind]) for kind in self.space.kinds)):
             yield tuple(count for count, _ in cells), [group for _, groups in cells for group in groups]
 
     def _cells(self, kind: str, scores: Floats) -> list[tuple[int, list[Options]]]:
         """``_networks`` for one kind of cell."""
-        computed = range(self._inputs, self._inputs + self._nodes)
+        computed = range(self.space.inputs, self.space.inputs + self.space.nodes)
         known: dict[tuple[int, ...], Options] = {}
 
         def group(target: int, existing: tuple[int, ...]) -> Options:
-            sources = (*range(self._inputs), *(node for node in existing if node < target))
+            sources = (*range(self.space.inputs), *(node for node in existing if node < target))
             if (target, *sources) not in known:
                 known[target, *sources] = self._node(kind, scores, target, sources)
             return known[target, *sources]
@@ -184,17 +164,17 @@ class CellCostModel(CostModel):
         if self._rule.keeps_none:
             # all nodes exist, and the output is the last one alone
             return [(1, [group(target, tuple(computed)) for target in computed])]
-        fewest = 1 if self._rule.threshold is not None else self._nodes
+        fewest = 1 if self._rule.threshold is not None else self.space.nodes
         return [
             (count, [group(target, existing) for target in existing])
-            for count in range(fewest, self._nodes + 1)
+            for count in range(fewest, self.space.nodes + 1)
             for existing in combinations(computed, count)
         ]
 
     def _node(self, kind: str, scores: Floats, target: int, sources: Sequence[int]) -> Options:
         """All undominated sets of operations that may enter a node."""
         rule = self._rule
-        rows = [row for row, (source, end) in enumerate(self._edges) if end == target and source in sources]
+        rows = [row for row, (source, end) in enumerate(self.space.edges) if end == target and source in sources]
         most = len(rows) if rule.edges_per_node is None else min(rule.edges_per_node, len(rows))
         # by the number of edges used
         partial = {0: single(np.zeros(len(self._allowed)))}
@@ -212,7 +192,7 @@ class CellCostModel(CostModel):
 
     def _edge(self, kind: str, scores: Floats, row: int) -> Options:
         """All sets of operations that an edge may have, except none at all."""
-        names = self._operations
+        names = self.space.operations
         columns = [column for column, name in enumerate(names) if name != "none" or self._rule.keeps_none]
         found = []
         for count in range(1, self._rule.operations_per_edge + 1):

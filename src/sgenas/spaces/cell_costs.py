@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgenas import tree
-from sgenas.device import moved
 from sgenas.errors import GenotypeError, InvalidValueError, require_choice
 from sgenas.spaces.darts_space.network import DiscreteCell
 from sgenas.spaces.darts_space.operations import make_operation
@@ -23,7 +21,6 @@ from sgenas.spaces.genotype import DARTS_OPERATIONS, Cell, Edge, Genotype, exist
 from sgenas.spaces.nasbench201_space.network import SumCell
 from sgenas.spaces.nasbench201_space.strings import OPERATIONS as BENCHMARK_OPERATIONS
 from sgenas.spaces.networks import build, count_macs, count_parameters
-from sgenas.tree import TensorDict
 
 FREE = "max_pool_3x3"
 """An operation without parameters and multiply-adds at any stride."""
@@ -228,30 +225,3 @@ def cost_table(
         values[kind] = torch.tensor(rows, dtype=torch.float64)
     all_fixed = {joined: float(fixed(joined)) for joined in numbers_joined}
     return CostTable(tuple(edges), tuple(operations), values, all_fixed, stacked)
-
-
-def expected_cost(table: CostTable, mixing: TensorDict) -> Tensor:
-    """Expected cost of the operations, relative to equal mixing weights: sum m[e, o] values[e, o] / uniform.
-
-    The expectation is that of a cell that keeps every edge, each with an operation drawn with probability m (with
-    sigmoids: each operation separately; in PC-DARTS m includes the weight of the edge, so that each node has one edge
-    in the mean). Which edges the derivation keeps is not modeled: that rule has no derivative.
-
-    Returns:
-        0-d tensor, differentiable in ``mixing`` {kind: (E, O)}: 1 for m = 1 / O, and 0 if no operation costs anything.
-    """
-    one = next(iter(mixing.values()))
-    total = torch.zeros((), device=one.device)
-    # (a tensor that is made inside torch.func belongs to it)
-    shares = (_shares.__wrapped__ if tree.transformed() else _shares)(table, one.device, one.dtype)
-    for kind, share in shares.items():
-        total = total + (mixing[kind] * share).sum()
-    return total
-
-
-@lru_cache(maxsize=8)
-def _shares(table: CostTable, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """values / uniform, copied to the device once; empty if no operation costs anything."""
-    uniform = sum(values.mean(dim=1).sum().item() for values in table.values.values())
-    found = {kind: values / uniform for kind, values in table.values.items()} if uniform else {}
-    return {kind: moved(share.to(dtype), device) for kind, share in found.items()}

@@ -14,7 +14,7 @@ from sgenas import tree
 from sgenas.errors import GenotypeError, require, require_choice
 from sgenas.fields import option
 from sgenas.spaces import networks
-from sgenas.spaces.base import Network, Option, SearchSpace, given_parts
+from sgenas.spaces.base import Network, Option, SearchSpace
 from sgenas.spaces.discretization import Discretization, edges_of
 from sgenas.spaces.genotype import Cell, Genotype
 from sgenas.spaces.nonlinearity import ACTIVATIONS, Nonlinearity
@@ -151,9 +151,8 @@ class CellSpace(SearchSpace):
         require(num_classes >= 2, "num_classes", ">= 2", num_classes)
         self.input_channels, self.num_classes = input_channels, num_classes
         self._take_settings(settings)
-        self.relaxation = (relaxation or Softmax()).for_space(self)
-        self.discretization = (discretization or self.default_discretization).for_space(self)
-        self.given = given_parts(relaxation, discretization)
+        self.relaxation, self.discretization = Softmax(), self.default_discretization
+        self._take_parts(relaxation, discretization)
 
     @property
     @abstractmethod
@@ -163,11 +162,14 @@ class CellSpace(SearchSpace):
     @abstractmethod
     def concat(self) -> tuple[int, ...]: ...
 
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        return edges_of(self.nodes, self.inputs)
+
     def _take_settings(self, settings: Any) -> None:
         self.settings = settings
         self.operations: tuple[str, ...] = settings.operation_names
         self.partial_channels: int = settings.partial
-        self.edges = edges_of(self.nodes, self.inputs)
         with torch.device("meta"):
             self.supernet = type(self).network(settings, self.input_channels, self.num_classes)
 

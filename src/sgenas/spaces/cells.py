@@ -1,4 +1,4 @@
-"""Parts of the supernets: mixed edges, cells whose nodes sum them, the stem.
+"""What supernets have in common: mixed edges, cells whose nodes sum them, the stem, the classifier.
 
 Supernets take mixing weights, never raw alphas. They hold no alphas, no running statistics and no
 randomness, so that their output is a pure function of (weights, mixing, images).
@@ -7,6 +7,7 @@ randomness, so that their output is a pure function of (weights, mixing, images)
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,6 +17,32 @@ from sgenas.spaces.kernels import from_phases, join, laid_out, shuffle_channels,
 from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.normalization import affine_norm, weighted_sum
 from sgenas.spaces.ops import Builder, NodeState, Term
+from sgenas.tree import TensorDict
+
+
+class Supernet(nn.Module):
+    """Base of the supernets: features of the images, then a linear classifier."""
+
+    classifier: nn.Linear
+
+    def features(self, images: Tensor, mixing: TensorDict) -> Tensor:
+        """(B, M F) of images (B, input_channels, H, W), for mixing {kind: (M, E, O)} and weights of M members."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
+        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {kind: (E, O)}.
+
+        With mixing {kind: (M, E, O)} and the weights of M members concatenated along their first dimension, logits
+        (M, B, classes) of all members on the same images.
+        """
+        if all(table.ndim == 2 for table in mixing.values()):
+            return self.classifier(self.features(images, {kind: table[None] for kind, table in mixing.items()}))
+        features, classes = self.features(images, mixing), self.classifier.out_features
+        members = next(iter(mixing.values())).shape[0]
+        weight = self.classifier.weight.reshape(members, classes, -1)
+        bias = self.classifier.bias.reshape(members, 1, classes)
+        apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
+        return torch.baddbmm(bias, apart, weight.mT)
 
 
 def node_sum(weights: Sequence[Tensor], terms: Sequence[Term]) -> Tensor:

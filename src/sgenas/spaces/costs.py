@@ -1,13 +1,17 @@
 """What a derived network may cost: the `Budget` setting, and the interface of cost models for all spaces."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from sgenas import tree
+from sgenas.device import moved
 from sgenas.errors import InvalidValueError, require, require_choice
 from sgenas.fields import option
 from sgenas.tree import TensorDict
@@ -17,6 +21,10 @@ if TYPE_CHECKING:
 
 QUANTITIES = ("params", "macs", "latency")
 """Trainable parameters, multiply-adds of one image, and measured milliseconds."""
+ROUNDING = 1e-12
+"""Relative tolerance of latencies: sums count as equal if they differ only in the order of their terms."""
+Costs = Mapping[tuple[str, ...], Tensor]
+"""{names of tables: cost of each combination of their entries}; costs of different groups of tables add up."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,10 @@ class CostModel(ABC):
 
     def __init__(self, space: "SearchSpace", budget: Budget) -> None:
         self.space, self.budget = space, budget
+        tolerance = {"latency": ROUNDING}
+        self._allowed = np.array([limit * (1 + tolerance.get(name, 0)) for name, limit in budget.limits.items()])
+        self._shares: Costs = {}
+        self._placed: dict[tuple[torch.device, torch.dtype], Costs] = {}
 
     def derive(self, alphas: TensorDict) -> Any:
         """The space's own derivation if it meets all limits, else the best architecture that does."""
@@ -102,34 +114,69 @@ class CostModel(ABC):
     def of(self, architecture: Any) -> dict[str, float]:
         """{quantity: cost} of the network of ``architecture``; empty if an empty cell has no network."""
 
-    @abstractmethod
-    def penalty(self, alphas: TensorDict) -> Tensor | None:
-        """``penalty_weight * E[cost]``, a 0-d tensor differentiable in ``alphas``; None without penalty."""
-
-    @abstractmethod
     def is_within(self, architecture: Any) -> bool:
-        """Whether the network of ``architecture`` meets all limits."""
+        """Whether the network of ``architecture`` meets all limits; True if an empty cell has none."""
+        costs = self.of(architecture)
+        return all(costs.get(name, 0) <= most for name, most in zip(self.budget.limits, self._allowed, strict=True))
 
     @abstractmethod
     def best(self, alphas: TensorDict) -> Any:
         """The highest-scoring architecture within the limits; exact."""
 
+    def penalty(self, alphas: TensorDict) -> Tensor | None:
+        """``penalty_weight * E[cost]``, a 0-d tensor differentiable in ``alphas``; None without penalty.
+
+        `expected_cost` relative to its value for equal mixing weights: 1 for these, 0 if no operation costs anything.
+        """
+        if not self._shares:
+            return None
+        mixing = self.space.mixing(alphas)
+        like = next(iter(mixing.values()))
+        place = (like.device, like.dtype)
+        shares = self._placed.get(place)
+        if shares is None:
+            shares = {names: moved(share.to(like.dtype), like.device) for names, share in self._shares.items()}
+            # (a tensor that is made inside torch.func belongs to it)
+            if not tree.transformed():
+                self._placed[place] = shares
+        return expected_cost(shares, mixing)
+
+    def _penalize(self, costs: Costs) -> None:
+        """Makes ``costs``, in float64, those of the penalty."""
+        shapes = self.space.shapes.items()
+        equal = {name: torch.full(shape, 1 / shape[-1], dtype=torch.float64) for name, shape in shapes}
+        scale = self.budget.penalty_weight / (expected_cost(costs, equal).item() or 1.0)
+        self._shares = {names: scale * each for names, each in costs.items()}
+
     def describe(self) -> dict[str, Any]:
         """Plain data for ``config.json``: the network whose cost is meant."""
         return {}
 
+    def _refuse_limits(self, smallest: Sequence[float], together: bool) -> None:
+        """Refuses the budget if a limit is below the smallest cost, or the limits cannot be met ``together``."""
+        for (name, limit), least, most in zip(self.budget.limits.items(), smallest, self._allowed, strict=True):
+            if least > most:
+                field = f"Budget.max_{name}"
+                which = "the smallest architecture, in the budget's network"
+                raise InvalidValueError(f"{field} must be >= {least:.12g} ({which}), got {limit:.12g}", field=field)
+        if not together:
+            named = " and ".join(f"Budget.max_{name} {limit:.12g}" for name, limit in self.budget.limits.items())
+            message = f"no architecture meets {named}; raise one of them"
+            raise InvalidValueError(message, field=f"Budget.max_{next(iter(self.budget.limits))}")
 
-def refuse_limits(budget: Budget, smallest: Sequence[float], allowed: Sequence[float]) -> None:
-    """Raises InvalidValueError for the first limit whose ``allowed`` (with a tolerance) is below the smallest cost."""
-    for (name, limit), least, most in zip(budget.limits.items(), smallest, allowed, strict=True):
-        if least > most:
-            field = f"Budget.max_{name}"
-            which = "the smallest architecture, in the budget's network"
-            raise InvalidValueError(f"{field} must be >= {least:.12g} ({which}), got {limit:.12g}", field=field)
 
+def expected_cost(costs: Costs, mixing: TensorDict) -> Tensor:
+    """Expected cost of options that are drawn independently, with the mixing weights as probabilities; 0-d.
 
-def refuse_combination(budget: Budget) -> None:
-    """Raises InvalidValueError for limits that can be met one by one, but not by one architecture."""
-    named = " and ".join(f"Budget.max_{name} {limit:.12g}" for name, limit in budget.limits.items())
-    message = f"no architecture meets {named}; raise one of them"
-    raise InvalidValueError(message, field=f"Budget.max_{next(iter(budget.limits))}")
+    Sigmoids count as they are, each operation separately. Of a cell every edge is kept; in PC-DARTS the mixing weights
+    include the weight of the edge, so that each node has one edge in the mean. Which edges the derivation keeps is not
+    modeled: that rule has no derivative.
+    """
+    found = []
+    for names, left in costs.items():
+        for name in names:
+            table = mixing[name]
+            weights = table.reshape(*table.shape, *[1] * (left.ndim - table.ndim))
+            left = (weights * left).flatten(0, table.ndim - 1).sum(0)
+        found.append(left)
+    return torch.stack(found).sum()

@@ -19,8 +19,8 @@ DARTS_OPERATIONS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep
 """Operations of the DARTS cells, in the order of the DARTS code."""
 OPERATIONS = (*DARTS_OPERATIONS, "nor_conv_1x1", "nor_conv_3x3", "mb3_k3", "mb6_k5")
 """Every operation of a genotype; nor_conv occur only in NAS-Bench-201, mb only in NAS-Bench-Macro."""
-MAX_NODES, MAX_CELLS, MAX_BYTES = 100, 20, 10_000_000
-"""Limits for untrusted files: nodes of a cell, cells of a genotype, size of a file."""
+MAX_NODES = 100
+"""Most nodes of a cell, for untrusted files."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Genotype:
         cells: Pairs (name, cell).
 
     Raises:
-        GenotypeError: If there is no cell, a name is repeated, or there are more than 20 cells.
+        GenotypeError: If there is no cell, or a name is repeated.
     """
 
     space: str
@@ -106,8 +106,6 @@ class Genotype:
         names = [name for name, _ in self.cells]
         if not names:
             raise GenotypeError("genotype.cells must hold at least one cell, got none")
-        if len(names) > MAX_CELLS:
-            raise GenotypeError(f"genotype.cells must hold at most {MAX_CELLS} cells, got {len(names)}")
         if len(set(names)) < len(names):
             raise GenotypeError(f"genotype.cells must have different names, got {names}")
 
@@ -200,16 +198,11 @@ class Genotype:
     def load(cls, path: str | Path) -> "Genotype":
         """Reads a file in a form of ``from_text``; errors name the file."""
         try:
-            with Path(path).open(encoding="utf-8") as file:
-                text = file.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise GenotypeError(f"genotype file {path} cannot be read: {one_line(error)}") from None
-        try:
-            if len(text) > MAX_BYTES:
-                raise GenotypeError(f"a genotype must have at most {MAX_BYTES} characters, got more")
-            return cls.from_text(text)
+            return cls.from_text(Path(path).read_text(encoding="utf-8"))
         except GenotypeError as error:
             raise GenotypeError(f"{path}: {error}") from None
+        except (OSError, ValueError) as error:
+            raise GenotypeError(f"genotype file {path} cannot be read: {one_line(error)}") from None
 
 
 def only_cell(genotype: Genotype, space: str, name: str, **form: Any) -> Cell:

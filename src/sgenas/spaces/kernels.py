@@ -168,15 +168,6 @@ def shuffle_channels(x: Tensor, members: int, groups: int) -> Tensor:
     return in_image_order(apart.transpose(axis + 1, axis + 2).flatten(axis, axis + 2))
 
 
-def classify_members(features: Tensor, classifier: nn.Linear, members: int) -> Tensor:
-    """Logits (M, B, classes) of features (B, M F), for a classifier with the weights of M members."""
-    classes = classifier.out_features
-    weight = classifier.weight.reshape(members, classes, -1)
-    bias = classifier.bias.reshape(members, 1, classes)
-    apart = features.reshape(features.shape[0], members, -1).transpose(0, 1)
-    return torch.baddbmm(bias, apart, weight.mT)
-
-
 def depthwise(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     """Depthwise convolution, weight (C, 1, k, k), k odd, padded by (k - 1) / 2."""
     if hand_written(x):
@@ -207,10 +198,13 @@ class _Depthwise(torch.autograd.Function):
             grad_x = _convolution(grad, weight.flip(2, 3), 1)
         elif ctx.needs_input_grad[0]:
             grad_x = _backward(grad, x, weight, ctx.stride, [padding, padding], [True, False, False])[0]
-        if ctx.needs_input_grad[1] and weight.shape[-1] == WIDE:
-            grad_weight = _wide_gradient(grad, x, weight, ctx.stride)
-        elif ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad, x, weight, ctx.stride, padding)
+        if ctx.needs_input_grad[1]:
+            height, width = x.shape[2:]
+            wide = weight.shape[-1] == WIDE and ctx.stride == 1 and width % 2 == 0 and height >= WIDE
+            if wide:
+                grad_weight = _wide_gradient(grad, x, weight)
+            else:
+                grad_weight = _weight_gradient(grad, x, weight, ctx.stride, padding)
         return grad_x, grad_weight, None
 
 
@@ -219,29 +213,21 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, *padd
     return _backward(grad, x, weight, stride, [padding[0], padding[-1]], [False, True, False])[1]
 
 
-def _wide_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The weight gradient of a 5 x 5 kernel as that of two 5 x 3 kernels.
+def _wide_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The weight gradient of a 5 x 5 kernel with stride 1 as that of two 5 x 3 kernels, for even widths.
 
     oneDNN takes ten times as long for 5-wide kernels as for 3-wide ones; 5-high ones are fast if the image
     is higher than 4. The middle columns are those of a 5 x 3 kernel. Columns 0, 2 and 4 are two pixels
     apart: if the two pixels of a pair in a row become channels, they are the columns of a 5 x 3 kernel
     again, and channels-last memory has that order already, so nothing is copied.
     """
-    channels, width = x.shape[1], x.shape[3]
-    if stride == 1 and width % 2 == 0 and x.shape[2] > WIDE - 1:
-        middle = _weight_gradient(grad, x, weight[..., 1:4], 1, 2, 1)
-        narrow = weight.new_empty(2 * channels, 1, WIDE, 3)
-        outer = _weight_gradient(_pairs(grad), _pairs(x), narrow, 1, 2, 1)
-        outer = outer.view(2, channels, 1, WIDE, 3).sum(0)
-        columns = (outer[..., 0], middle[..., 0], outer[..., 1], middle[..., 2], outer[..., 2])
-        return torch.stack(columns, dim=-1)
-    # Otherwise from the padded input at two offsets, columns 0-2 and 3-4. One more column of zeros on the
-    # right than the kernel needs makes both views equally wide.
-    pad = WIDE // 2
-    padded = F.pad(x, (pad, pad + 1, pad, pad))
-    left = _weight_gradient(grad, padded[..., : width + 2], weight[..., :3], stride, 0)
-    right = _weight_gradient(grad, padded[..., 3:], weight[..., 2:], stride, 0)
-    return torch.cat([left, right[..., :2]], dim=-1)
+    channels = x.shape[1]
+    middle = _weight_gradient(grad, x, weight[..., 1:4], 1, 2, 1)
+    narrow = weight.new_empty(2 * channels, 1, WIDE, 3)
+    outer = _weight_gradient(_pairs(grad), _pairs(x), narrow, 1, 2, 1)
+    outer = outer.view(2, channels, 1, WIDE, 3).sum(0)
+    columns = (outer[..., 0], middle[..., 0], outer[..., 1], middle[..., 2], outer[..., 2])
+    return torch.stack(columns, dim=-1)
 
 
 def _pairs(x: Tensor) -> Tensor:

@@ -120,13 +120,11 @@ def network_size(
         require_sizes(1, resolution=side)
     try:
         with torch.device("meta"):
-            network = build(genotype, input_channels=input_channels, **sizes)
+            network = build(genotype, input_channels=input_channels, auxiliary=takes_auxiliary(genotype), **sizes)
             images = torch.empty(1, input_channels, height, width)
-            params = with_auxiliary = count_parameters(network)
-            if takes_auxiliary(genotype):
-                with_head = build(genotype, input_channels=input_channels, auxiliary=True, **sizes)
-                with_auxiliary = count_parameters(with_head)
-        return Size(params, with_auxiliary, count_macs(network, images))
+        both = count_parameters(network)
+        head = count_parameters(network.auxiliary) if takes_auxiliary(genotype) else 0
+        return Size(both - head, both, count_macs(network, images))
     except (RuntimeError, OverflowError) as error:
         given = {"input_channels": input_channels, "resolution": resolution} | sizes
         raise InvalidValueError(f"the tensors of the network are too large to count, got {given}") from error

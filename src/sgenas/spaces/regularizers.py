@@ -11,7 +11,7 @@ from torch import Tensor
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.registry import Registry
-from sgenas.spaces.relaxations import concentration
+from sgenas.spaces.relaxations import concentration, edge_tables
 from sgenas.tree import TensorDict
 
 
@@ -71,9 +71,8 @@ class BetaDecay(Regularizer):
     weight: float = 50.0
 
     def value(self, alphas: TensorDict) -> Tensor:
-        # (E,) next to (E, O); a choice has a table (K,), whatever its name
-        weights = {f"{kind}_edges": table.ndim - 1 for kind, table in alphas.items()}
-        tables = [table for name, table in alphas.items() if weights.get(name) != table.ndim]
+        edges = edge_tables(alphas)
+        tables = [table for name, table in alphas.items() if name not in edges]
         return torch.cat([table.logsumexp(dim=-1).flatten() for table in tables]).mean()
 
 

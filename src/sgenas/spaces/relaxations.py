@@ -121,13 +121,11 @@ class EdgeNormalizedSoftmax(Relaxation):
     groups: tuple[int, ...] = field(default=(), init=False, repr=False, compare=False)
 
     def for_space(self, space: "SearchSpace") -> Self:
-        edges = getattr(space, "edges", None)
-        if edges is None:
-            raise InvalidValueError(
-                "relaxation must not be EdgeNormalizedSoftmax in a space without edges", field="relaxation"
-            )
-        targets = [target for _, target in edges]
-        return self._with(groups=tuple(targets.count(node) for node in dict.fromkeys(targets)))
+        targets = [target for _, target in getattr(space, "edges", ())]
+        groups = tuple(targets.count(node) for node in dict.fromkeys(targets))
+        limit = f"one without weights of edges in the space {space.name}, whose nodes have one edge or none"
+        require(max(groups, default=0) > 1, "relaxation", limit, self)
+        return self._with(groups=groups)
 
     def initial_alphas(self, shapes: Mapping[str, tuple[int, ...]], generator: torch.Generator) -> TensorDict:
         edges = {f"{name}_edges": shape[:1] for name, shape in shapes.items()}
@@ -135,9 +133,8 @@ class EdgeNormalizedSoftmax(Relaxation):
 
     def __call__(self, alphas: TensorDict, noise: TensorDict | None = None) -> TensorDict:
         return {
-            name: table.softmax(dim=-1) * self._edge_weights(alphas[f"{name}_edges"]).unsqueeze(-1)
-            for name, table in alphas.items()
-            if f"{name}_edges" in alphas
+            name: alphas[name].softmax(dim=-1) * self._edge_weights(alphas[edges]).unsqueeze(-1)
+            for edges, name in edge_tables(alphas).items()
         }
 
     def _edge_weights(self, edges: Tensor) -> Tensor:
@@ -273,6 +270,13 @@ class Dirichlet(Relaxation):
             log_sample, slope, center = noise[name].unbind()
             found[name] = (log_sample + slope * (concentration(table) - center)).softmax(dim=-1)
         return found
+
+
+def edge_tables(alphas: TensorDict) -> dict[str, str]:
+    """{``<kind>_edges``: ``<kind>``} for the tables of weights of edges (E,), see ``Relaxation.weighs_edges``."""
+    # a choice of a module has a table (K,), whatever its name
+    named = {f"{kind}_edges": kind for kind in alphas}
+    return {edges: kind for edges, kind in named.items() if edges in alphas and alphas[kind].ndim > alphas[edges].ndim}
 
 
 def concentration(alphas: Tensor) -> Tensor:

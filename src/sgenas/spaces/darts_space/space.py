@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.spaces.cell_space import CellSettings, CellSpace
-from sgenas.spaces.cells import MixedCell, Stem
+from sgenas.spaces.cells import MixedCell, Stem, Supernet
 from sgenas.spaces.darts_space.network import STEM
 from sgenas.spaces.discretization import Discretization, TopEdges
 from sgenas.spaces.genotype import DARTS_OPERATIONS
-from sgenas.spaces.kernels import classify_members, join
+from sgenas.spaces.kernels import join
 from sgenas.spaces.nonlinearity import POOLINGS, Nonlinearity
 from sgenas.spaces.normalization import normalize
 from sgenas.spaces.ops import DARTS_BUILDERS, NodeState, PointwiseConv, SharedFactorizedReduce
@@ -47,7 +47,7 @@ class DartsSearchCell(MixedCell):
         return join(values[2:], mixing.shape[0])
 
 
-class DartsSupernet(nn.Module):
+class DartsSupernet(Supernet):
     """Stem, cells, global average pooling, linear classifier (arXiv:1806.09055).
 
     The cells at layers // 3 and 2 * layers // 3 halve the image and double the channels; all normal cells share the
@@ -71,22 +71,12 @@ class DartsSupernet(nn.Module):
             before_last, last, reduction_before = last, settings.nodes * channels, reduction
         self.classifier = nn.Linear(last, num_classes)
 
-    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {kind: (E, O)}.
-
-        With mixing {kind: (M, E, O)} and the weights of M members concatenated along their first dimension, logits
-        (M, B, classes) of all members on the same images.
-        """
-        stacked = all(table.ndim == 3 for table in mixing.values())
-        tables = mixing if stacked else {kind: table[None] for kind, table in mixing.items()}
+    def features(self, images: Tensor, mixing: TensorDict) -> Tensor:
         before_last = last = NodeState(self.stem(images), self.nonlinearity)
         for kind, cell in zip(self.kinds, self.cells, strict=True):
-            value = cell(before_last, last, tables[kind])
+            value = cell(before_last, last, mixing[kind])
             before_last, last = last, NodeState(value, self.nonlinearity)
-        features = last.value.mean(dim=(2, 3))
-        if not stacked:
-            return self.classifier(features)
-        return classify_members(features, self.classifier, tables["normal"].shape[0])
+        return last.value.mean(dim=(2, 3))
 
 
 class DartsSpace(CellSpace):

@@ -16,12 +16,9 @@ from sgenas.spaces.networks import count_macs, count_parameters
 
 
 def macro_cost_model(space: CellSpace, budget: Budget, example: Any) -> CellCostModel:
-    """The cost model of the space: the costs of the layers add up.
+    """``MacroSpace.cost_model``, by the costs of the layers, which add up; ``example`` is as in `cell_cost_model`.
 
-    Args:
-        space: The space.
-        budget: Limits and penalty on params and macs; its ``channels`` are those of the stem, 32 if None.
-        example: Images (B, C, H, W), one image (C, H, W), or the shape of one.
+    The budget's ``channels`` are those of the stem, 32 if None.
 
     Raises:
         InvalidValueError: If no network meets the limits, or the budget has a setting that the space lacks.

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from sgenas.errors import require
 from sgenas.spaces.cell_space import CellSettings, CellSpace
-from sgenas.spaces.cells import Stem
+from sgenas.spaces.cells import Stem, Supernet
 from sgenas.spaces.discretization import Argmax, Discretization
-from sgenas.spaces.kernels import classify_members, dense, depthwise
+from sgenas.spaces.kernels import dense, depthwise
 from sgenas.spaces.macro_space.network import BLOCKS, HEAD, places
 from sgenas.spaces.macro_space.strings import EDGES, KIND, LAYERS, OPERATIONS, SPACE
 from sgenas.spaces.nonlinearity import Nonlinearity
@@ -74,7 +73,7 @@ class MixedLayer(nn.Module):
         return weighted_sum(weights, terms, raw)
 
 
-class MacroSupernet(nn.Module):
+class MacroSupernet(Supernet):
     """Stem, 8 mixed layers, a 1x1 convolution, pooling, classifier, as in `MacroNetwork`.
 
     Normalization has scale and shift in the stem and after the last convolution, and none in the layers, where it
@@ -93,19 +92,11 @@ class MacroSupernet(nn.Module):
         self.norm = nn.BatchNorm2d(HEAD * channels, track_running_stats=False)
         self.classifier = nn.Linear(HEAD * channels, num_classes)
 
-    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {"cell": (8, O)}.
-
-        With mixing {"cell": (M, 8, O)} and the weights of M members concatenated along their first dimension, logits
-        (M, B, classes) of all members on the same images.
-        """
-        stacked = mixing[KIND].ndim == 3
-        table = mixing[KIND] if stacked else mixing[KIND][None]
+    def features(self, images: Tensor, mixing: TensorDict) -> Tensor:
         x = self.activate(self.stem(images))
-        for layer, weights in zip(self.layers, table.unbind(dim=1), strict=True):
+        for layer, weights in zip(self.layers, mixing[KIND].unbind(dim=1), strict=True):
             x = layer(x, weights)
-        features = self.activate(affine_norm(dense(x, self.last.weight), self.norm)).mean(dim=(2, 3))
-        return classify_members(features, self.classifier, table.shape[0]) if stacked else self.classifier(features)
+        return self.activate(affine_norm(dense(x, self.last.weight), self.norm)).mean(dim=(2, 3))
 
 
 class MacroSpace(CellSpace):
@@ -124,23 +115,7 @@ class MacroSpace(CellSpace):
     settings: "MacroSettings"
     nodes = LAYERS
     concat = (LAYERS,)
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self._check_parts()
-
-    def _take_settings(self, settings: Any) -> None:
-        super()._take_settings(settings)
-        self.edges = EDGES
-
-    def with_parts(self, **parts: Any) -> Self:
-        other = super().with_parts(**parts)
-        other._check_parts()
-        return other
-
-    def _check_parts(self) -> None:
-        weighs = self.relaxation.weighs_edges
-        require(not weighs, "relaxation", "one without edge weights, since a layer has one edge", self.relaxation)
+    edges = EDGES
 
     def cost_model(self, budget: "Budget", example: Any) -> "CostModel":
         from sgenas.spaces.macro_space.costs import macro_cost_model

@@ -6,14 +6,13 @@ same, and share their accuracy.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from sgenas.errors import DataError, InvalidValueError, one_line
+from sgenas.errors import DataError
 from sgenas.spaces.macro_space import strings
-from sgenas.spaces.nasbench201_space.table import AccuracyTable
+from sgenas.spaces.nasbench201_space.table import AccuracyTable, finite
 
 
 class MacroTable(AccuracyTable):
@@ -34,28 +33,13 @@ class MacroTable(AccuracyTable):
     naming: ClassVar[Any] = strings
 
     @classmethod
-    def load(cls, path: str | Path, datasets: Sequence[str] | None = None, *, complete: bool = True) -> Self:
-        """Reads the benchmark's JSON file.
-
-        Args:
-            path: File; the docstring of this module describes it.
-            datasets: As in the constructor; None for all.
-            complete: As in the constructor.
-
-        Raises:
-            DataError: If the file is faulty; the message names the file and the network.
-        """
-        try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_repetitions)
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from None
-        if not isinstance(rows, dict):
-            raise DataError(f"{path}: must be an object with one entry per network, got {type(rows).__name__}")
-        try:
-            accuracies = {arch: [_accuracy(arch, row)] for arch, row in rows.items()}
-            return cls(["cifar10"] if datasets is None else datasets, accuracies, complete=complete)
-        except (DataError, InvalidValueError) as error:
-            raise DataError(f"{path}: {error}") from None
+    def _read(cls, path: Path, datasets: Sequence[str] | None) -> tuple[Sequence[str], dict[str, list[float]]]:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_repetitions)
+        if not isinstance(found, dict):
+            raise DataError(f"must be an object with one entry per network, got {type(found).__name__}")
+        values = {arch: row.get("mean_acc") if isinstance(row, dict) else None for arch, row in found.items()}
+        rows = {arch: [finite(value, f"network {arch[:40]}: mean_acc")] for arch, value in values.items()}
+        return ["cifar10"] if datasets is None else datasets, rows
 
 
 TABLES: dict[str, type[AccuracyTable]] = {table.space: table for table in (AccuracyTable, MacroTable)}
@@ -69,13 +53,6 @@ def load_table(path: str | Path) -> AccuracyTable:
         DataError: If the file is faulty.
     """
     return (MacroTable if Path(path).suffix.lower() == ".json" else AccuracyTable).load(path)
-
-
-def _accuracy(arch: str, row: Any) -> float:
-    value = row.get("mean_acc") if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"accuracy table, {arch[:40]}: mean_acc must be a finite number, got {str(value)[:40]!r}")
-    return float(value)
 
 
 def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

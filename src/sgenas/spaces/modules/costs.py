@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgenas import tree
-from sgenas.device import moved
 from sgenas.errors import InvalidValueError, one_line
 from sgenas.spaces.base import Option
-from sgenas.spaces.costs import Budget, CostModel, refuse_combination, refuse_limits
+from sgenas.spaces.costs import Budget, CostModel
 from sgenas.spaces.knapsack import Floats, Options, best_choice, cheapest, joined, single
 from sgenas.spaces.modules.choices import BaseChoice, Choice
 from sgenas.spaces.modules.space import ModuleSpace
@@ -62,55 +60,23 @@ class ModuleCostModel(CostModel):
                 raise InvalidValueError(f"Budget.{name} must be None for a module", field=f"Budget.{name}")
         self._example = example.to(space.device) if isinstance(example, Tensor) else example
         self._quantities = budget.quantities
-        self._placed: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
         if "macs" in self._quantities and example is None:
             raise InvalidValueError("example must be an argument of the model to count macs, got None", field="example")
         self._groups, self._fixed = self._count()
         self._limited = [self._quantities.index(name) for name in budget.limits]
-        self._allowed = np.array(list(budget.limits.values()), dtype=np.float64) - self._fixed[self._limited]
+        self._left = self._allowed - self._fixed[self._limited]
+        if budget.penalty is not None:
+            column = self._quantities.index(budget.penalty)
+            self._penalize({group.names: torch.as_tensor(group.costs[..., column]) for group in self._groups})
         self._check()
 
     def of(self, architecture: Mapping[str, Option]) -> dict[str, float]:
         return dict(zip(self._quantities, map(int, self._sum(architecture)), strict=True))
 
-    def penalty(self, alphas: TensorDict) -> Tensor | None:
-        """weight * E[cost]; None without penalty.
-
-        The expectation is over options drawn independently with their mixing weights as probabilities (sigmoids as
-        they are), of the cost beyond that of the cheapest choices, relative to its value for equal probabilities.
-        """
-        if self.budget.penalty is None:
-            return None
-        mixing = self.space.mixing(alphas)
-        total = torch.zeros_like(next(iter(mixing.values())).sum())
-        for group, left in zip(self._groups, self._shares(total), strict=False):
-            for name in group.names:
-                left = torch.tensordot(mixing[name], left, dims=([0], [0]))
-            total = total + left
-        return total
-
-    def _shares(self, like: Tensor) -> list[Tensor]:
-        """What the options of each group add to the penalty, copied to a device once; empty if all cost the same."""
-        place = (like.device, like.dtype)
-        found = self._placed.get(place)
-        if found is None:
-            column = self._quantities.index(self.budget.penalty or "")
-            costs = [group.costs[..., column] for group in self._groups]
-            uniform = sum(float(values.mean()) for values in costs)
-            shares = [torch.as_tensor(self.budget.penalty_weight * each / uniform) for each in costs] if uniform else []
-            found = [moved(share.to(like.dtype), like.device) for share in shares]
-            if not tree.transformed():
-                # (a tensor that is made inside torch.func belongs to it)
-                self._placed[place] = found
-        return found
-
-    def is_within(self, architecture: Mapping[str, Option]) -> bool:
-        return bool(((self._sum(architecture) - self._fixed)[self._limited] <= self._allowed).all())
-
     def best(self, alphas: TensorDict) -> dict[str, Option]:
         """Of the choices within all limits those with the largest sum of mixing weights; exact."""
         mixing = self.space.mixing_to_derive(alphas)
-        found = best_choice([self._options(group, mixing) for group in self._groups], self._allowed)
+        found = best_choice([self._options(group, mixing) for group in self._groups], self._left)
         assert found is not None, "checked at the start: some choices meet the limits, for any alphas"
         return {name: self.space.options[name][index] for name, index, _ in found[1]}
 
@@ -163,9 +129,7 @@ class ModuleCostModel(CostModel):
         alike = {name: torch.zeros(len(given)) for name, given in self.space.options.items()}
         groups = [self._options(group, alike) for group in self._groups]
         smallest = self._fixed[self._limited] + cheapest(groups)
-        refuse_limits(self.budget, smallest.tolist(), list(self.budget.limits.values()))
-        if best_choice(groups, self._allowed) is None:
-            refuse_combination(self.budget)
+        self._refuse_limits(smallest.tolist(), best_choice(groups, self._left) is not None)
 
     def _sum(self, choices: Mapping[str, Option]) -> Floats:
         options, total = self.space.options, self._fixed.copy()

@@ -95,13 +95,11 @@ class ModuleSpace(SearchSpace):
         limit = "with float32 or float64 parameters (precision='bf16' computes in bfloat16)"
         require(self._like.dtype in (torch.float32, torch.float64), "model", limit, self._like.dtype)
         self.relaxation, self.discretization = Softmax(), self.default_discretization
-        parts = self.with_parts(relaxation=relaxation, discretization=discretization)
-        self.relaxation, self.discretization, self.given = parts.relaxation, parts.discretization, parts.given
+        self._take_parts(relaxation, discretization)
 
-    def with_parts(self, **parts: Any) -> Self:
-        other = super().with_parts(**parts)
-        require(type(other.discretization) is Argmax, "discretization", "Argmax() for choices", other.discretization)
-        return other
+    def _take_parts(self, relaxation: Relaxation | None, discretization: Discretization | None) -> None:
+        super()._take_parts(relaxation, discretization)
+        require(type(self.discretization) is Argmax, "discretization", "Argmax() for choices", self.discretization)
 
     @property
     def columns(self) -> dict[str, tuple[Option, ...]]:

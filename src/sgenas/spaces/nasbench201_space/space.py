@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sgenas.spaces.cell_space import CellSettings, CellSpace
-from sgenas.spaces.cells import MixedCell, Stem
+from sgenas.spaces.cells import MixedCell, Stem, Supernet
 from sgenas.spaces.discretization import Argmax, Discretization
-from sgenas.spaces.kernels import classify_members, dense
+from sgenas.spaces.kernels import dense
 from sgenas.spaces.nasbench201_space.strings import INPUTS, KIND, NODES, OPERATIONS
 from sgenas.spaces.nonlinearity import Nonlinearity
 from sgenas.spaces.normalization import affine_norm
@@ -57,7 +57,7 @@ class SupernetResidualBlock(nn.Module):
         return inner + dense(F.avg_pool2d(x, 2, ceil_mode=True), self.shortcut.weight)
 
 
-class BenchmarkSupernet(nn.Module):
+class BenchmarkSupernet(Supernet):
     """Stem, 3 stages of cells with C, 2C and 4C channels, a residual block between stages, classifier."""
 
     def __init__(self, settings: "NasBench201Settings", input_channels: int, num_classes: int) -> None:
@@ -74,19 +74,11 @@ class BenchmarkSupernet(nn.Module):
         self.norm = nn.BatchNorm2d(channels, track_running_stats=False)
         self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, images: Tensor, mixing: TensorDict) -> Tensor:
-        """Logits (B, classes) of images (B, input_channels, H, W) for mixing {"cell": (E, O)}.
-
-        With mixing {"cell": (M, E, O)} and the weights of M members concatenated along their first dimension, logits
-        (M, B, classes) of all members on the same images.
-        """
-        stacked = mixing[KIND].ndim == 3
-        table = mixing[KIND] if stacked else mixing[KIND][None]
+    def features(self, images: Tensor, mixing: TensorDict) -> Tensor:
         x = self.stem(images)
         for layer in self.layers:
-            x = layer(x) if isinstance(layer, SupernetResidualBlock) else layer(x, table)
-        features = self.activate(affine_norm(x, self.norm)).mean(dim=(2, 3))
-        return classify_members(features, self.classifier, table.shape[0]) if stacked else self.classifier(features)
+            x = layer(x) if isinstance(layer, SupernetResidualBlock) else layer(x, mixing[KIND])
+        return self.activate(affine_norm(x, self.norm)).mean(dim=(2, 3))
 
 
 class NasBench201Space(CellSpace):

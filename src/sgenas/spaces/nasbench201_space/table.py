@@ -76,42 +76,46 @@ class AccuracyTable:
 
     @classmethod
     def load(cls, path: str | Path, datasets: Sequence[str] | None = None, *, complete: bool = True) -> Self:
-        """Reads a CSV file.
+        """Reads the benchmark's file.
 
         Args:
             path: File; the docstring of this module describes it.
-            datasets: Columns to read; None for all of the file.
+            datasets: Datasets to read; None for all of the file.
             complete: As in the constructor.
 
         Raises:
             DataError: If the file is faulty; the message names the file and the column, line or cell.
         """
         try:
-            with Path(path).open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, strict=True)
-                header, lines = list(reader.fieldnames or []), list(reader)
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            return cls(*cls._read(Path(path), datasets), complete=complete)
+        except (DataError, InvalidValueError) as error:
+            raise DataError(f"{path}: {error}") from None
+        except (OSError, ValueError, RecursionError, csv.Error) as error:
             raise DataError(f"{path} cannot be read: {one_line(error)}") from None
+
+    @classmethod
+    def _read(cls, path: Path, datasets: Sequence[str] | None) -> tuple[Sequence[str], dict[str, list[float]]]:
+        """Datasets and rows of a file."""
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            header, lines = list(reader.fieldnames or []), list(reader)
         known = ("arch", *COLUMNS.values())
         if not set(header) <= set(known) or len(set(header)) < len(header):
-            raise DataError(f"{path}: columns must be different ones of {', '.join(known)}, got {header!s:.100}")
+            raise DataError(f"columns must be different ones of {', '.join(known)}, got {header!s:.100}")
         if datasets is None:
             datasets = [name for name, column in COLUMNS.items() if column in header]
         for column in ("arch", *(COLUMNS.get(name, name) for name in datasets)):
             if column not in header:
-                raise DataError(f"{path}: column {column} is missing, got {header!s:.100}")
+                raise DataError(f"column {column} is missing, got {header!s:.100}")
         rows: dict[str, list[float]] = {}
         for number, line in enumerate(lines, start=2):
-            where = f"{path}, line {number}"
             if None in line or None in line.values():
-                raise DataError(f"{where}: must have {len(header)} values")
+                raise DataError(f"line {number}: must have {len(header)} values")
             if line["arch"] in rows:
-                raise DataError(f"{where}: arch must not repeat, got twice {line['arch']}")
-            rows[line["arch"]] = [_number(line[COLUMNS[name]], f"{where}: {COLUMNS[name]}") for name in datasets]
-        try:
-            return cls(datasets, rows, complete=complete)
-        except (DataError, InvalidValueError) as error:
-            raise DataError(f"{path}: {error}") from None
+                raise DataError(f"line {number}: arch must not repeat, got twice {line['arch']}")
+            columns = [COLUMNS[name] for name in datasets]
+            rows[line["arch"]] = [finite(line[column], f"line {number}: {column}") for column in columns]
+        return datasets, rows
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -157,11 +161,12 @@ def _known(all_strings: Callable[[], Iterator[str]]) -> frozenset[str]:
     return frozenset(all_strings())
 
 
-def _number(text: str, where: str) -> float:
+def finite(value: object, where: str) -> float:
+    """The number that ``value`` or its text is; DataError if it is none, or not finite."""
     try:
-        value = float(text)
+        found = float(str(value))
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{where} must be a finite number, got {text!r:.100}")
-    return value
+        found = math.nan
+    if not math.isfinite(found):
+        raise DataError(f"{where} must be a finite number, got {str(value)!r:.100}")
+    return found
