@@ -6,8 +6,9 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 
-from sgenas import Budget
+from sgenas import Budget, Choice, ModuleSpace
 from sgenas.methods import METHODS
 from sgenas.random import generator
 from sgenas.searching.drawing import different_architectures, mutated, random_alphas
@@ -65,6 +66,16 @@ def test_mutation_draws_one_edge_weight() -> None:
     # as many weights of edges as rows of operations
     assert set(sizes) == {1, 8}
     assert abs(sizes[1] - 150) < 5 * (300 / 4) ** 0.5
+
+
+def test_mutation_draws_all_options_of_a_choice_whatever_its_name() -> None:
+    options = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "none": nn.Identity()}
+    model = nn.Sequential(nn.Linear(2, 2), Choice(options, name="x"), Choice(options, name="x_edges"))
+    space, draw = ModuleSpace(model), generator(0, "test")
+    alphas = space.random_alphas(draw)
+    for _ in range(20):
+        child = space.mutated_alphas(alphas, draw)
+        assert sorted(int((child[name] != alphas[name]).sum()) for name in alphas) == [0, 3]
 
 
 def test_only_architecture_has_no_mutation(monkeypatch: pytest.MonkeyPatch) -> None:

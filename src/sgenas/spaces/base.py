@@ -133,7 +133,9 @@ class SearchSpace(ABC):
         Raises:
             InvalidValueError: If alphas are NaN, of which an argmax would take the first.
         """
-        found = self.mixing({name: alpha.detach().cpu().double() for name, alpha in alphas.items()})
+        exact = {name: alpha.detach().cpu().double() for name, alpha in alphas.items()}
+        # (a relaxation may have tables of its own)
+        found = {name: table.cpu().double() for name, table in self.mixing(exact).items()}
         for name, table in found.items():
             require(not bool(table.isnan().any()), f"alphas.{name}", "numbers to derive an architecture from", "NaN")
         return found

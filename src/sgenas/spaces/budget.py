@@ -114,7 +114,7 @@ class CellCostModel(CostModel):
     def best(self, alphas: TensorDict) -> Genotype:
         """The best cells within the limits; every kind of cell has a node."""
         mixing = self.space.mixing_to_derive(alphas)
-        weights = {kind: mixing[kind].double().cpu().numpy() for kind in self.space.kinds}
+        weights = {kind: mixing[kind].numpy() for kind in self.space.kinds}
         least = self._rule.threshold or 0.0
         pick = self._best({kind: table - least for kind, table in weights.items()})
         assert pick is not None, "checked at the start: some cell meets the limits, for any alphas"
