@@ -201,6 +201,10 @@ class Estimator(ABC):
                 ``generator`` nor ``seed``.
             DivergenceError: If a loss or the hypergradient is NaN or infinite.
         """
+        if complex_weights.occur(state):
+            real, passed = complex_weights.real_problem(problem, state.weights), complex_weights.real_state(state)
+            found = self(real, passed, alphas, inner_batches, outer_batch, generator=generator, seed=seed)
+            return replace(found, state=complex_weights.complex_state(found.state, state.weights))
         if seed is not None:
             if generator is not None:
                 raise InvalidValueError("pass generator= or seed=, not both", field="seed")
@@ -217,10 +221,7 @@ class Estimator(ABC):
         if short:
             limit = f"float32 or float64 for {type(self).__name__}, whose small differences shorter types round away"
             require(False, "alphas", limit, short[0])
-        like, passed, alphas, problem = state.weights, alphas, tree.detach(alphas), problem.counted()
-        complex_ones = complex_weights.occur(state)
-        if complex_ones:
-            state, problem = complex_weights.real_state(state), complex_weights.real_problem(problem, like)
+        given, alphas, problem = alphas, tree.detach(alphas), problem.counted()
         version, drawn = _version(state), generator_states()
         trajectory = self.run(problem, state, alphas, inner_batches)
         weights, v = trajectory.end.weights, None
@@ -249,10 +250,9 @@ class Estimator(ABC):
         indirect = tree.to(indirect, tree.tensors(alphas)[0].device)
         # (an embedding with max_norm does)
         require(_version(state) == version, "inner_loss", "free of changes of the weights in place", "such a change")
-        end = complex_weights.complex_state(trajectory.end, like) if complex_ones else trajectory.end
-        parts = (direct, indirect, end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
+        rest = (trajectory.end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
         grad = tree.add(direct, indirect)
-        return HypergradientResult(grad, *parts, alphas=passed, checked=grad)
+        return HypergradientResult(grad, direct, indirect, *rest, alphas=given, checked=grad)
 
 
 def _version(state: InnerState) -> int:
