@@ -79,14 +79,11 @@ class Trajectory:
         end: The state after the last step.
         losses: L_train before each step, N 0-d tensors.
         steps: The last of the steps, as many as were asked for.
-        saved_bytes: Bytes that one forward pass saves for its backward pass; 0 if it was not measured, infinite if
-            it cannot be.
     """
 
     end: InnerState
     losses: tuple[Tensor, ...]
     steps: tuple[Step, ...]
-    saved_bytes: float = 0
 
 
 @dataclass(frozen=True)

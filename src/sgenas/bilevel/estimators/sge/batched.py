@@ -16,6 +16,7 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
 from sgenas.bilevel.gradients import lacks_rule
+from sgenas.bilevel.hvp import measured_bytes
 from sgenas.device import ran_out
 from sgenas.errors import InvalidValueError, MemoryWarning, one_line
 from sgenas.optim import InnerState, can_join, joined, joined_state, projection
@@ -43,11 +44,11 @@ def automatic(task: Perturbation) -> Tensor:
     on a CPU if the passes are small. torch.func.vmap of other losses is faster for
     very small passes only, and has no rules for some operations, which the problem remembers.
     """
-    problem, memory = task.context.problem, task.context.trajectory.saved_bytes
+    problem = task.context.problem
     generic = problem.stacked_inner_loss is None
-    if generic and not (problem.findings.batches and memory <= TINY_PASS):
+    if generic and not (problem.findings.batches and _saved_bytes(task) <= TINY_PASS):
         return sequential(task)
-    size = _chunk(task, _room(task))
+    size = _chunk(task)
     if size < 2:
         return sequential(task)
     before = problem.counter.total
@@ -67,7 +68,7 @@ def batched(task: Perturbation) -> Tensor:
         InvalidValueError: If torch.func.vmap cannot run the inner loss.
     """
     try:
-        return _in_chunks(task, task.chunk or max(1, _chunk(task, _room(task, always=True))))
+        return _in_chunks(task, task.chunk or max(1, _chunk(task, always=True)))
     except Exception as error:
         if task.context.problem.stacked_inner_loss is not None or not lacks_rule(error):
             raise
@@ -77,14 +78,16 @@ def batched(task: Perturbation) -> Tensor:
         ) from error
 
 
-def _room(task: Perturbation, *, always: bool = False) -> float:
-    share, state = task.context.problem.share, task.context.state
+def _saved_bytes(task: Perturbation) -> float:
+    context = task.context
+    return measured_bytes(context.problem, context.state.weights, context.alphas, context.inner_batches[0])
+
+
+def _chunk(task: Perturbation, *, always: bool = False) -> int:
+    """How many go together, as `members_that_fit` says; with shards, what fits in all processes of the group."""
+    share = task.context.problem.share
     neighbors = 1 if share is None else share.neighbors
-    return members_that_fit(state, task.context.trajectory.saved_bytes, neighbors, always=always)
-
-
-def _chunk(task: Perturbation, room: float) -> int:
-    """How many go together if ``room`` would fit; with shards, what fits in all processes of the group."""
+    room = members_that_fit(task.context.state, _saved_bytes(task), neighbors, always=always)
     limits = (room, len(task.directions), math.inf if task.chunk is None else task.chunk)
     number, shards = int(min(limits)), task.context.problem.shards
     if number >= 1 and task.context.problem.replays is not None:
@@ -115,7 +118,7 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
             size = (before + 1) // 2
             if task.context.problem.replays is not None:
                 task.context.problem.replays.forget()
-            task.on_smaller_chunk(size)
+            task.smaller_chunks.append(size)
             warnings.warn(
                 f"out of memory with {before} batched directions of SGE; continues with {size} at a time",
                 MemoryWarning,

@@ -1,10 +1,10 @@
 """The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,10 @@ from sgenas.bilevel.estimators.sge.batched import automatic, batched
 from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
 from sgenas.bilevel.estimators.sge.projections import Perturbation, from_ends, sequential
 from sgenas.bilevel.estimators.sge.smoothing import LADDER, choose_smoothing, num_probes
-from sgenas.bilevel.hvp import measured_bytes
-from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.bilevel.problem import Cost
 from sgenas.bilevel.trainings import Trainings
 from sgenas.errors import DivergenceError, require, require_choice
 from sgenas.fields import option
-from sgenas.optim import InnerState
 from sgenas.tree import Tree
 
 COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
@@ -165,24 +163,13 @@ class SGE(Estimator):
             return [tree.add(alphas, each) for each in moved]
         return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in rows]
 
-    def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
-        """The unperturbed trajectory; measures the memory of a pass if that decides how many are batched."""
-        trajectory = super().run(problem, state, alphas, inner_batches)
-        if isinstance(problem, Trainings):
-            return trajectory
-        automatic = self.computation == "auto" and problem.findings.batches
-        if automatic or (self.computation == "batched" and self.chunk is None):
-            size = measured_bytes(problem, state.weights, alphas, inner_batches[0])
-            return replace(trajectory, saved_bytes=size)
-        return trajectory
-
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
         assert generator is not None
         matrix, chunks, mu = self._draw(alphas, generator), list[int](), self.smoothing
         rows = [tree.unflatten(row, alphas) for row in matrix]
         fixed = 1.0 if isinstance(mu, str) else mu
-        task = Perturbation(context, rows, fixed, self.chunk, chunks.append)
+        task = Perturbation(context, rows, fixed, self.chunk, chunks)
         if mu == "auto":
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
             chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")

@@ -1,8 +1,8 @@
 """SGE's projections s_j = <delta_j, v>, delta_j = (Y_j^N - Y^N) / mu, one perturbed trajectory at a time."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from sgenas.optim import projection
 from sgenas.tree import Tree
 
 
-def _ignore(size: int) -> None: ...
-
-
 @dataclass(frozen=True)
 class Perturbation:
     """What the projections are computed from.
@@ -26,14 +23,14 @@ class Perturbation:
         directions: The u_j, each like the alphas.
         smoothing: mu.
         chunk: Batched trajectories at a time, at most; None for as many as fit.
-        on_smaller_chunk: Called with the new chunk after an out-of-memory error.
+        smaller_chunks: Gets the new chunk after each out-of-memory error.
     """
 
     context: Context
     directions: Sequence[Tree]
     smoothing: float
     chunk: int | None = None
-    on_smaller_chunk: Callable[[int], None] = _ignore
+    smaller_chunks: list[int] = field(default_factory=list)
 
     def perturbed(self, index: int) -> Tree:
         """alpha + mu u_j."""
