@@ -129,11 +129,7 @@ class BlackBoxProblem:
         start = tree.detach(alphas)
         others = chosen.trained_points(start, torch.Generator().manual_seed(seed))
         if others is None:
-            name = type(chosen).__name__
-            raise InvalidValueError(
-                f"{name} needs an inner loss, which a black box lacks; use SGE or EvolutionStrategies",
-                field="estimator",
-            )
+            no_inner_loss()
         points = {BASE: start} | {f"of direction {i + 1} of {len(others)}": each for i, each in enumerate(others)}
         with self._folder() as folder, self._executor() as executor:
             threads = 1 if self.threads is None and self.workers > 1 else self.threads
