@@ -67,6 +67,13 @@ def measured_bytes(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: 
     return findings.saved_bytes
 
 
+def keeps_graph(problem: BilevelProblem, route: str, weights: Tree, alphas: Tree, batch: Any) -> bool:
+    """Whether second derivatives by ``route`` come from one graph of the gradient, unless PyTorch lacks a rule."""
+    if problem.shards is not None or route not in ("auto", "reverse"):
+        return False
+    return route == "reverse" or measured_bytes(problem, weights, alphas, batch) <= SMALL_GRAPH
+
+
 class HVP:
     """Hessian-vector products of a problem's inner loss at one point.
 
@@ -132,7 +139,7 @@ class HVP:
                 continue
             problem.counter.add(2, 2)
             if errors:
-                problem.findings.routes[self._route] = (kind, plain)
+                problem.findings.routes[self._route] = [kind, plain]
             return self._trees(found, to_weights, to_alphas)
         raise InvalidValueError(
             f"inner_loss has no second derivative that PyTorch can compute ({one_line(errors[0])}); use first-order,"
@@ -151,13 +158,11 @@ class HVP:
             return [("finite-difference", False)]
         kinds = [self._route]
         if self._route == "auto":
-            small = self._graph is not None or (
-                self._problem.shards is None and measured_bytes(self._problem, *self._point) <= SMALL_GRAPH
-            )
-            kinds = ["reverse", "forward"] if small else ["forward", "reverse"]
+            kept = self._graph is not None or keeps_graph(self._problem, "auto", *self._point)
+            kinds = ["reverse", "forward"] if kept else ["forward", "reverse"]
         found = [(kind, plain) for plain in (False, True) for kind in kinds]
         known = self._problem.findings.routes.get(self._route)
-        return found if known is None else sorted(found, key=lambda route: route != known)
+        return found if known is None else sorted(found, key=lambda route: [*route] != known)
 
     def _reverse(self, v: Tree, to_weights: bool, to_alphas: bool, plain: bool) -> list[Tensor]:
         problem = self._problem
