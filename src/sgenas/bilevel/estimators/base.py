@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -250,9 +249,9 @@ class Estimator(ABC):
         indirect = tree.to(indirect, tree.tensors(alphas)[0].device)
         # (an embedding with max_norm does)
         require(_version(state) == version, "inner_loss", "free of changes of the weights in place", "such a change")
-        rest = (trajectory.end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
+        parts = (trajectory.end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
         grad = tree.add(direct, indirect)
-        return HypergradientResult(grad, direct, indirect, *rest, alphas=given, checked=grad)
+        return HypergradientResult(grad, direct, indirect, *parts, alphas=given, checked=grad)
 
 
 def _version(state: InnerState) -> int:
@@ -283,16 +282,16 @@ def require_finite_directions(context: Context, values: Tensor, perturbed: Calla
         values: What was measured along each direction, (Q,).
         perturbed: Index -> the alphas there. A trajectory is computed again only to find the inner step.
     """
-    context.checks.add(values, partial(_find_direction, context, values, perturbed))
 
+    def find() -> None:
+        finite = torch.isfinite(values).tolist()
+        if all(finite):
+            return
+        index = finite.index(False)
+        where = f" along direction {index + 1} of {len(values)}"
+        problem, alphas = context.problem, perturbed(index)
+        again = problem.run(context.state, alphas, context.inner_batches)
+        require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
+        raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")
 
-def _find_direction(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
-    finite = torch.isfinite(values).tolist()
-    if all(finite):
-        return
-    index = finite.index(False)
-    where = f" along direction {index + 1} of {len(values)}"
-    problem, alphas = context.problem, perturbed(index)
-    again = problem.run(context.state, alphas, context.inner_batches)
-    require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
-    raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")
+    context.checks.add(values, find)

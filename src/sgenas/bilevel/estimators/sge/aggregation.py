@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sgenas import tree
-from sgenas.bilevel.estimators.sge.directions import group_size, independent, random_share
+from sgenas.bilevel.estimators.sge.directions import group_size
 from sgenas.device import moved
 from sgenas.tree import Tree
 
@@ -68,12 +68,14 @@ def aggregate(
         return Aggregate(gradient + torch.linalg.pinv(directions) @ left, None, coefficient)
     gradient = gradient + left @ directions / len(directions)
     variance = None
-    if independent(kind):
+    # orthogonal directions depend on each other
+    if kind != "orthogonal":
         terms = (left[:, None] * directions).reshape(-1, group, directions.shape[1]).mean(dim=1)
-        # a single term has no spread, but the distribution of its direction says which part of it is random
-        single = len(terms) == 1
-        square = random_share(terms.shape[1]) * terms.square().sum() if single else terms.var(dim=0).sum()
-        variance = square / len(terms)
+        if len(terms) > 1:
+            variance = terms.var(dim=0).sum() / len(terms)
+        else:
+            # E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions, of which |g|^2 is that of the mean
+            variance = (1 - 1 / (terms.shape[1] + 2)) * terms.square().sum()
     return Aggregate(gradient, variance, coefficient)
 
 

@@ -13,12 +13,12 @@ from sgenas import tree
 from sgenas.bilevel.estimators.base import ESTIMATORS, Context, Estimator, require_finite_directions
 from sgenas.bilevel.estimators.sge.aggregation import AGGREGATIONS, aggregate
 from sgenas.bilevel.estimators.sge.batched import automatic, batched
-from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
+from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw, perturbed
 from sgenas.bilevel.estimators.sge.projections import Perturbation, from_ends, sequential
-from sgenas.bilevel.estimators.sge.smoothing import LADDER, choose_smoothing, num_probes
+from sgenas.bilevel.estimators.sge.smoothing import choose_smoothing, num_probes, probes
 from sgenas.bilevel.problem import Cost
 from sgenas.bilevel.trainings import Trainings
-from sgenas.errors import DivergenceError, require, require_choice
+from sgenas.errors import require, require_choice
 from sgenas.fields import option
 from sgenas.tree import Tree
 
@@ -30,11 +30,6 @@ COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
 """How the projections are computed; all give the same numbers up to rounding."""
 MOST_DIRECTIONS = 32
 """The most directions that a search chooses."""
-
-
-def _refuse_baseline(estimator: Estimator, baseline: Tensor) -> None:
-    if not bool(torch.isfinite(baseline).all()):
-        raise DivergenceError(f"the indirect gradient of the control variate {estimator} is NaN or infinite")
 
 
 @dataclass(frozen=True)
@@ -157,11 +152,9 @@ class SGE(Estimator):
         rows = self._draw(alphas, generator)
         if isinstance(self.smoothing, str):
             # the steps that choose mu come first
-            (row,) = draw("gaussian", 1, alphas, generator)
-            signs = (1.0, -1.0) if self.directions == "antithetic" else (1.0,)
-            moved = [tree.scale(tree.unflatten(row, alphas), sign * step) for sign in signs for step in LADDER]
-            return [tree.add(alphas, each) for each in moved]
-        return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in rows]
+            probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
+            return [tree.add(alphas, each) for each in probes(probe, self.directions == "antithetic")]
+        return perturbed(alphas, rows, self.smoothing)
 
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
@@ -182,7 +175,8 @@ class SGE(Estimator):
         estimator, baseline = self._baseline(), None
         if estimator is not None:
             baseline = tree.flatten(estimator.indirect_gradient(replace(context, diagnostics={})))
-            context.checks.add(baseline, partial(_refuse_baseline, estimator, baseline))
+            finite = partial(tree.require_finite, {f"indirect gradient of the control variate {estimator}": baseline})
+            context.checks.add(baseline, finite)
         diagnostics["projections"] = projections
         if baseline is not None or self.aggregate != "mean":
             # a fit takes many small steps, most of which wait for a GPU
