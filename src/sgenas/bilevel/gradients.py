@@ -65,12 +65,6 @@ def lacks_rule(error: Exception) -> bool:
 class GradientGraph:
     """The gradient of a loss with respect to the weights at one point, with its graph.
 
-    Args:
-        function: (weights, alphas, batch) -> 0-d tensor.
-        weights: The weights.
-        alphas: The alphas.
-        batch: The batch.
-
     Attributes:
         loss: The loss, detached.
         grad: d loss / d weights, detached.

@@ -297,13 +297,10 @@ def largest_eigenvalue(matvec: Matvec, start: Tensor, *, tolerance: float = 1e-3
     """
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    class NotFinite(Exception):
-        pass
-
     def product(v: np.ndarray) -> np.ndarray:
         found: np.ndarray = matvec(torch.from_numpy(v.ravel()).to(start)).double().cpu().numpy()
         if not np.isfinite(found).all():
-            raise NotFinite
+            raise FloatingPointError
         return found
 
     size, first = start.numel(), start.double().cpu().numpy()
@@ -312,7 +309,7 @@ def largest_eigenvalue(matvec: Matvec, start: Tensor, *, tolerance: float = 1e-3
             return float(product(first)[0] / first[0])
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         values = eigsh(operator, k=1, which="LA", v0=first, tol=tolerance, return_eigenvectors=False)
-    except NotFinite:
+    except FloatingPointError:
         return float("nan")
     except ArpackError:
         # it cannot start where the matrix is zero
