@@ -34,8 +34,7 @@ class Ledger:
     """Trainings with one seed, by their alphas.
 
     Args:
-        train: The training.
-        seed: Its seed.
+        train, seed: The training and its seed.
         threads: CPU threads of each training; None for as many as there are.
         executor: Where they run; None for here, one after the other.
         folder: Where weights are kept; None for ``memory``.
