@@ -113,25 +113,14 @@ class Shards:
 
     def one(self, batch: Any, number: int) -> Any:
         """A shard of a batch; refuses a batch that cannot be cut into equal shards."""
-        size = rows(batch, "Shards.count")
+        sizes = {len(leaf) if leaf.ndim else 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)}
+        if len(sizes) != 1 or 0 in sizes:
+            raise InvalidValueError(
+                f"Shards.count needs batches of tensors with one first dimension in common, got sizes {sorted(sizes)}",
+                field="Shards.count",
+            )
+        (size,) = sizes
         require(size % self.count == 0, "Shards.count", f"a divisor of the {size} rows of a batch", self.count)
         length = size // self.count
-        return cut(batch, number * length, (number + 1) * length)
-
-
-def rows(batch: Any, field: str) -> int:
-    """The first dimension of the tensors of a batch; refuses, naming ``field``, tensors that do not share one."""
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
-    if len(sizes) != 1 or 0 in sizes:
-        raise InvalidValueError(
-            f"{field} needs batches of tensors with one first dimension in common, got sizes {sorted(sizes)}",
-            field=field,
-        )
-    return sizes.pop()
-
-
-def cut(batch: Any, first: int, last: int) -> Any:
-    """Rows first .. last - 1 of every tensor of a batch; everything else is kept."""
-    leaves, structure = pytree.tree_flatten(batch)
-    return pytree.tree_unflatten([leaf[first:last] if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        rows = slice(number * length, (number + 1) * length)
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], batch)
