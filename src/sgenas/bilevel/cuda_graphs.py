@@ -261,8 +261,7 @@ class Replays:
             self._told = True
             name, where = key[0] if isinstance(key, tuple) else key, ""
             if not isinstance(why, UnrecordableError):
-                frames = [frame for frame, _ in traceback.walk_tb(why.__traceback__)]
-                where = place(reversed(frames))
+                where = place(reversed(list(traceback.walk_tb(why.__traceback__))))
             warnings.warn(f"{name} runs without CUDA graphs: {one_line(why)}{where}", GraphWarning, stacklevel=4)
 
     def forget(self) -> None:
