@@ -59,7 +59,7 @@ def many(case: QuadraticCase, sge: SGE, count: int = 400) -> Tensor:
     found = []
     for seed in range(count):
         rows = directions(sge.directions, sge.num_directions, case.alphas, generator(seed))
-        found.append(aggregate(rows, rows @ case.exact, sge.directions, baseline, sge.aggregate).gradient)
+        found.append(aggregate(rows, rows @ case.exact, sge.directions, baseline, sge.aggregate)[0])
     return torch.stack(found)
 
 
@@ -131,7 +131,7 @@ def test_standard_error_is_that_of_the_estimate(case: QuadraticCase) -> None:
         claimed = []
         for seed in range(400):
             rows = directions(kind, count, case.alphas, generator(seed))
-            claimed.append(aggregate(rows, rows @ case.exact, kind).variance)
+            claimed.append(aggregate(rows, rows @ case.exact, kind)[1]["standard_error"].square())
         real = many(case, estimator).var(0).sum()
         assert torch.stack(claimed).mean() == pytest.approx(real.item(), rel=0.15)
         found = case.estimate(estimator, 399).diagnostics["standard_error"].square()
@@ -143,7 +143,7 @@ def test_standard_error_of_one_direction_follows_from_its_distribution(kind: str
     """Of <g, u> u: (p + 1) |g|^2."""
     g = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
     rows = directions(kind, count * 10_000, g, generator()).reshape(-1, count, 4)
-    found = torch.stack([aggregate(each, each @ g, kind).variance for each in rows])
+    found = torch.stack([aggregate(each, each @ g, kind)[1]["standard_error"].square() for each in rows])
     assert found.mean() == pytest.approx(5 * g.square().sum().item(), rel=0.05)
 
 

@@ -72,6 +72,6 @@ class EvolutionStrategies(Estimator):
             values.append(problem.outer_value(end.weights, moved, context.outer_batch))
         differences = (torch.stack(values) - context.outer_loss) / self.smoothing
         require_finite_directions(context, differences, points.__getitem__)
-        context.diagnostics["projections"] = differences
-        found = aggregate(matrix, differences, self.directions)
-        return tree.subtract(found.report(context.diagnostics, alphas), context.direct)
+        found, known = aggregate(matrix, differences, self.directions)
+        context.diagnostics.update(projections=differences, **known)
+        return tree.subtract(tree.unflatten(found, alphas), context.direct)

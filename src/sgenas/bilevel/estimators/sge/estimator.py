@@ -183,10 +183,11 @@ class SGE(Estimator):
             given = (matrix, projections, *([] if baseline is None else [baseline]))
             matrix, projections, *others = context.checks.settle(*given)
             baseline = others[0] if others else None
-        found = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+        found, known = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+        diagnostics |= tree.to(known, tree.tensors(alphas)[0].device)
         if chunks:
             diagnostics["chunk"] = torch.tensor(min(chunks))
-        return found.report(diagnostics, alphas)
+        return tree.unflatten(found, alphas)
 
     def _projections(self, task: Perturbation) -> Tensor:
         """<delta_j, v> of all directions, (Q,)."""
