@@ -140,8 +140,6 @@ def grad_cotangent(
     optimizer: InnerOptimizer, state: InnerState, grad: Tree, weights: Tree, slots: dict[str, Tree] | None = None
 ) -> Tree:
     """The last result of ``step_vjp`` alone; (d w' / d grad)^T ``weights`` without ``slots``."""
-    if offers(optimizer, "grad_cotangent"):
-        return optimizer.grad_cotangent(grad, weights, slots)  # type: ignore[attr-defined]
     return step_vjp(optimizer, state, grad, weights, slots)[2]
 
 
