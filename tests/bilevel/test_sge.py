@@ -302,7 +302,7 @@ def test_quotients_are_taken_along_the_direction_and_against_it(central: bool) -
 
     def moved(task: Any) -> Tensor:
         assert task.smoothing == 1.0
-        t = torch.stack([direction.sum() / 2 for direction in task.directions])
+        t = torch.stack([tree.flatten(tree.subtract(point, task.context.alphas)).mean() for point in task.points])
         return 3 * t + 5 * t**2 + 7 * t**3
 
     class Spy(SGE):
@@ -311,7 +311,8 @@ def test_quotients_are_taken_along_the_direction_and_against_it(central: bool) -
             return super()._projections(task)
 
     nonlinear(SGD(0.1), 1).estimate(Spy(2))
-    found = choose_smoothing(seen[0], moved, torch.ones(2, dtype=torch.float64), central=central)
+    ones = tree.map(torch.ones_like, seen[0].context.alphas)
+    found = choose_smoothing(seen[0], moved, ones, central=central)
     expected = best_step([3 + (0 if central else 5) * h + 7 * h**2 for h in LADDER], 2 if central else 1)
     assert found.smoothing == pytest.approx(expected.smoothing)
     assert found.noise_floor == pytest.approx(expected.noise_floor, rel=1e-3)

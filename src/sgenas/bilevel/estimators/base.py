@@ -274,13 +274,13 @@ def require_finite(inner_losses: Sequence[Tensor], outer_loss: Tensor, where: st
         raise DivergenceError(f"outer_loss is {outer_loss.item()}{after}{where}")
 
 
-def require_finite_directions(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
+def require_finite_directions(context: Context, values: Tensor, points: Sequence[Tree]) -> None:
     """Adds a check that raises DivergenceError for the first direction whose value is NaN or infinite.
 
     Args:
         context: The call.
         values: What was measured along each direction, (Q,).
-        perturbed: Index -> the alphas there. A trajectory is computed again only to find the inner step.
+        points: The alphas there. A trajectory is computed again only to find the inner step.
     """
 
     def find() -> None:
@@ -289,7 +289,7 @@ def require_finite_directions(context: Context, values: Tensor, perturbed: Calla
             return
         index = finite.index(False)
         where = f" along direction {index + 1} of {len(values)}"
-        problem, alphas = context.problem, perturbed(index)
+        problem, alphas = context.problem, points[index]
         again = problem.run(context.state, alphas, context.inner_batches)
         require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
         raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")

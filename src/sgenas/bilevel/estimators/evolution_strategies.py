@@ -71,7 +71,7 @@ class EvolutionStrategies(Estimator):
             end = problem.run(context.state, moved, context.inner_batches).end
             values.append(problem.outer_value(end.weights, moved, context.outer_batch))
         differences = (torch.stack(values) - context.outer_loss) / self.smoothing
-        require_finite_directions(context, differences, points.__getitem__)
+        require_finite_directions(context, differences, points)
         found, known = aggregate(matrix, differences, self.directions)
         context.diagnostics.update(projections=differences, **known)
         return tree.subtract(tree.unflatten(found, alphas), context.direct)

@@ -88,11 +88,11 @@ def _chunk(task: Perturbation, *, always: bool = False) -> int:
     share = task.context.problem.share
     neighbors = 1 if share is None else share.neighbors
     room = members_that_fit(task.context.state, _saved_bytes(task), neighbors, always=always)
-    limits = (room, len(task.directions), math.inf if task.chunk is None else task.chunk)
+    limits = (room, len(task.points), math.inf if task.chunk is None else task.chunk)
     number, shards = int(min(limits)), task.context.problem.shards
     if number >= 1 and task.context.problem.replays is not None:
         # equal chunks, since each size is recorded by itself, and with a share of free memory it would drift
-        number = math.ceil(len(task.directions) / math.ceil(len(task.directions) / number))
+        number = math.ceil(len(task.points) / math.ceil(len(task.points) / number))
     return number if shards is None else shards.least(number)
 
 
@@ -102,10 +102,10 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
     At one at a time, or with shards, the out-of-memory error is raised.
     """
     done: list[Tensor] = []
-    first, count = 0, len(task.directions)
+    first, count = 0, len(task.points)
     while first < count:
         try:
-            done.append(_together(task, range(first, min(first + size, count))))
+            done.append(_together(task, task.points[first : first + size]))
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -129,8 +129,8 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
     return torch.cat(done)
 
 
-def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
-    """The projections of these directions, (M,), as ``sequential`` computes them.
+def _together(task: Perturbation, points: Sequence[Tree]) -> Tensor:
+    """The projections at M of the points, (M,), as ``sequential`` computes them.
 
     If the optimizer treats all entries alike, weights are one matrix (M, all weights): a step is then a few
     large operations. Other optimizers take their steps member by member.
@@ -146,9 +146,9 @@ def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
     def formed(state: InnerState) -> InnerState:
         return joined_state(state) if joins else state
 
-    alphas = tree.stack([task.perturbed(index) for index in members])
+    alphas = tree.stack(points)
     start, origin = formed(context.state), formed(last.before)
-    weights, slots = tree.map(lambda value: value.expand(len(members), *value.shape), (start.weights, start.slots))
+    weights, slots = tree.map(lambda value: value.expand(len(points), *value.shape), (start.weights, start.slots))
 
     def gradient(weights: Tree, batch: Any) -> Tree:
         if not joins:

@@ -153,24 +153,23 @@ class SGE(Estimator):
         if isinstance(self.smoothing, str):
             # the steps that choose mu come first
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
-            return [tree.add(alphas, each) for each in probes(probe, self.directions == "antithetic")]
+            return probes(alphas, probe, self.directions == "antithetic")
         return perturbed(alphas, rows, self.smoothing)
 
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
         assert generator is not None
         matrix, chunks, mu = self._draw(alphas, generator), list[int](), self.smoothing
-        rows = [tree.unflatten(row, alphas) for row in matrix]
-        fixed = 1.0 if isinstance(mu, str) else mu
-        task = Perturbation(context, rows, fixed, self.chunk, chunks)
-        if mu == "auto":
+        task = Perturbation(context, [], 1.0, self.chunk, chunks)
+        if isinstance(mu, str):
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
             chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")
-            task = replace(task, smoothing=chosen.smoothing, chunk=min(chunks, default=self.chunk))
+            mu, task = chosen.smoothing, replace(task, chunk=min(chunks, default=self.chunk))
             # (new_full, since a copy of a number would wait for a GPU)
             diagnostics |= {name: matrix.new_full((), value) for name, value in vars(chosen).items()}
+        task = replace(task, points=perturbed(alphas, matrix, mu), smoothing=mu)
         projections = self._projections(task)
-        require_finite_directions(context, projections, task.perturbed)
+        require_finite_directions(context, projections, task.points)
 
         estimator, baseline = self._baseline(), None
         if estimator is not None:
@@ -197,11 +196,11 @@ class SGE(Estimator):
         if share is None:
             return compute(task)
         counter, before = task.context.problem.counter, task.context.problem.counter.total
-        mine = replace(task, directions=share.mine(task.directions))
+        mine = replace(task, points=share.mine(task.points))
         # with more processes than directions, some follow none
         nothing = torch.empty(0, dtype=task.context.outer_loss.dtype, device=task.context.outer_loss.device)
-        found = share.together(compute(mine) if mine.directions else nothing, len(task.directions))
+        found = share.together(compute(mine) if mine.points else nothing, len(task.points))
         # the passes of all processes: each one counts the same
-        passes = len(task.directions) * len(task.context.inner_batches)
+        passes = len(task.points) * len(task.context.inner_batches)
         counter.total = before + Cost(passes, passes, passes)
         return found
