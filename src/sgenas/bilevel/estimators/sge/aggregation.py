@@ -12,8 +12,6 @@ is no longer measured by few random directions: the noise scales with the rest.
 import torch
 from torch import Tensor
 
-from sgenas.bilevel.estimators.sge.directions import group_size
-
 AGGREGATIONS = ("mean", "least-squares")
 
 
@@ -34,7 +32,9 @@ def aggregate(
         The gradient, and 0-d tensors by name: ``standard_error``, the estimated norm of its error, for means over
         independent directions; ``coefficient``, c, with a baseline.
     """
-    projections, group, known = projections.to(directions), group_size(kind), dict[str, Tensor]()
+    # how many consecutive directions depend on each other by construction
+    group = 2 if kind == "antithetic" else 1
+    projections, known = projections.to(directions), dict[str, Tensor]()
     left, gradient = projections, torch.zeros_like(directions[0])
     if baseline is not None:
         row = baseline.to(directions)[None]

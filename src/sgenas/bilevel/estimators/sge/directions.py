@@ -68,11 +68,6 @@ def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator) -> Ten
     return moved(DIRECTIONS[kind](count, size, normal), first.device)
 
 
-def group_size(kind: str) -> int:
-    """How many consecutive directions depend on each other by construction: 2 for antithetic pairs."""
-    return 2 if kind == "antithetic" else 1
-
-
 def perturbed(alphas: Tree, directions: Tensor, smoothing: float) -> list[Tree]:
     """alpha + mu u_j for each row u_j of ``directions`` (Q, p)."""
     return [tree.add(alphas, tree.unflatten(row, alphas), smoothing) for row in directions]
