@@ -67,8 +67,7 @@ class Functional:
 
         Args:
             tensors: {name: tensor} of parameters and buffers to use; others are the module's own.
-            args: Arguments of the module.
-            kwargs: Named arguments.
+            args, kwargs: Of the module.
             seed: Of the random numbers that the pass draws; None refuses a pass that draws.
 
         Raises:

@@ -59,7 +59,7 @@ def many(case: QuadraticCase, sge: SGE, count: int = 400) -> Tensor:
     found = []
     for seed in range(count):
         rows = directions(sge.directions, sge.num_directions, case.alphas, generator(seed))
-        found.append(aggregate(rows, rows @ case.exact, sge.directions, baseline, sge.aggregate).gradient)
+        found.append(aggregate(rows, rows @ case.exact, sge.directions, baseline, sge.aggregate)[0])
     return torch.stack(found)
 
 
@@ -131,7 +131,7 @@ def test_standard_error_is_that_of_the_estimate(case: QuadraticCase) -> None:
         claimed = []
         for seed in range(400):
             rows = directions(kind, count, case.alphas, generator(seed))
-            claimed.append(aggregate(rows, rows @ case.exact, kind).variance)
+            claimed.append(aggregate(rows, rows @ case.exact, kind)[1]["standard_error"].square())
         real = many(case, estimator).var(0).sum()
         assert torch.stack(claimed).mean() == pytest.approx(real.item(), rel=0.15)
         found = case.estimate(estimator, 399).diagnostics["standard_error"].square()
@@ -143,7 +143,7 @@ def test_standard_error_of_one_direction_follows_from_its_distribution(kind: str
     """Of <g, u> u: (p + 1) |g|^2."""
     g = torch.tensor([2.0, -1.0, 0.5, 3.0], dtype=torch.float64)
     rows = directions(kind, count * 10_000, g, generator()).reshape(-1, count, 4)
-    found = torch.stack([aggregate(each, each @ g, kind).variance for each in rows])
+    found = torch.stack([aggregate(each, each @ g, kind)[1]["standard_error"].square() for each in rows])
     assert found.mean() == pytest.approx(5 * g.square().sum().item(), rel=0.05)
 
 
@@ -302,7 +302,7 @@ def test_quotients_are_taken_along_the_direction_and_against_it(central: bool) -
 
     def moved(task: Any) -> Tensor:
         assert task.smoothing == 1.0
-        t = torch.stack([direction.sum() / 2 for direction in task.directions])
+        t = torch.stack([tree.flatten(tree.subtract(point, task.context.alphas)).mean() for point in task.points])
         return 3 * t + 5 * t**2 + 7 * t**3
 
     class Spy(SGE):
@@ -311,7 +311,8 @@ def test_quotients_are_taken_along_the_direction_and_against_it(central: bool) -
             return super()._projections(task)
 
     nonlinear(SGD(0.1), 1).estimate(Spy(2))
-    found = choose_smoothing(seen[0], moved, torch.ones(2, dtype=torch.float64), central=central)
+    ones = tree.map(torch.ones_like, seen[0].context.alphas)
+    found = choose_smoothing(seen[0], moved, ones, central=central)
     expected = best_step([3 + (0 if central else 5) * h + 7 * h**2 for h in LADDER], 2 if central else 1)
     assert found.smoothing == pytest.approx(expected.smoothing)
     assert found.noise_floor == pytest.approx(expected.noise_floor, rel=1e-3)

@@ -118,15 +118,16 @@ def test_scripted_functions_have_their_second_derivatives(estimator: Unrolled) -
             indirect(estimator, scripted, weights, alphas, batch)
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("estimator", [Unrolled(), FiniteDifference()], ids=repr)
-def test_a_step_that_cannot_be_differentiated_is_refused(estimator: Estimator) -> None:
+def test_a_step_that_cannot_be_differentiated_is_refused(estimator: Estimator, recorded: bool) -> None:
     class Frozen:
         def init(self, weights: Tree) -> InnerState:
             return InnerState(tree.clone(weights))
 
-        @torch.no_grad()
         def step(self, state: InnerState, grad: Tree) -> InnerState:
-            return InnerState(tree.add(state.weights, grad, -0.1), {}, state.step + 1)
+            with torch.set_grad_enabled(recorded):
+                return InnerState(tree.add(state.weights, grad.detach(), -0.1), {}, state.step + 1)
 
     def inner(weights: Tree, alphas: Tree, _: Any) -> Tensor:
         return ((weights - alphas) ** 4).sum()

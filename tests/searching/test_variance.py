@@ -64,9 +64,10 @@ class Linear:
         for _ in range(count):
             concrete = self.statistics.with_directions(estimator)
             assert isinstance(concrete, SGE)
-            drawn, diagnostics = draw(kind, concrete.most_directions, self.alphas, self.draw), dict[str, Tensor]()
-            found = aggregate(drawn, drawn @ self.exact, kind, baseline).report(diagnostics, self.alphas)
-            changed = replace(result, direct=self.batch(), indirect=found, diagnostics=diagnostics)
+            drawn = draw(kind, concrete.most_directions, self.alphas, self.draw)
+            found, known = aggregate(drawn, drawn @ self.exact, kind, baseline)
+            indirect = tree.unflatten(found, self.alphas)
+            changed = replace(result, direct=self.batch(), indirect=indirect, diagnostics=known)
             rows.append(floats(self.statistics.update(estimator, changed)))
         return rows
 

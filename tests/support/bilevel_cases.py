@@ -107,8 +107,8 @@ def loop(task: Perturbation) -> Tensor:
     """SGE's projections by definition: follow every trajectory to its end, subtract the weights, take <., v>."""
     context = task.context
     found = []
-    for index in range(len(task.directions)):
-        other = context.problem.run(context.state, task.perturbed(index), context.inner_batches).end
+    for point in task.points:
+        other = context.problem.run(context.state, point, context.inner_batches).end
         delta = tree.subtract(other.weights, context.trajectory.end.weights)
         found.append(tree.dot(tree.scale(delta, 1 / task.smoothing), context.v))
     return torch.stack(found)

@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -129,11 +128,7 @@ class BlackBoxProblem:
         start = tree.detach(alphas)
         others = chosen.trained_points(start, torch.Generator().manual_seed(seed))
         if others is None:
-            name = type(chosen).__name__
-            raise InvalidValueError(
-                f"{name} needs an inner loss, which a black box lacks; use SGE or EvolutionStrategies",
-                field="estimator",
-            )
+            no_inner_loss()
         points = {BASE: start} | {f"of direction {i + 1} of {len(others)}": each for i, each in enumerate(others)}
         with self._folder() as folder, self._executor() as executor:
             threads = 1 if self.threads is None and self.workers > 1 else self.threads
@@ -157,9 +152,7 @@ class BlackBoxProblem:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _processes(self) -> bool:
@@ -171,9 +164,7 @@ class BlackBoxProblem:
             self._own = WorkerProcesses(self.workers, self.timeout)
         try:
             yield self._own or self.executor
-        except Exception:
-            raise
-        except BaseException:
+        except (KeyboardInterrupt, SystemExit):
             # an interrupt must not wait for trainings
             self.close()
             raise
@@ -190,11 +181,9 @@ class BlackBoxProblem:
 
 def _outer_loss(outer_loss: Loss, like: Tree, seed: int) -> Loss:
     """The loss of weights in the dtypes of ``like``."""
-    types = [value.dtype for value in tree.tensors(like)]
 
     def loss(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
-        values = [value.to(dtype) for value, dtype in zip(tree.tensors(weights), types, strict=True)]
         with seeded(seed), PlainBatchNorm():
-            return outer_loss(tree.rebuild(weights, values), alphas, batch)
+            return outer_loss(tree.map(lambda value, other: value.to(other.dtype), weights, like), alphas, batch)
 
     return loss

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,26 +27,6 @@ PATIENCE = 2
 """How often a pass may do something else than the one before."""
 MOST = 16
 """Forms of passes (kind of pass, shapes, loss) that are remembered at a time; others run as usual."""
-
-
-class Recorder(Protocol):
-    """How passes are recorded."""
-
-    def warm(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
-        """What ``run`` computes; called before a pass of this form is recorded."""
-        ...
-
-    def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
-        """The tensors that ``run`` returns, and what computes them again in the same memory; they have no values yet.
-
-        Raises:
-            BrokenCaptureError: If nothing can be recorded any more.
-        """
-        ...
-
-    def forget(self) -> None:
-        """Gives back the memory of recordings that are gone."""
-        ...
 
 
 class BrokenCaptureError(Exception):
@@ -71,6 +51,7 @@ class CudaRecorder:
         self._broken: list[Any] = []
 
     def warm(self, run: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """What ``run`` computes; called before a pass of this form is recorded."""
         # libraries make their handles and choose their kernels now: that is forbidden in a capture
         with torch.cuda.device(self._device):
             caller = torch.cuda.current_stream()
@@ -82,6 +63,11 @@ class CudaRecorder:
                 caller.wait_stream(self._stream)
 
     def record(self, run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], Callable[[], None]]:
+        """The tensors that ``run`` returns, and what computes them again in the same memory; they have no values yet.
+
+        Raises:
+            BrokenCaptureError: If nothing can be recorded any more.
+        """
         graph, inside = torch.cuda.CUDAGraph(), list[Exception]()
         with torch.cuda.device(self._device):
             caller = torch.cuda.current_stream()
@@ -117,6 +103,7 @@ class CudaRecorder:
             torch.zeros(1, device=self._device)
 
     def forget(self) -> None:
+        """Gives back the memory of recordings that are gone."""
         self._pool = torch.cuda.graph_pool_handle()
         torch.cuda.empty_cache()
 
@@ -168,13 +155,13 @@ class Replays:
     something that cannot be recorded gives a GraphWarning. So do more than `MOST` forms, whose others run as usual.
 
     Args:
-        recorder: How passes are recorded; None for CUDA graphs.
+        recorder: Records passes, as a `CudaRecorder` does; None for one on the GPU of the first pass.
 
     Example:
         >>> problem = dataclasses.replace(problem, replays=Replays())
     """
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: CudaRecorder | None = None) -> None:
         self._recorder = recorder
         self._forms: dict[Hashable, _Seen | _Recording | None] = {}
         self._stopped = self._told = False
@@ -274,8 +261,7 @@ class Replays:
             self._told = True
             name, where = key[0] if isinstance(key, tuple) else key, ""
             if not isinstance(why, UnrecordableError):
-                frames = [frame for frame, _ in traceback.walk_tb(why.__traceback__)]
-                where = place(reversed(frames))
+                where = place(reversed(list(traceback.walk_tb(why.__traceback__))))
             warnings.warn(f"{name} runs without CUDA graphs: {one_line(why)}{where}", GraphWarning, stacklevel=4)
 
     def forget(self) -> None:

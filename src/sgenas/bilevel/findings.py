@@ -1,6 +1,6 @@
 """What a process finds out about a loss once."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -10,25 +10,22 @@ class Findings:
 
     Attributes:
         saved_bytes: Bytes that a pass saves for its backward pass.
-        routes: HVP setting -> (route, whether with plain kernels) after others turned out to have no rule.
+        routes: HVP setting -> [route, whether with plain kernels] after others turned out to have no rule.
         trusted: Whether kernels were plain when double backward was found to be right.
         batches: Whether torch.func.vmap can run the loss.
         scripted: Whether it has TorchScript functions, whose derivatives forward mode drops; None if unknown.
     """
 
     saved_bytes: float | None = None
-    routes: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    routes: dict[str, list[Any]] = field(default_factory=dict)
     trusted: set[bool] = field(default_factory=set)
     batches: bool = True
     scripted: bool | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data: a resumed run takes the same routes."""
-        routes = {setting: list(route) for setting, route in self.routes.items()}
-        return vars(self) | {"routes": routes, "trusted": sorted(self.trusted)}
+        """For a resumed run, which takes the same routes."""
+        return asdict(self) | {"trusted": sorted(self.trusted)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores ``state_dict``."""
-        self.saved_bytes, self.batches, self.trusted = state["saved_bytes"], state["batches"], set(state["trusted"])
-        self.scripted = state["scripted"]
-        self.routes = {setting: (kind, plain) for setting, (kind, plain) in state["routes"].items()}
+        vars(self).update(state | {"trusted": set(state["trusted"])})

@@ -65,12 +65,6 @@ def lacks_rule(error: Exception) -> bool:
 class GradientGraph:
     """The gradient of a loss with respect to the weights at one point, with its graph.
 
-    Args:
-        function: (weights, alphas, batch) -> 0-d tensor.
-        weights: The weights.
-        alphas: The alphas.
-        batch: The batch.
-
     Attributes:
         loss: The loss, detached.
         grad: d loss / d weights, detached.
@@ -85,9 +79,9 @@ class GradientGraph:
         self._loss, self.loss = loss, loss.detach()
         self.grad = tree.rebuild(weights, [part.detach() for part in self._gradient])
 
-    def product(self, v: Tree, *, to_weights: bool, to_alphas: bool) -> list[Tensor]:
-        """H v if ``to_weights``, then M v if ``to_alphas``, as lists of tensors; keeps the graph."""
-        inputs = [*(self._weights if to_weights else []), *(self._alphas if to_alphas else [])]
+    def product(self, v: Tree, of: tuple[int, ...]) -> list[Tensor]:
+        """The products ``of`` (0: H v, 1: M v) as one list of tensors; keeps the graph."""
+        inputs = [leaf for index in of for leaf in (self._weights, self._alphas)[index]]
         pairs = zip(self._gradient, tree.tensors(v), strict=True)
         used = [(part, cotangent) for part, cotangent in pairs if part.requires_grad]
         if not used:

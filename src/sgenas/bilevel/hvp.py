@@ -43,6 +43,8 @@ SMALL_GRAPH = 8 * 2**20
 """Bytes that a pass may save for its backward pass if ``auto`` is to take ``reverse``. On a CPU, the graph and one
 product took 0.4 to 0.65 of the time of ``forward`` up to 1.3 MB, as long at 8 and 14 MB and 1.5 times as long at
 97 MB; the graph and five products 0.25 to 0.56, then 0.7, 1.1 and 0.7."""
+BOTH = (0, 1)
+
 KEPT_GRAPHS = 64 * 2**20
 """Bytes that the passes of all backpropagated steps may save if ``Unrolled`` is to keep their graphs."""
 TRUSTED = 0.05
@@ -65,6 +67,13 @@ def measured_bytes(problem: BilevelProblem, weights: Tree, alphas: Tree, batch: 
             findings.saved_bytes = saved.peak
             del loss
     return findings.saved_bytes
+
+
+def keeps_graph(problem: BilevelProblem, route: str, weights: Tree, alphas: Tree, batch: Any) -> bool:
+    """Whether second derivatives by ``route`` come from one graph of the gradient, unless PyTorch lacks a rule."""
+    if problem.shards is not None or route not in ("auto", "reverse"):
+        return False
+    return route == "reverse" or measured_bytes(problem, weights, alphas, batch) <= SMALL_GRAPH
 
 
 class HVP:
@@ -105,24 +114,25 @@ class HVP:
 
     def both(self, v: Tree) -> tuple[Tree, Tree]:
         """(H v, M v), detached, like the weights and the alphas."""
-        curved, mixed = self._product(v, True, True)
+        curved, mixed = self._product(v, BOTH)
         return curved, mixed
 
     def weights(self, v: Tree) -> Tree:
         """H v alone."""
-        return self._product(v, True, False)[0]
+        return self._product(v, (0,))[0]
 
     def alphas(self, v: Tree) -> Tree:
         """M v alone."""
-        return self._product(v, False, True)[0]
+        return self._product(v, (1,))[0]
 
-    def _product(self, v: Tree, to_weights: bool, to_alphas: bool) -> list[Tree]:
+    def _product(self, v: Tree, of: tuple[int, ...]) -> list[Tree]:
+        """The products ``of`` (0: H v, 1: M v), like the weights and the alphas."""
         problem, v, errors = self._problem, tree.detach(v), list[Exception]()
         before = problem.counter.total
         for kind, plain in self._routes():
             try:
                 with plain_kernels() if plain else contextlib.nullcontext():
-                    found = _BY_ROUTE[kind](self, v, to_weights, to_alphas, plain)
+                    found = _BY_ROUTE[kind](self, v, of, plain)
             except Exception as error:
                 if kind == "finite-difference" or not lacks_rule(error):
                     raise
@@ -132,18 +142,16 @@ class HVP:
                 continue
             problem.counter.add(2, 2)
             if errors:
-                problem.findings.routes[self._route] = (kind, plain)
-            return self._trees(found, to_weights, to_alphas)
+                problem.findings.routes[self._route] = [kind, plain]
+            return self._trees(found, of)
         raise InvalidValueError(
             f"inner_loss has no second derivative that PyTorch can compute ({one_line(errors[0])}); use first-order,"
             " sge, finite-difference or evolution-strategies, or hvp='finite-difference'",
             field="inner_loss",
         ) from errors[0]
 
-    def _trees(self, found: list[Tensor], to_weights: bool, to_alphas: bool) -> list[Tree]:
-        count = len(tree.tensors(self._weights)) if to_weights else 0
-        curved = [tree.rebuild(self._weights, found[:count])] if to_weights else []
-        return [*curved, *([tree.rebuild(self._alphas, found[count:])] if to_alphas else [])]
+    def _trees(self, found: list[Tensor], of: tuple[int, ...]) -> list[Tree]:
+        return list(tree.rebuild([self._point[index] for index in of], found))
 
     def _routes(self) -> list[tuple[str, bool]]:
         """(route, whether with plain kernels) in the order in which they are tried."""
@@ -151,15 +159,13 @@ class HVP:
             return [("finite-difference", False)]
         kinds = [self._route]
         if self._route == "auto":
-            small = self._graph is not None or (
-                self._problem.shards is None and measured_bytes(self._problem, *self._point) <= SMALL_GRAPH
-            )
-            kinds = ["reverse", "forward"] if small else ["forward", "reverse"]
+            kept = self._graph is not None or keeps_graph(self._problem, "auto", *self._point)
+            kinds = ["reverse", "forward"] if kept else ["forward", "reverse"]
         found = [(kind, plain) for plain in (False, True) for kind in kinds]
         known = self._problem.findings.routes.get(self._route)
-        return found if known is None else sorted(found, key=lambda route: route != known)
+        return found if known is None else sorted(found, key=lambda route: [*route] != known)
 
-    def _reverse(self, v: Tree, to_weights: bool, to_alphas: bool, plain: bool) -> list[Tensor]:
+    def _reverse(self, v: Tree, of: tuple[int, ...], plain: bool) -> list[Tensor]:
         problem = self._problem
         if problem.shards is not None:
             # no graph of a whole batch: one per shard and product
@@ -167,7 +173,7 @@ class HVP:
                 graph = GradientGraph(problem.inner_loss, self._weights, self._alphas, part)
                 if plain not in problem.findings.trusted:
                     self._require_right(graph, part)
-                return graph.product(v, to_weights=to_weights, to_alphas=to_alphas)
+                return graph.product(v, of)
 
             problem.counter.add(1, 1)
             found = problem.over_shards(product, self._batch)
@@ -180,7 +186,7 @@ class HVP:
         if plain not in problem.findings.trusted:
             self._require_right(self._graph, self._batch)
             problem.findings.trusted.add(plain)
-        return self._graph.product(v, to_weights=to_weights, to_alphas=to_alphas)
+        return self._graph.product(v, of)
 
     def _require_right(self, graph: GradientGraph, batch: Any) -> None:
         """Raises RuntimeError if there are operations known to be wrong, or if there are custom functions, and H v or
@@ -197,14 +203,14 @@ class HVP:
         draw = torch.Generator().manual_seed(0)
         v = tree.map(lambda w: torch.randn(w.shape, generator=draw, dtype=torch.float64).to(w), self._weights)
         v = tree.scale(v, 1 / tree.norm(v))
-        found = self._trees(graph.product(v, to_weights=True, to_alphas=True), True, True)
+        found = self._trees(graph.product(v, BOTH), BOTH)
         problem = replace(self._problem.counted(), shards=None)
         other = HVP(problem, self._weights, self._alphas, batch, "finite-difference")
         # differences of gradients are rounded like these
         rounding = torch.finfo(tree.tensors(v)[0].dtype).eps ** 0.5 * tree.norm(graph.grad)
         wrong = [index for index, part in enumerate(found) if tree.tensors(part)]
         for factor in (1.0, 0.1, 10.0):
-            truth = self._trees(other._difference(v, True, True, factor=factor), True, True)
+            truth = self._trees(other._difference(v, BOTH, factor=factor), BOTH)
             apart = {index: tree.norm(tree.subtract(found[index], truth[index])) for index in wrong}
             wrong = [index for index in wrong if not apart[index] <= TRUSTED * tree.norm(truth[index]) + rounding]
             if not wrong:
@@ -225,9 +231,7 @@ class HVP:
         if findings.scripted:
             raise RuntimeError("forward mode drops the derivatives of TorchScript functions")
 
-    def _forward(self, v: Tree, to_weights: bool, to_alphas: bool, plain: bool) -> list[Tensor]:
-        of = tuple(number for number, asked in enumerate((to_weights, to_alphas)) if asked)
-
+    def _forward(self, v: Tree, of: tuple[int, ...], plain: bool) -> list[Tensor]:
         def jvps(part: Any) -> list[Tensor]:
             self._refuse_scripts(part)
 
@@ -242,9 +246,7 @@ class HVP:
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
             return self._problem.over_shards(jvps, self._batch)
 
-    def _difference(
-        self, v: Tree, to_weights: bool, to_alphas: bool, plain: bool = False, factor: float = 1.0
-    ) -> list[Tensor]:
+    def _difference(self, v: Tree, of: tuple[int, ...], plain: bool = False, factor: float = 1.0) -> list[Tensor]:
         """Central difference of the gradients at w + r v / ||v|| and w - r v / ||v||.
 
         r = factor eps^(1/3) max(1, ||w||), which balances the error of rounding with that of the second order.
@@ -255,8 +257,7 @@ class HVP:
         step = torch.where(norm > limits.tiny, radius / norm.clamp_min(limits.tiny), 0.0)
         inner = self._problem.counted()
         sides = [inner.inner_gradients(tree.add(self._weights, v, sign * step), *self._point[1:]) for sign in (1, -1)]
-        asked = [index for index, wanted in enumerate((to_weights, to_alphas)) if wanted]
-        plus, minus = ([side[1 + index] for index in asked] for side in sides)
+        plus, minus = ([side[1 + index] for index in of] for side in sides)
         return tree.tensors(tree.scale(tree.subtract(plus, minus), norm / (2 * radius)))
 
 
@@ -292,13 +293,10 @@ def largest_eigenvalue(matvec: Matvec, start: Tensor, *, tolerance: float = 1e-3
     """
     from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
-    class NotFinite(Exception):
-        pass
-
     def product(v: np.ndarray) -> np.ndarray:
         found: np.ndarray = matvec(torch.from_numpy(v.ravel()).to(start)).double().cpu().numpy()
         if not np.isfinite(found).all():
-            raise NotFinite
+            raise FloatingPointError
         return found
 
     size, first = start.numel(), start.double().cpu().numpy()
@@ -307,7 +305,7 @@ def largest_eigenvalue(matvec: Matvec, start: Tensor, *, tolerance: float = 1e-3
             return float(product(first)[0] / first[0])
         operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
         values = eigsh(operator, k=1, which="LA", v0=first, tol=tolerance, return_eigenvectors=False)
-    except NotFinite:
+    except FloatingPointError:
         return float("nan")
     except ArpackError:
         # it cannot start where the matrix is zero

@@ -1,10 +1,9 @@
 """One training of a black box: run with a seed, in any process, and its weights packed into bytes."""
 
-import contextlib
 import io
 import pickle
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,23 +80,14 @@ def unpack(packed: bytes) -> Tree:
 
 def run_training(train: Train, alphas: bytes, seed: int, threads: int | None) -> Outcome:
     """One training, in any process. ``alphas``: pickled."""
+    # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
+    from threadpoolctl import threadpool_limits
+
+    others = threadpool_limits(threads)  # type: ignore[no-untyped-call]
     try:
-        with seeded(seed), _threads(threads), torch.enable_grad():
+        with seeded(seed), others, cpu_threads(threads), torch.enable_grad():
             return Outcome(pack(train(pickle.loads(alphas), seed)))
     except _Unusable as error:
         return Outcome(None, str(error))
     except (Exception, SystemExit) as error:
         return Outcome(None, f"raised {type(error).__name__}: {one_line(error)}", traceback.format_exc())
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """That many CPU threads, None for as they are."""
-    if count is None:
-        yield
-        return
-    # (scikit-learn needs it, so it is there; NumPy's and scikit-learn's threads are none of PyTorch's)
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(count), cpu_threads(count):  # type: ignore[no-untyped-call]
-        yield

@@ -88,15 +88,10 @@ def _bag(
 ) -> Tensor:
     """F.embedding_bag for the modes sum and mean."""
     if offsets is None:
-        bags, owner = (
-            len(indices),
-            torch.arange(len(indices), device=indices.device).repeat_interleave(indices.shape[1]),
-        )
-        indices = indices.flatten()
-    else:
-        bags = len(offsets) - include_last_offset
-        position = torch.arange(len(indices), device=indices.device)
-        owner = torch.bucketize(position, offsets[:bags].contiguous(), right=True) - 1
+        offsets = torch.arange(0, indices.numel(), indices.shape[1], device=indices.device)
+        indices, include_last_offset = indices.flatten(), False
+    bags, position = len(offsets) - include_last_offset, torch.arange(len(indices), device=indices.device)
+    owner = torch.bucketize(position, offsets[:bags].contiguous(), right=True) - 1
     rows = F.embedding(indices, weight)
     factor = torch.ones_like(rows[:, :1])
     if padding_idx is not None:

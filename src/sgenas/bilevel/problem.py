@@ -79,14 +79,11 @@ class Trajectory:
         end: The state after the last step.
         losses: L_train before each step, N 0-d tensors.
         steps: The last of the steps, as many as were asked for.
-        saved_bytes: Bytes that one forward pass saves for its backward pass; 0 if it was not measured, infinite if
-            it cannot be.
     """
 
     end: InnerState
     losses: tuple[Tensor, ...]
     steps: tuple[Step, ...]
-    saved_bytes: float = 0
 
 
 @dataclass(frozen=True)
@@ -304,16 +301,13 @@ class BilevelProblem:
         """Raises InvalidValueError unless there are batches, floating-point alphas and fitting slots."""
         require(not torch.is_inference_mode_enabled(), "torch.inference_mode", "off for derivatives", "on")
         require(len(batches) >= 1, "inner_batches", "at least 1 batch (N >= 1)", len(batches))
-        values = tree.tensors(alphas)
-        require(len(values) >= 1, "alphas", "at least one tensor", alphas)
-        for name, alpha in zip(tree.paths(alphas), values, strict=True):
-            require(alpha.is_floating_point(), "alphas", "floating-point tensors", f"{name!r} of {alpha.dtype}")
-        weights = tree.tensors(state.weights)
-        require(len(weights) >= 1, "weights", "at least one tensor", state.weights)
-        for index, weight in enumerate(weights):
-            if not (weight.is_floating_point() or weight.is_complex()):
-                got = f"{tree.paths(state.weights)[index]!r} of {weight.dtype}"
-                require(False, "weights", "floating-point or complex tensors", got)
+        for name, values in (("alphas", alphas), ("weights", state.weights)):
+            leaves = tree.tensors(values)
+            require(len(leaves) >= 1, name, "at least one tensor", values)
+            kinds = "floating-point or complex tensors" if name == "weights" else "floating-point tensors"
+            for index, leaf in enumerate(leaves):
+                if not (leaf.is_floating_point() or (leaf.is_complex() and name == "weights")):
+                    require(False, name, kinds, f"{tree.paths(values)[index]!r} of {leaf.dtype}")
         if hasattr(self.inner_optimizer, "check"):
             self.inner_optimizer.check(state)
 

@@ -1,7 +1,8 @@
 """What a pass depends on, and what it does: whether it can be recorded as a CUDA graph, and whether it repeats."""
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType, MethodType
@@ -23,8 +24,8 @@ DROPOUT = ("dropout_p", "dropout")
 """Arguments of operations that draw only if they are above 0 (attention, recurrent layers)."""
 LITERAL = 64
 """Most entries of a tensor made from Python's numbers whose values are compared."""
-CONSTANTS = (bool, int, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-"""Kinds of values that are part of the key when they are among the inputs of a pass; so are floats."""
+CONSTANTS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Kinds of values that are part of the key when they are among the inputs of a pass."""
 TORCH = str(Path(torch.__file__).parent)
 
 
@@ -70,9 +71,7 @@ class Parts:
             # no part of the form, since a pass that draws is not recorded
             return Seed, lambda new: value
         if type(value) in CONSTANTS:
-            return (type(value), value), lambda new: value
-        if type(value) is float:
-            return (float, repr(value)), lambda new: value
+            return (type(value), repr(value)), lambda new: value
         if isinstance(value, Whole):
             form, build = self._apart(value.tables)
             return (type(value), form), lambda new: type(value)(build(new))
@@ -167,7 +166,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         why = self._obstacle(func, name, args, kwargs, tensors)
         if why is not None:
-            self.refusal = UnrecordableError(f"{name} {why}{place(_callers())}")
+            self.refusal = UnrecordableError(f"{name} {why}{place(traceback.walk_stack(sys._getframe()))}")
             raise self.refusal
         # (whether autograd detaches a tensor depends on who else refers to it)
         if name != "detach":
@@ -254,23 +253,16 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
     return True
 
 
-def place(frames: Iterable[FrameType]) -> str:
+def place(frames: Iterable[tuple[FrameType, int]]) -> str:
     """``" at file.py:12 (Linear)"``: the innermost line that is not PyTorch's, and the module that it is in.
 
     Args:
-        frames: Frames, the innermost first.
+        frames: Frames and their lines, the innermost first.
     """
     where, module = "", ""
-    for frame in frames:
+    for frame, line in frames:
         if not where and not frame.f_code.co_filename.startswith((TORCH, __file__)):
-            where = f" at {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            where = f" at {Path(frame.f_code.co_filename).name}:{line}"
         if not module and isinstance(frame.f_locals.get("self"), nn.Module):
             module = f" ({type(frame.f_locals['self']).__name__})"
     return where + module if where else ""
-
-
-def _callers() -> Iterator[FrameType]:
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

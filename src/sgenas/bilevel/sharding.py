@@ -42,21 +42,19 @@ class Share:
     def __post_init__(self) -> None:
         require(0 <= self.index < self.count, "Share.index", f"in 0 .. {self.count - 1}", self.index)
 
-    def _first(self, part: int, total: int) -> int:
-        """Where a part begins: the first ``total`` mod ``count`` parts have one item more than the others."""
-        return part * (total // self.count) + min(part, total % self.count)
+    def _parts(self, total: int) -> list[list[int]]:
+        """The indices of each part: the first ``total`` mod ``count`` parts have one item more than the others."""
+        return [part.tolist() for part in torch.arange(total).tensor_split(self.count)]
 
-    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+    def mine(self, items: Sequence[Item]) -> list[Item]:
         """The items of this part; none if there are fewer items than parts."""
-        total = len(items)
-        return items[self._first(self.index, total) : self._first(self.index + 1, total)]
+        return [items[index] for index in self._parts(len(items))[self.index]]
 
     def together(self, mine: Tensor, total: int) -> Tensor:
         """(total,), the same on all processes, from one number per item of ``mine``."""
-        longest = -(-total // self.count)
-        padded = torch.cat([mine, mine.new_zeros(longest - len(mine))])
-        ends = [self._first(part + 1, total) - self._first(part, total) for part in range(self.count)]
-        return torch.cat([part[:end] for part, end in zip(self.gather(padded), ends, strict=True)])
+        parts = self._parts(total)
+        padded = torch.cat([mine, mine.new_zeros(len(parts[0]) - len(mine))])
+        return torch.cat([found[: len(part)] for found, part in zip(self.gather(padded), parts, strict=True)])
 
 
 class Whole:
@@ -113,25 +111,14 @@ class Shards:
 
     def one(self, batch: Any, number: int) -> Any:
         """A shard of a batch; refuses a batch that cannot be cut into equal shards."""
-        size = rows(batch, "Shards.count")
+        sizes = {len(leaf) if leaf.ndim else 0 for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)}
+        if len(sizes) != 1 or 0 in sizes:
+            raise InvalidValueError(
+                f"Shards.count needs batches of tensors with one first dimension in common, got sizes {sorted(sizes)}",
+                field="Shards.count",
+            )
+        (size,) = sizes
         require(size % self.count == 0, "Shards.count", f"a divisor of the {size} rows of a batch", self.count)
         length = size // self.count
-        return cut(batch, number * length, (number + 1) * length)
-
-
-def rows(batch: Any, field: str) -> int:
-    """The first dimension of the tensors of a batch; refuses, naming ``field``, tensors that do not share one."""
-    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves}
-    if len(sizes) != 1 or 0 in sizes:
-        raise InvalidValueError(
-            f"{field} needs batches of tensors with one first dimension in common, got sizes {sorted(sizes)}",
-            field=field,
-        )
-    return sizes.pop()
-
-
-def cut(batch: Any, first: int, last: int) -> Any:
-    """Rows first .. last - 1 of every tensor of a batch; everything else is kept."""
-    leaves, structure = pytree.tree_flatten(batch)
-    return pytree.tree_unflatten([leaf[first:last] if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        rows = slice(number * length, (number + 1) * length)
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor[rows], batch)

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.one_training import Outcome, Train, run_training, unpack
@@ -35,8 +34,7 @@ class Ledger:
     """Trainings with one seed, by their alphas.
 
     Args:
-        train: The training.
-        seed: Its seed.
+        train, seed: The training and its seed.
         threads: CPU threads of each training; None for as many as there are.
         executor: Where they run; None for here, one after the other.
         folder: Where weights are kept; None for ``memory``.
@@ -184,11 +182,10 @@ def _difference(weights: Tree, like: Tree) -> str:
     return f"weights in another order or container than the training {BASE}"
 
 
-def no_inner_loss(weights: Tree, alphas: Tree, batch: Any) -> Tensor:
+def no_inner_loss(*_: Any) -> NoReturn:
     """The inner loss of a black box."""
-    raise InvalidValueError(
-        "this estimator needs an inner loss, which a black box lacks; use SGE or EvolutionStrategies", field="estimator"
-    )
+    message = "this estimator needs an inner loss, which a black box lacks; use SGE or EvolutionStrategies"
+    raise InvalidValueError(message, field="estimator")
 
 
 @dataclass(frozen=True)

@@ -88,26 +88,6 @@ def joined_state(state: InnerState) -> InnerState:
     return InnerState(joined(state.weights), {name: joined(slot) for name, slot in state.slots.items()}, state.step)
 
 
-def _leaves(values: Tree) -> Tree:
-    return tree.map(lambda tensor: tensor.detach().requires_grad_(tensor.is_floating_point()), values)
-
-
-def _vjp(after: InnerState, weights: Tree, slots: dict[str, Tree] | None, inputs: Tree) -> Tree:
-    """The cotangents of ``inputs`` from those of a state, with zeros where there is no dependence."""
-    pairs = [(after.weights, weights), *([] if slots is None else [(after.slots, slots)])]
-    flat = [zip(tree.tensors(out), tree.tensors(cotangent), strict=True) for out, cotangent in pairs]
-    used = [(out, cotangent) for pair in flat for out, cotangent in pair if out.requires_grad]
-    leaves = tree.tensors(inputs)
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
-    if not any(out.requires_grad for out in tree.tensors(after.weights)):
-        limit = "differentiable by torch.autograd (without torch.no_grad) for this estimator, or have a step_vjp"
-        raise InvalidValueError(f"step of the inner optimizer must be {limit}", field="inner_optimizer")
-    outputs, cotangents = zip(*used, strict=True)
-    found = iter(torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True))
-    grads = [next(found).detach() if leaf.requires_grad else torch.zeros_like(leaf) for leaf in leaves]
-    return tree.rebuild(inputs, grads)
-
-
 def _is_better_joined(optimizer: InnerOptimizer, grad: Tree) -> bool:
     """Whether a step is differentiated with all entries in one tensor: on a GPU, where each tensor costs kernels."""
     values = tree.tensors(grad)
@@ -128,6 +108,9 @@ def step_vjp(
 
     Returns:
         Adjoints of the weights and slots before the step, and of ``grad``.
+
+    Raises:
+        InvalidValueError: If torch.autograd finds no dependence of the step on ``grad``.
     """
     if offers(optimizer, "step_vjp"):
         return optimizer.step_vjp(grad, weights, slots)  # type: ignore[attr-defined]
@@ -136,25 +119,28 @@ def step_vjp(
         w, s, g = step_vjp(optimizer, joined_state(state), joined(grad), joined(weights), adjoints)
         apart = {name: tree.unflatten(slot["all"], grad) for name, slot in s.items()}
         return tree.unflatten(w["all"], grad), apart, tree.unflatten(g["all"], grad)
-    before = (_leaves(state.weights), _leaves(state.slots), _leaves(grad))
+    before = tree.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), (state.weights, state.slots, grad))
     with torch.enable_grad():
         after = optimizer.step(InnerState(before[0], before[1], state.step), before[2])
-    found = _vjp(after, weights, slots, before)
-    return found[0], found[1], found[2]
+    results = tree.tensors((after.weights, {} if slots is None else after.slots))
+    pairs = zip(results, tree.tensors((weights, slots or {})), strict=True)
+    used = [pair for pair in pairs if pair[0].requires_grad]
+    leaves = tree.tensors(before)
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    parts = iter(torch.autograd.grad([r for r, _ in used], wanted, [c for _, c in used], allow_unused=True))
+    found = [next(parts) if leaf.requires_grad else None for leaf in leaves]
+    if all(part is None for part in found[-len(tree.tensors(grad)) :]):
+        limit = "differentiable by torch.autograd (without torch.no_grad) for this estimator, or have a step_vjp"
+        raise InvalidValueError(f"step of the inner optimizer must be {limit}", field="inner_optimizer")
+    w, s, g = tree.rebuild(before, [torch.zeros_like(leaves[i]) if f is None else f for i, f in enumerate(found)])
+    return w, s, g
 
 
 def grad_cotangent(
     optimizer: InnerOptimizer, state: InnerState, grad: Tree, weights: Tree, slots: dict[str, Tree] | None = None
 ) -> Tree:
     """The last result of ``step_vjp`` alone; (d w' / d grad)^T ``weights`` without ``slots``."""
-    if offers(optimizer, "grad_cotangent"):
-        return optimizer.grad_cotangent(grad, weights, slots)  # type: ignore[attr-defined]
-    if _is_better_joined(optimizer, grad):
-        return step_vjp(optimizer, state, grad, weights, slots)[2]
-    leaves = _leaves(grad)
-    with torch.enable_grad():
-        after = optimizer.step(state, leaves)
-    return _vjp(after, weights, slots, leaves)
+    return step_vjp(optimizer, state, grad, weights, slots)[2]
 
 
 def projection(
@@ -204,18 +190,14 @@ def l2_coefficient(optimizer: InnerOptimizer, weights: Tree) -> float:
     if offers(optimizer, "l2_coefficient"):
         return float(optimizer.l2_coefficient())  # type: ignore[attr-defined]
     state = optimizer.init(tree.map(Tensor.double, weights))
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(tree.size(weights), generator=draw, dtype=torch.float64)
-    random = tree.unflatten(moved(noise, tree.tensors(weights)[0].device), state.weights)
+    noise = torch.randn(tree.size(weights), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     # so short that it is not clipped
-    grad = tree.scale(random, 1e-6 / tree.norm(random))
-    direction = tree.map(torch.ones_like, state.weights)
-    by_weights, _, by_grad = step_vjp(optimizer, state, grad, direction)
-    decay = tree.subtract(direction, by_weights)
-    squared = tree.dot(by_grad, by_grad)
-    ratio = -tree.dot(decay, by_grad) / squared
-    coefficient, error = tree.numbers([ratio, tree.norm(tree.add(decay, by_grad, ratio))])
-    if not error <= 1e-9 * tree.size(weights):
+    grad = tree.unflatten(moved(1e-6 * noise / noise.norm(), tree.tensors(weights)[0].device), state.weights)
+    by_weights, _, by_grad = step_vjp(optimizer, state, grad, tree.map(torch.ones_like, grad))
+    by_weights, by_grad = tree.flatten(by_weights), tree.flatten(by_grad)
+    ratio = (by_weights - 1) @ by_grad / (by_grad @ by_grad)
+    coefficient, error = tree.numbers([ratio, (1 - by_weights + ratio * by_grad).norm()])
+    if not error <= 1e-9 * len(noise):
         name = type(optimizer).__name__
         raise InvalidValueError(
             f"{name} has no fixed point of the form d L / d w + c w = 0, which implicit estimators need; use"

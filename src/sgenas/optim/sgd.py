@@ -103,31 +103,24 @@ class SGD:
         carried = {"momentum": tree.scale(buffer, self.momentum)} if self.momentum else {}
         return before, carried, self._clip_cotangent(grad, update)
 
-    def grad_cotangent(self, grad: Tree, weights: Tree, slots: dict[str, Tree] | None) -> Tree:
-        """See ``optim.grad_cotangent``."""
-        if slots:
-            return self._clip_cotangent(grad, self._cotangents(weights, slots)[1])
-        # one pass over the weights less
-        return self._clip_cotangent(grad, weights, -self.lr * (1 + self.momentum * self.nesterov))
-
     def _cotangents(self, weights: Tree, slots: dict[str, Tree] | None) -> tuple[Tree, Tree]:
         """Those of b' and g' from those of w' and b'."""
         rate = -self.lr * self.momentum if self.nesterov else -self.lr
         buffer = tree.add(slots["momentum"], weights, rate) if slots else tree.scale(weights, rate)
         return buffer, tree.add(buffer, weights, -self.lr) if self.nesterov else buffer
 
-    def _clip_cotangent(self, grad: Tree, u: Tree, factor: float = 1.0) -> Tree:
-        """``factor`` times u, or with active clipping times c (u - g <g, u> / (n ||g||)).
+    def _clip_cotangent(self, grad: Tree, u: Tree) -> Tree:
+        """u, or with active clipping c (u - g <g, u> / (n ||g||)).
 
         Here n = ||g|| + 1e-6 and c = grad_clip / n.
         """
         if self.grad_clip is None:
-            return u if factor == 1 else tree.scale(u, factor)
+            return u
         norm = tree.norm(grad)
         coefficient = torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)
         active = (coefficient < 1).to(norm.dtype)
         along = active * tree.dot(grad, u) / (norm + 1e-6) / norm.clamp_min(1e-30)
-        return tree.scale(tree.add(u, grad, -along), factor * coefficient)
+        return tree.scale(tree.add(u, grad, -along), coefficient)
 
     def l2_coefficient(self) -> float:
         """See ``optim.l2_coefficient``."""

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -201,6 +200,10 @@ class Estimator(ABC):
                 ``generator`` nor ``seed``.
             DivergenceError: If a loss or the hypergradient is NaN or infinite.
         """
+        if complex_weights.occur(state):
+            real, passed = complex_weights.real_problem(problem, state.weights), complex_weights.real_state(state)
+            found = self(real, passed, alphas, inner_batches, outer_batch, generator=generator, seed=seed)
+            return replace(found, state=complex_weights.complex_state(found.state, state.weights))
         if seed is not None:
             if generator is not None:
                 raise InvalidValueError("pass generator= or seed=, not both", field="seed")
@@ -217,10 +220,7 @@ class Estimator(ABC):
         if short:
             limit = f"float32 or float64 for {type(self).__name__}, whose small differences shorter types round away"
             require(False, "alphas", limit, short[0])
-        like, passed, alphas, problem = state.weights, alphas, tree.detach(alphas), problem.counted()
-        complex_ones = complex_weights.occur(state)
-        if complex_ones:
-            state, problem = complex_weights.real_state(state), complex_weights.real_problem(problem, like)
+        given, alphas, problem = alphas, tree.detach(alphas), problem.counted()
         version, drawn = _version(state), generator_states()
         trajectory = self.run(problem, state, alphas, inner_batches)
         weights, v = trajectory.end.weights, None
@@ -249,10 +249,9 @@ class Estimator(ABC):
         indirect = tree.to(indirect, tree.tensors(alphas)[0].device)
         # (an embedding with max_norm does)
         require(_version(state) == version, "inner_loss", "free of changes of the weights in place", "such a change")
-        end = complex_weights.complex_state(trajectory.end, like) if complex_ones else trajectory.end
-        parts = (direct, indirect, end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
+        parts = (trajectory.end, trajectory.losses, outer_loss, problem.counter.total, context.diagnostics)
         grad = tree.add(direct, indirect)
-        return HypergradientResult(grad, *parts, alphas=passed, checked=grad)
+        return HypergradientResult(grad, direct, indirect, *parts, alphas=given, checked=grad)
 
 
 def _version(state: InnerState) -> int:
@@ -275,24 +274,24 @@ def require_finite(inner_losses: Sequence[Tensor], outer_loss: Tensor, where: st
         raise DivergenceError(f"outer_loss is {outer_loss.item()}{after}{where}")
 
 
-def require_finite_directions(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
+def require_finite_directions(context: Context, values: Tensor, points: Sequence[Tree]) -> None:
     """Adds a check that raises DivergenceError for the first direction whose value is NaN or infinite.
 
     Args:
         context: The call.
         values: What was measured along each direction, (Q,).
-        perturbed: Index -> the alphas there. A trajectory is computed again only to find the inner step.
+        points: The alphas there. A trajectory is computed again only to find the inner step.
     """
-    context.checks.add(values, partial(_find_direction, context, values, perturbed))
 
+    def find() -> None:
+        finite = torch.isfinite(values).tolist()
+        if all(finite):
+            return
+        index = finite.index(False)
+        where = f" along direction {index + 1} of {len(values)}"
+        problem, alphas = context.problem, points[index]
+        again = problem.run(context.state, alphas, context.inner_batches)
+        require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
+        raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")
 
-def _find_direction(context: Context, values: Tensor, perturbed: Callable[[int], Tree]) -> None:
-    finite = torch.isfinite(values).tolist()
-    if all(finite):
-        return
-    index = finite.index(False)
-    where = f" along direction {index + 1} of {len(values)}"
-    problem, alphas = context.problem, perturbed(index)
-    again = problem.run(context.state, alphas, context.inner_batches)
-    require_finite(again.losses, problem.outer_value(again.end.weights, alphas, context.outer_batch), where)
-    raise DivergenceError(f"the difference is {values[index].item()}{where}, though all losses are finite")
+    context.checks.add(values, find)

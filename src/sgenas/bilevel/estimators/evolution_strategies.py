@@ -9,7 +9,7 @@ import torch
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator, require_finite_directions
 from sgenas.bilevel.estimators.sge.aggregation import aggregate
-from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
+from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw, perturbed
 from sgenas.bilevel.problem import Cost
 from sgenas.errors import require
 from sgenas.fields import option
@@ -60,23 +60,18 @@ class EvolutionStrategies(Estimator):
         return Cost(steps + self.num_directions, steps, steps)
 
     def trained_points(self, alphas: Tree, generator: torch.Generator) -> list[Tree]:
-        return self._perturbed(draw(self.directions, self.num_directions, alphas, generator), alphas)
-
-    def _perturbed(self, matrix: torch.Tensor, alphas: Tree) -> list[Tree]:
-        """alpha + mu u_j for each row u_j."""
-        return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in matrix]
+        return perturbed(alphas, draw(self.directions, self.num_directions, alphas, generator), self.smoothing)
 
     def indirect_gradient(self, context: Context) -> Tree:
         problem, alphas = context.problem, context.alphas
         assert context.generator is not None
         matrix = draw(self.directions, self.num_directions, alphas, context.generator)
-        perturbed = self._perturbed(matrix, alphas)
-        values = []
-        for moved in perturbed:
+        points, values = perturbed(alphas, matrix, self.smoothing), []
+        for moved in points:
             end = problem.run(context.state, moved, context.inner_batches).end
             values.append(problem.outer_value(end.weights, moved, context.outer_batch))
         differences = (torch.stack(values) - context.outer_loss) / self.smoothing
-        require_finite_directions(context, differences, perturbed.__getitem__)
-        context.diagnostics["projections"] = differences
-        found = aggregate(matrix, differences, self.directions)
-        return tree.subtract(found.report(context.diagnostics, alphas), context.direct)
+        require_finite_directions(context, differences, points)
+        found, known = aggregate(matrix, differences, self.directions)
+        context.diagnostics.update(projections=differences, **known)
+        return tree.subtract(tree.unflatten(found, alphas), context.direct)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator
 from sgenas.bilevel.gradients import lacks_rule
-from sgenas.bilevel.hvp import HVP, KEPT_GRAPHS, ROUTES, SMALL_GRAPH, measured_bytes
+from sgenas.bilevel.hvp import HVP, KEPT_GRAPHS, ROUTES, keeps_graph, measured_bytes
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
@@ -62,7 +62,9 @@ class Unrolled(Estimator):
     def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
         """The unperturbed trajectory; its steps keep the graphs of their gradients if these are small."""
         keep = self.kept_steps(len(inner_batches))
-        if self._keeps_graphs(problem, state.weights, alphas, inner_batches[0], keep):
+        point = (state.weights, alphas, inner_batches[0])
+        kept = self.hvp not in problem.findings.routes and keeps_graph(problem, self.hvp, *point)
+        if kept and keep * measured_bytes(problem, *point) <= KEPT_GRAPHS:
             before = problem.counter.total
             try:
                 return problem.run(state, alphas, inner_batches, keep=keep, graphs=True)
@@ -71,12 +73,6 @@ class Unrolled(Estimator):
                     raise
                 problem.counter.total = before
         return problem.run(state, alphas, inner_batches, keep=keep)
-
-    def _keeps_graphs(self, problem: BilevelProblem, weights: Tree, alphas: Tree, batch: Any, keep: int) -> bool:
-        if self.hvp not in ("auto", "reverse") or problem.shards is not None or self.hvp in problem.findings.routes:
-            return False
-        size = measured_bytes(problem, weights, alphas, batch)
-        return keep * size <= KEPT_GRAPHS and (self.hvp == "reverse" or size <= SMALL_GRAPH)
 
     def indirect_gradient(self, context: Context) -> Tree:
         problem, alphas, optimizer = context.problem, context.alphas, context.problem.inner_optimizer

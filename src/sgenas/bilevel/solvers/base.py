@@ -21,7 +21,7 @@ import torch
 from sgenas import tree
 from sgenas.bilevel import complex_weights
 from sgenas.bilevel.gradients import GradientGraph
-from sgenas.bilevel.hvp import HVP, ROUTES, SMALL_GRAPH, measured_bytes
+from sgenas.bilevel.hvp import HVP, ROUTES, keeps_graph
 from sgenas.bilevel.problem import BilevelProblem
 from sgenas.errors import DivergenceError, require, require_choice
 from sgenas.tree import Tree
@@ -220,8 +220,7 @@ class Solver(ABC):
     def products(self, problem: BilevelProblem, state: SolverState, batch: Any) -> tuple[Tree, Tree, Tree]:
         """(d L_train / d w, H v, M v) on one minibatch, from one graph if it is small."""
         point = (state.weights, state.alphas, batch)
-        small = self.hvp == "reverse" or (self.hvp == "auto" and measured_bytes(problem, *point) <= SMALL_GRAPH)
-        if small and problem.shards is None:
+        if keeps_graph(problem, self.hvp, *point):
             graph = GradientGraph(problem.inner_loss, *point)
             problem.counter.add(1, 1, 1)
             return graph.grad, *HVP(problem, *point, self.hvp, graph).both(state.v)

@@ -9,42 +9,16 @@ it is independent of u_j and the estimate stays unbiased for every h. The part o
 is no longer measured by few random directions: the noise scales with the rest.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-from sgenas import tree
-from sgenas.bilevel.estimators.sge.directions import group_size, independent, random_share
-from sgenas.device import moved
-from sgenas.tree import Tree
 
 AGGREGATIONS = ("mean", "least-squares")
 
 
-@dataclass(frozen=True)
-class Aggregate:
-    """gradient: (p,). variance: estimated mean squared norm of its error, 0-d, None if it is unknown.
-    coefficient: c of the control variate, 0-d, None without one."""
-
-    gradient: Tensor
-    variance: Tensor | None
-    coefficient: Tensor | None
-
-    def report(self, diagnostics: dict[str, Tensor], alphas: Tree) -> Tree:
-        """The gradient as a tree; adds ``coefficient`` and ``standard_error`` to the diagnostics."""
-        device = tree.tensors(alphas)[0].device
-        if self.coefficient is not None:
-            diagnostics["coefficient"] = moved(self.coefficient, device)
-        if self.variance is not None:
-            diagnostics["standard_error"] = moved(self.variance.sqrt(), device)
-        return tree.unflatten(self.gradient, alphas)
-
-
 def aggregate(
     directions: Tensor, projections: Tensor, kind: str, baseline: Tensor | None = None, how: str = "mean"
-) -> Aggregate:
-    """The gradient that projections s (Q,) along ``directions`` (Q, p) indicate.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradient (p,) that projections s (Q,) along ``directions`` (Q, p) indicate, and what is known of it.
 
     Args:
         directions: The u_j.
@@ -53,9 +27,15 @@ def aggregate(
         baseline: h of the module's docstring, (p,), or None.
         how: ``"mean"``, the formula of the module's docstring; or ``"least-squares"``, the g nearest to c h
             among those with the least sum_j (s_j - <g, u_j>)^2, c fitted to all projections.
+
+    Returns:
+        The gradient, and 0-d tensors by name: ``standard_error``, the estimated norm of its error, for means over
+        independent directions; ``coefficient``, c, with a baseline.
     """
-    projections, group = projections.to(directions), group_size(kind)
-    left, gradient, coefficient = projections, torch.zeros_like(directions[0]), None
+    # how many consecutive directions depend on each other by construction
+    group = 2 if kind == "antithetic" else 1
+    projections, known = projections.to(directions), dict[str, Tensor]()
+    left, gradient = projections, torch.zeros_like(directions[0])
     if baseline is not None:
         row = baseline.to(directions)[None]
         products = directions @ row.T
@@ -63,18 +43,20 @@ def aggregate(
         fit = _fitted(projections, products, group if how == "mean" else 0)
         left = projections - (fit * products).sum(dim=1)
         mean = fit.mean(dim=0)
-        coefficient, gradient = mean[0], mean @ row
+        known["coefficient"], gradient = mean[0], mean @ row
     if how == "least-squares":
-        return Aggregate(gradient + torch.linalg.pinv(directions) @ left, None, coefficient)
+        return gradient + torch.linalg.pinv(directions) @ left, known
     gradient = gradient + left @ directions / len(directions)
-    variance = None
-    if independent(kind):
+    # orthogonal directions depend on each other
+    if kind != "orthogonal":
         terms = (left[:, None] * directions).reshape(-1, group, directions.shape[1]).mean(dim=1)
-        # a single term has no spread, but the distribution of its direction says which part of it is random
-        single = len(terms) == 1
-        square = random_share(terms.shape[1]) * terms.square().sum() if single else terms.var(dim=0).sum()
-        variance = square / len(terms)
-    return Aggregate(gradient, variance, coefficient)
+        if len(terms) > 1:
+            variance = terms.var(dim=0).sum() / len(terms)
+        else:
+            # E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions, of which |g|^2 is that of the mean
+            variance = (1 - 1 / (terms.shape[1] + 2)) * terms.square().sum()
+        known["standard_error"] = variance.sqrt()
+    return gradient, known
 
 
 def _fitted(projections: Tensor, products: Tensor, group: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from sgenas import tree
 from sgenas.bilevel.estimators.sge.projections import Perturbation, sequential
 from sgenas.bilevel.gradients import lacks_rule
+from sgenas.bilevel.hvp import measured_bytes
 from sgenas.device import ran_out
 from sgenas.errors import InvalidValueError, MemoryWarning, one_line
 from sgenas.optim import InnerState, can_join, joined, joined_state, projection
@@ -43,11 +44,11 @@ def automatic(task: Perturbation) -> Tensor:
     on a CPU if the passes are small. torch.func.vmap of other losses is faster for
     very small passes only, and has no rules for some operations, which the problem remembers.
     """
-    problem, memory = task.context.problem, task.context.trajectory.saved_bytes
+    problem = task.context.problem
     generic = problem.stacked_inner_loss is None
-    if generic and not (problem.findings.batches and memory <= TINY_PASS):
+    if generic and not (problem.findings.batches and _saved_bytes(task) <= TINY_PASS):
         return sequential(task)
-    size = _chunk(task, _room(task))
+    size = _chunk(task)
     if size < 2:
         return sequential(task)
     before = problem.counter.total
@@ -67,7 +68,7 @@ def batched(task: Perturbation) -> Tensor:
         InvalidValueError: If torch.func.vmap cannot run the inner loss.
     """
     try:
-        return _in_chunks(task, task.chunk or max(1, _chunk(task, _room(task, always=True))))
+        return _in_chunks(task, task.chunk or max(1, _chunk(task, always=True)))
     except Exception as error:
         if task.context.problem.stacked_inner_loss is not None or not lacks_rule(error):
             raise
@@ -77,19 +78,21 @@ def batched(task: Perturbation) -> Tensor:
         ) from error
 
 
-def _room(task: Perturbation, *, always: bool = False) -> float:
-    share, state = task.context.problem.share, task.context.state
+def _saved_bytes(task: Perturbation) -> float:
+    context = task.context
+    return measured_bytes(context.problem, context.state.weights, context.alphas, context.inner_batches[0])
+
+
+def _chunk(task: Perturbation, *, always: bool = False) -> int:
+    """How many go together, as `members_that_fit` says; with shards, what fits in all processes of the group."""
+    share = task.context.problem.share
     neighbors = 1 if share is None else share.neighbors
-    return members_that_fit(state, task.context.trajectory.saved_bytes, neighbors, always=always)
-
-
-def _chunk(task: Perturbation, room: float) -> int:
-    """How many go together if ``room`` would fit; with shards, what fits in all processes of the group."""
-    limits = (room, len(task.directions), math.inf if task.chunk is None else task.chunk)
+    room = members_that_fit(task.context.state, _saved_bytes(task), neighbors, always=always)
+    limits = (room, len(task.points), math.inf if task.chunk is None else task.chunk)
     number, shards = int(min(limits)), task.context.problem.shards
     if number >= 1 and task.context.problem.replays is not None:
         # equal chunks, since each size is recorded by itself, and with a share of free memory it would drift
-        number = math.ceil(len(task.directions) / math.ceil(len(task.directions) / number))
+        number = math.ceil(len(task.points) / math.ceil(len(task.points) / number))
     return number if shards is None else shards.least(number)
 
 
@@ -99,10 +102,10 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
     At one at a time, or with shards, the out-of-memory error is raised.
     """
     done: list[Tensor] = []
-    first, count = 0, len(task.directions)
+    first, count = 0, len(task.points)
     while first < count:
         try:
-            done.append(_together(task, range(first, min(first + size, count))))
+            done.append(_together(task, task.points[first : first + size]))
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
@@ -115,7 +118,7 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
             size = (before + 1) // 2
             if task.context.problem.replays is not None:
                 task.context.problem.replays.forget()
-            task.on_smaller_chunk(size)
+            task.smaller_chunks.append(size)
             warnings.warn(
                 f"out of memory with {before} batched directions of SGE; continues with {size} at a time",
                 MemoryWarning,
@@ -126,8 +129,8 @@ def _in_chunks(task: Perturbation, size: int) -> Tensor:
     return torch.cat(done)
 
 
-def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
-    """The projections of these directions, (M,), as ``sequential`` computes them.
+def _together(task: Perturbation, points: Sequence[Tree]) -> Tensor:
+    """The projections at M of the points, (M,), as ``sequential`` computes them.
 
     If the optimizer treats all entries alike, weights are one matrix (M, all weights): a step is then a few
     large operations. Other optimizers take their steps member by member.
@@ -143,9 +146,9 @@ def _together(task: Perturbation, members: Sequence[int]) -> Tensor:
     def formed(state: InnerState) -> InnerState:
         return joined_state(state) if joins else state
 
-    alphas = tree.stack([task.perturbed(index) for index in members])
+    alphas = tree.stack(points)
     start, origin = formed(context.state), formed(last.before)
-    weights, slots = tree.map(lambda value: value.expand(len(members), *value.shape), (start.weights, start.slots))
+    weights, slots = tree.map(lambda value: value.expand(len(points), *value.shape), (start.weights, start.slots))
 
     def gradient(weights: Tree, batch: Any) -> Tree:
         if not joins:

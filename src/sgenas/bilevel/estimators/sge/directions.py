@@ -68,19 +68,6 @@ def draw(kind: str, count: int, alphas: Tree, generator: torch.Generator) -> Ten
     return moved(DIRECTIONS[kind](count, size, normal), first.device)
 
 
-def group_size(kind: str) -> int:
-    """How many consecutive directions depend on each other by construction: 2 for antithetic pairs."""
-    return 2 if kind == "antithetic" else 1
-
-
-def independent(kind: str) -> bool:
-    """Whether groups of directions are independent of each other."""
-    return kind != "orthogonal"
-
-
-def random_share(size: int) -> float:
-    """The variance of <g, u> u divided by its mean squared norm, for every g of ``size`` entries.
-
-    E |<g, u> u|^2 is (p + 2) |g|^2 for Gaussian directions, and the mean is g.
-    """
-    return 1 - 1 / (size + 2)
+def perturbed(alphas: Tree, directions: Tensor, smoothing: float) -> list[Tree]:
+    """alpha + mu u_j for each row u_j of ``directions`` (Q, p)."""
+    return [tree.add(alphas, tree.unflatten(row, alphas), smoothing) for row in directions]

@@ -1,10 +1,10 @@
 """The stochastic gradient estimator of the paper: Algorithm 1 with Eq. 6."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,15 +13,13 @@ from sgenas import tree
 from sgenas.bilevel.estimators.base import ESTIMATORS, Context, Estimator, require_finite_directions
 from sgenas.bilevel.estimators.sge.aggregation import AGGREGATIONS, aggregate
 from sgenas.bilevel.estimators.sge.batched import automatic, batched
-from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw
+from sgenas.bilevel.estimators.sge.directions import DIRECTIONS, check, draw, perturbed
 from sgenas.bilevel.estimators.sge.projections import Perturbation, from_ends, sequential
-from sgenas.bilevel.estimators.sge.smoothing import LADDER, choose_smoothing, num_probes
-from sgenas.bilevel.hvp import measured_bytes
-from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
+from sgenas.bilevel.estimators.sge.smoothing import choose_smoothing, num_probes, probes
+from sgenas.bilevel.problem import Cost
 from sgenas.bilevel.trainings import Trainings
-from sgenas.errors import DivergenceError, require, require_choice
+from sgenas.errors import require, require_choice
 from sgenas.fields import option
-from sgenas.optim import InnerState
 from sgenas.tree import Tree
 
 COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
@@ -32,11 +30,6 @@ COMPUTATIONS: dict[str, Callable[[Perturbation], Tensor]] = {
 """How the projections are computed; all give the same numbers up to rounding."""
 MOST_DIRECTIONS = 32
 """The most directions that a search chooses."""
-
-
-def _refuse_baseline(estimator: Estimator, baseline: Tensor) -> None:
-    if not bool(torch.isfinite(baseline).all()):
-        raise DivergenceError(f"the indirect gradient of the control variate {estimator} is NaN or infinite")
 
 
 @dataclass(frozen=True)
@@ -159,53 +152,41 @@ class SGE(Estimator):
         rows = self._draw(alphas, generator)
         if isinstance(self.smoothing, str):
             # the steps that choose mu come first
-            (row,) = draw("gaussian", 1, alphas, generator)
-            signs = (1.0, -1.0) if self.directions == "antithetic" else (1.0,)
-            moved = [tree.scale(tree.unflatten(row, alphas), sign * step) for sign in signs for step in LADDER]
-            return [tree.add(alphas, each) for each in moved]
-        return [tree.add(alphas, tree.unflatten(row, alphas), self.smoothing) for row in rows]
-
-    def run(self, problem: BilevelProblem, state: InnerState, alphas: Tree, inner_batches: Sequence[Any]) -> Trajectory:
-        """The unperturbed trajectory; measures the memory of a pass if that decides how many are batched."""
-        trajectory = super().run(problem, state, alphas, inner_batches)
-        if isinstance(problem, Trainings):
-            return trajectory
-        automatic = self.computation == "auto" and problem.findings.batches
-        if automatic or (self.computation == "batched" and self.chunk is None):
-            size = measured_bytes(problem, state.weights, alphas, inner_batches[0])
-            return replace(trajectory, saved_bytes=size)
-        return trajectory
+            probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
+            return probes(alphas, probe, self.directions == "antithetic")
+        return perturbed(alphas, rows, self.smoothing)
 
     def indirect_gradient(self, context: Context) -> Tree:
         alphas, generator, diagnostics = context.alphas, context.generator, context.diagnostics
         assert generator is not None
         matrix, chunks, mu = self._draw(alphas, generator), list[int](), self.smoothing
-        rows = [tree.unflatten(row, alphas) for row in matrix]
-        fixed = 1.0 if isinstance(mu, str) else mu
-        task = Perturbation(context, rows, fixed, self.chunk, chunks.append)
-        if mu == "auto":
+        task = Perturbation(context, [], 1.0, self.chunk, chunks)
+        if isinstance(mu, str):
             probe = tree.unflatten(draw("gaussian", 1, alphas, generator)[0], alphas)
             chosen = choose_smoothing(task, self._projections, probe, central=self.directions == "antithetic")
-            task = replace(task, smoothing=chosen.smoothing, chunk=min(chunks, default=self.chunk))
+            mu, task = chosen.smoothing, replace(task, chunk=min(chunks, default=self.chunk))
             # (new_full, since a copy of a number would wait for a GPU)
             diagnostics |= {name: matrix.new_full((), value) for name, value in vars(chosen).items()}
+        task = replace(task, points=perturbed(alphas, matrix, mu), smoothing=mu)
         projections = self._projections(task)
-        require_finite_directions(context, projections, task.perturbed)
+        require_finite_directions(context, projections, task.points)
 
         estimator, baseline = self._baseline(), None
         if estimator is not None:
             baseline = tree.flatten(estimator.indirect_gradient(replace(context, diagnostics={})))
-            context.checks.add(baseline, partial(_refuse_baseline, estimator, baseline))
+            finite = partial(tree.require_finite, {f"indirect gradient of the control variate {estimator}": baseline})
+            context.checks.add(baseline, finite)
         diagnostics["projections"] = projections
         if baseline is not None or self.aggregate != "mean":
             # a fit takes many small steps, most of which wait for a GPU
             given = (matrix, projections, *([] if baseline is None else [baseline]))
             matrix, projections, *others = context.checks.settle(*given)
             baseline = others[0] if others else None
-        found = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+        found, known = aggregate(matrix, projections, self.directions, baseline, self.aggregate)
+        diagnostics |= tree.to(known, tree.tensors(alphas)[0].device)
         if chunks:
             diagnostics["chunk"] = torch.tensor(min(chunks))
-        return found.report(diagnostics, alphas)
+        return tree.unflatten(found, alphas)
 
     def _projections(self, task: Perturbation) -> Tensor:
         """<delta_j, v> of all directions, (Q,)."""
@@ -215,11 +196,11 @@ class SGE(Estimator):
         if share is None:
             return compute(task)
         counter, before = task.context.problem.counter, task.context.problem.counter.total
-        mine = replace(task, directions=share.mine(task.directions))
+        mine = replace(task, points=share.mine(task.points))
         # with more processes than directions, some follow none
         nothing = torch.empty(0, dtype=task.context.outer_loss.dtype, device=task.context.outer_loss.device)
-        found = share.together(compute(mine) if mine.directions else nothing, len(task.directions))
+        found = share.together(compute(mine) if mine.points else nothing, len(task.points))
         # the passes of all processes: each one counts the same
-        passes = len(task.directions) * len(task.context.inner_batches)
+        passes = len(task.points) * len(task.context.inner_batches)
         counter.total = before + Cost(passes, passes, passes)
         return found

@@ -1,8 +1,8 @@
 """SGE's projections s_j = <delta_j, v>, delta_j = (Y_j^N - Y^N) / mu, one perturbed trajectory at a time."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,30 +14,23 @@ from sgenas.optim import projection
 from sgenas.tree import Tree
 
 
-def _ignore(size: int) -> None: ...
-
-
 @dataclass(frozen=True)
 class Perturbation:
     """What the projections are computed from.
 
     Attributes:
         context: The call; its trajectory holds the last step.
-        directions: The u_j, each like the alphas.
+        points: The alphas + mu u_j.
         smoothing: mu.
         chunk: Batched trajectories at a time, at most; None for as many as fit.
-        on_smaller_chunk: Called with the new chunk after an out-of-memory error.
+        smaller_chunks: Gets the new chunk after each out-of-memory error.
     """
 
     context: Context
-    directions: Sequence[Tree]
+    points: Sequence[Tree]
     smoothing: float
     chunk: int | None = None
-    on_smaller_chunk: Callable[[int], None] = _ignore
-
-    def perturbed(self, index: int) -> Tree:
-        """alpha + mu u_j."""
-        return tree.add(self.context.alphas, self.directions[index], self.smoothing)
+    smaller_chunks: list[int] = field(default_factory=list)
 
 
 def sequential(task: Perturbation) -> Tensor:
@@ -51,8 +44,8 @@ def sequential(task: Perturbation) -> Tensor:
     problem, batches = context.problem, context.inner_batches
     compare = projection(problem.inner_optimizer, last.before, last.grad, last.after, context.v)
     found = []
-    for index in range(len(task.directions)):
-        alphas, state = task.perturbed(index), last.before
+    for alphas in task.points:
+        state = last.before
         if len(batches) > 1:
             state = problem.run(context.state, alphas, batches[:-1]).end
         _, grad = problem.inner_gradient(state.weights, alphas, batches[-1])
@@ -66,7 +59,7 @@ def from_ends(task: Perturbation) -> Tensor:
     assert isinstance(problem, Trainings)
     weights, v = tree.flatten(context.trajectory.end.weights).double(), tree.flatten(context.v).double()
     found = []
-    for end in problem.ends([task.perturbed(index) for index in range(len(task.directions))]):
+    for end in problem.ends(task.points):
         # in double precision, since a difference of weights that nearly agree is exact there
         moved = math.nan if end is None else (tree.flatten(end).double() - weights) @ v
         found.append(torch.as_tensor(moved, dtype=torch.float64, device=v.device))

@@ -43,19 +43,24 @@ def num_probes(central: bool) -> int:
     return len(LADDER) * (2 if central else 1)
 
 
+def probes(alphas: Tree, direction: Tree, central: bool) -> list[Tree]:
+    """The points along ``direction`` at which ``choose_smoothing`` measures."""
+    signs = (1, -1) if central else (1,)
+    return [tree.add(alphas, tree.scale(direction, sign * step)) for sign in signs for step in LADDER]
+
+
 def choose_smoothing(
     task: Perturbation, compute: Callable[[Perturbation], Tensor], direction: Tree, *, central: bool
 ) -> Smoothing:
-    """mu for the projections that ``compute`` finds for ``task``, whose own directions and mu are ignored.
+    """mu for the projections that ``compute`` finds for ``task``, whose own points and mu are ignored.
 
     ``direction`` is drawn like those that mu is for. Raises DivergenceError if no two neighbors of the ladder
     are both finite.
     """
-    signs = (1.0, -1.0) if central else (1.0,)
-    scaled = [tree.scale(direction, sign * step) for sign in signs for step in LADDER]
-    found = compute(replace(task, directions=scaled, smoothing=1.0))
+    points = probes(task.context.alphas, direction, central)
+    found = compute(replace(task, points=points, smoothing=1.0))
     # on the CPU, in one wait
-    moved = task.context.checks.settle(found)[0].double().reshape(len(signs), -1)
+    moved = task.context.checks.settle(found)[0].double().reshape(-1, len(LADDER))
     odd = (moved[0] - moved[1]) / 2 if central else moved[0]
     derivatives = odd / torch.tensor(LADDER, dtype=odd.dtype)
     return best_step(derivatives.tolist(), 2 if central else 1)
