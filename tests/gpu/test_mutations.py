@@ -30,7 +30,6 @@ from sgenas.spaces.genotype import Cell, Edge, Genotype
 from sgenas.spaces.relaxations import GumbelSoftmax
 from sgenas.training import TrainConfig
 
-pytestmark = pytest.mark.slow
 DEVICES = "(two|2) devices"
 
 
@@ -127,11 +126,19 @@ MISTAKES = {
         Evaluation, "_measure_derived", f"tree.to({ONE_HOT}, run.device)", ONE_HOT, whole_search
     ),
     "start of the eigenvalue left on the CPU": Mistake(
-        HessianEigenvalue, "on_epoch_end", "start.to(run.device)", "start", partial(whole_search, eigenvalue_every=1)
+        HessianEigenvalue,
+        "on_epoch_end",
+        "start.to(tree.flatten(run.alphas))",
+        "start",
+        partial(whole_search, eigenvalue_every=1),
     ),
     "loaded state left on the CPU": Mistake(loop, "matching", "tree.to(found, device)", "found", resumed_search),
     "loaded slots left on the CPU": Mistake(
-        PureOptimizer, "load_state_dict", "tensor.to(device)", "tensor", resumed_search
+        PureOptimizer,
+        "load_state_dict",
+        'tree.to(state["slots"], next(iter(self._alphas.values())).device)',
+        'state["slots"]',
+        resumed_search,
     ),
     "drop path left on the CPU": Mistake(
         network, "path_scales", "moved((uniform < keep) / keep, device)", "(uniform < keep) / keep", training
@@ -166,6 +173,12 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_can_still_be_made(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    MISTAKES[name].make(monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mistake = MISTAKES[name]
     mistake.make(monkeypatch)
@@ -174,6 +187,7 @@ def test_mistake_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path
         mistake.check(*folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MISTAKES)
 def test_check_passes_without_the_mistake(name: str, tmp_path: Path) -> None:
     check = MISTAKES[name].check
