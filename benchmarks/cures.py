@@ -13,7 +13,6 @@ nasbench201`. Appends a line to benchmarks/results/cures.jsonl and prints a tabl
                  the epochs, at least 1
     sdarts-rs    noise on the mixing weights in the inner loss, rising to 0.3
     sdarts-pt    sdarts-rs, its cell chosen by perturbation
-    a2m          flatness with the rho of the released code for this space; a2m-1: with rho = 1
     early-stop   by the largest eigenvalue, measured in each epoch; needs --epochs 9 or more, and is left out by default
     training     the same search as darts, its cell compared with its neighbors by short training
     beta-darts   beta decay; beta-training: with that selection
@@ -54,8 +53,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "darts-pt": PERTURBATION,
     "sdarts-rs": SMOOTHING,
     "sdarts-pt": SMOOTHING | PERTURBATION,
-    "a2m": {"flatness": 0.01},
-    "a2m-1": {"flatness": 1.0},
     "early-stop": {"eigenvalue_every": 1, "early_stop": True},
     "training": TRAINING,
     "beta-darts": {"method": "beta-darts"},

@@ -51,7 +51,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "sge batched": {"estimator": SGE(3, computation="batched", chunk=2), "inner_steps": 2},
     "sge trajectory": {"estimator": SGE(2, control_variate="finite-difference"), "trajectory_lr": 0.1},
     "sge shards": {"estimator": SGE(2), "data": {"data_parallel": 2, "class_weights": "balanced"}},
-    "flatness": {"flatness": 0.05},
     "alpha noise": {"alpha_noise": 0.3},
 }
 

@@ -70,7 +70,7 @@ ESTIMATORS: list[Estimator] = [
     [
         {},
         {"inner_steps": 2, "shards": 2},
-        pytest.param({"alpha_noise": 0.3, "flatness": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"alpha_noise": 0.3}, marks=pytest.mark.slow),
     ],
     ids=repr,
 )

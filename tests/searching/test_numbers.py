@@ -367,5 +367,5 @@ def test_lower_precisions_follow_ieee_with_first_order_and_are_refused_with_othe
     assert exact == pytest.approx(bf16, rel=0.05)
     for precision in PRECISIONS[1:]:
         with pytest.raises(InvalidValueError) as caught:
-            unstarted_cells(precision=precision, estimator=SGE(num_directions=2))
+            cells(precision=precision, estimator=SGE(num_directions=2))
         assert caught.value.field == "precision"

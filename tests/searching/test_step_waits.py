@@ -24,8 +24,6 @@ STEPS: dict[str, tuple[dict[str, Any], int]] = {
     # the concentrations are read, since the draws are a CPU's
     "Dirichlet": ({"relaxation": Dirichlet(), "regularizer": ConcentrationAnchor()}, 2),
     "weights of classes": ({"data": {"class_weights": "balanced"}}, 1),
-    # each hypergradient is looked at, and what is made of them
-    "flatness": ({"flatness": 0.05}, 2),
 }
 
 

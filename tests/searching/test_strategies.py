@@ -256,7 +256,6 @@ def test_work_of_a_finished_search_is_what_was_predicted() -> None:
         ("arch_optimizer.lr", {"arch_optimizer": Adam(lr=0.1)}),
         ("trajectory_lr", {"trajectory_lr": 0.1}),
         ("alpha_noise", {"alpha_noise": 0.1}),
-        ("flatness", {"flatness": 0.1}),
         ("warmup_epochs", {"warmup_epochs": 1}),
         ("inner_steps", {"inner_steps": 2}),
         ("alpha_every", {"alpha_every": 2}),

@@ -29,7 +29,6 @@ from sgenas.methods import METHODS
 from sgenas.run.callbacks import Callback
 from sgenas.run.run_dir import environment
 from sgenas.searching.config import SearchConfig
-from sgenas.searching.flatness import Flatness
 from sgenas.searching.loop import Search
 from sgenas.searching.results import alphas_cost, predicted_cost
 from sgenas.training.config import TrainConfig
@@ -149,7 +148,7 @@ def run_hours(config: SearchConfig | TrainConfig, speed: Speed) -> float:
 
 def _moving(config: SearchConfig) -> Cost:
     separate = config.trajectory_lr is not None
-    return alphas_cost(config.estimator, config.inner_steps, Flatness(config.flatness), separate=separate)
+    return alphas_cost(config.estimator, config.inner_steps, separate=separate)
 
 
 # -- the speed of a machine ----------------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sgenas import losses
-from sgenas.bilevel import SGE, Estimator, FirstOrder
+from sgenas.bilevel import SGE, Estimator
 from sgenas.bilevel.cuda_graphs import replays_on
 from sgenas.bilevel.estimators import ESTIMATORS
-from sgenas.device import PRECISIONS, cpu_threads
-from sgenas.errors import require, require_choice, require_counts, require_kinds
+from sgenas.device import cpu_threads
+from sgenas.errors import require, require_counts, require_kinds
 from sgenas.losses import Loss
 from sgenas.methods import EPOCHS, METHODS, Method
 from sgenas.optim import SGD, Adam, InnerOptimizer, require_optimizers
@@ -30,9 +30,8 @@ from sgenas.searching.arch import ArchOptimizer
 from sgenas.searching.callbacks.collapse import EarlyStopping
 from sgenas.searching.callbacks.guards import RangeGuard
 from sgenas.searching.describe import describe
-from sgenas.searching.flatness import Flatness
 from sgenas.searching.loop import Search
-from sgenas.searching.objectives import Objectives
+from sgenas.searching.objectives import Objectives, require_precision
 from sgenas.searching.results import Calibration, SearchResult
 from sgenas.searching.schedules import Cosine, Schedule
 from sgenas.searching.second_derivatives import require_second_derivatives
@@ -66,7 +65,6 @@ def search(
     arch_optimizer: ArchOptimizer | None = None,
     trajectory_optimizer: InnerOptimizer | None = None,
     alpha_noise: float = 0.0,
-    flatness: float = 0.0,
     strategy: str = "gradient",
     selection: str | Selection | None = None,
     epochs: int | None = None,
@@ -120,7 +118,6 @@ def search(
             then train separately, on the same batches.
         alpha_noise: Half width of the uniform noise on the architecture with which the weights train (SDARTS-RS),
             at the end of the search, see `AlphaNoise`; 0 for none.
-        flatness: Step of the ascent of architecture-aware minimization (A2M), see `Flatness`; 0 for none.
         strategy: ``"gradient"``; ``"random"`` or ``"evolution"`` train no alphas but the weights of one random
             architecture per step, and measure architectures with them at the end.
         selection: How the final architecture is chosen: name of a registered selection, or a `Selection`; None for
@@ -190,15 +187,8 @@ def search(
     require_counts({**counts, **optional, "checkpoint_every": checkpoint_every})
     chosen.kept_steps(inner_steps)
     require(0 <= seed < 2**63, "seed", "from 0 to 2^63 - 1", seed)
-    require_choice("precision", precision, PRECISIONS)
-    require(
-        precision == "ieee" or isinstance(chosen, FirstOrder),
-        "precision",
-        f"ieee with {type(chosen).__name__}, whose differences rounding would drown",
-        precision,
-    )
-    noise, flat = AlphaNoise(alpha_noise), Flatness(flatness)
-    require(precision == "ieee" or not flatness, "flatness", f"0 with {precision}, which drowns differences", flatness)
+    require_precision(precision, chosen)
+    noise = AlphaNoise(alpha_noise)
     unused = {
         "estimator": chosen,
         "relaxation": relaxation or space.given.get("relaxation"),
@@ -206,7 +196,6 @@ def search(
         "arch_optimizer": None if arch_optimizer == ARCH_OPTIMIZER else arch_optimizer,
         "trajectory_optimizer": trajectory_optimizer,
         "alpha_noise": alpha_noise,
-        "flatness": flatness,
         "warmup_epochs": warmup_epochs,
         "inner_steps": inner_steps,
         "alpha_every": alpha_every,
@@ -260,7 +249,6 @@ def search(
             trajectory_optimizer=trajectory_optimizer,
             regularizer=regularizer or row.regularizer,
             alpha_noise=noise,
-            flatness=flat,
             costs=costs,
             selection=choice,
             new_val=lambda: Stream(val_data, "val_data", size, generator(seed, "selection"), where, **drop),

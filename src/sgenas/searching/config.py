@@ -24,9 +24,9 @@ from sgenas.searching import api
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.callbacks.collapse import require_can_stop
 from sgenas.searching.callbacks.guards import POLICIES
-from sgenas.searching.flatness import Flatness
 from sgenas.searching.images import ImageParts
 from sgenas.searching.loop import Search
+from sgenas.searching.objectives import require_precision
 from sgenas.searching.results import SearchResult
 from sgenas.searching.schedules import Cosine
 from sgenas.searching.selection import Selection
@@ -38,7 +38,7 @@ from sgenas.spaces.costs import Budget
 Found = TypeVar("Found")
 
 PASSED_ON = (
-    *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise", "flatness"),
+    *("strategy", "method", "epochs", "warmup_epochs", "inner_steps", "alpha_every", "alpha_noise"),
     *("seed", "device", "precision", "graphs", "deterministic", "log_every", "checkpoint_every"),
     *("estimator", "weight_optimizer", "arch_optimizer", "relaxation", "regularizer", "discretization", "selection"),
     "budget",
@@ -63,8 +63,6 @@ class SearchConfig(Configuration):
             the weights train separately, as in the paper; if None its own steps train the weights.
         alpha_noise: Half width of the uniform noise on the architecture with which the weights train, at the end of
             the search (SDARTS-RS: 0.3); 0 for none.
-        flatness: Step of the ascent along the hypergradient at whose end the outer loss is minimized (A2M); 0 for
-            none.
         seed: The same seed gives the same run on the same machine and number of threads.
         device: auto (a GPU if there is one), cpu, cuda or cuda:1.
         threads: CPU threads; if None one or all, whichever is faster at the start.
@@ -106,7 +104,6 @@ class SearchConfig(Configuration):
     lr_min: float = 0.001
     trajectory_lr: float | None = None
     alpha_noise: float = 0.0
-    flatness: float = 0.0
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -153,8 +150,7 @@ class SearchConfig(Configuration):
         rate = self.trajectory_lr
         require(rate is None or 0 < rate < float("inf"), "trajectory_lr", "> 0 and finite", rate)
         AlphaNoise(self.alpha_noise)
-        Flatness(self.flatness)
-        require_choice("precision", self.precision, PRECISIONS)
+        require_precision(self.precision, self.estimator)
         require_choice("on_nonfinite", self.on_nonfinite, POLICIES)
         if self.early_stop:
             require(self.eigenvalue_every > 0, "early_stop", "False without eigenvalue_every", True)

@@ -69,7 +69,6 @@ def describe(
         "trajectory_optimizer": _plain(run._trajectory_optimizer),
         "regularizer": _plain(run._regularizer),
         "alpha_noise": _plain(run.alpha_noise),
-        "flatness": run.flatness.rho,
         "budget": _plain(budget),
         "selection": _plain(run.selection),
         "warmup_epochs": run._warmup_epochs,

@@ -21,7 +21,6 @@ from sgenas.run.state import matching, matching_slots
 from sgenas.searching import results
 from sgenas.searching.alpha_noise import AlphaNoise
 from sgenas.searching.arch import ArchOptimizer, make_arch_optimizer
-from sgenas.searching.flatness import Flatness
 from sgenas.searching.objectives import Objectives, Seeded
 from sgenas.searching.schedules import Schedule
 from sgenas.searching.selection.base import AlphaSelection, Selection, choose
@@ -66,7 +65,6 @@ class Search(Loop):
         trajectory_optimizer: InnerOptimizer | None,
         regularizer: Regularizer | None,
         alpha_noise: AlphaNoise,
-        flatness: Flatness,
         costs: CostModel | None,
         selection: Selection,
         new_val: Callable[[], Stream],
@@ -87,7 +85,7 @@ class Search(Loop):
         self._trajectory_optimizer, self._regularizer = trajectory_optimizer, regularizer
         self._alpha_every, self.inner_steps = alpha_every, inner_steps
         self._warmup_epochs = warmup_epochs if space.relaxation.learns else self.epochs
-        self.alpha_noise, self.flatness, self.seed, self.fingerprint = alpha_noise, flatness, seed, fingerprint
+        self.alpha_noise, self.seed, self.fingerprint = alpha_noise, seed, fingerprint
         limit = f"from 0 to epochs - 1 = {self.epochs - 1} (methods have their own)"
         require(0 <= warmup_epochs < self.epochs, "warmup_epochs", limit, warmup_epochs)
         results.require_alpha_steps(self, train.length)
@@ -161,7 +159,7 @@ class Search(Loop):
             own = dataclasses.replace(problem, inner_optimizer=self._trajectory_optimizer)
             start = self._trajectory_optimizer.init(self.state.weights)
         estimator = self.statistics.with_directions(self.estimator)
-        result = self.flatness(estimator, own, start, self.alphas, inner, outer, generator=self._directions)
+        result = estimator(own, start, self.alphas, inner, outer, generator=self._directions)
         self._keep_chunk(result)
         result.require_finite()
         measured = self.statistics.update(self.estimator, result)
@@ -275,7 +273,7 @@ class Search(Loop):
     def alphas_cost(self, estimator: Estimator | None = None) -> Cost:
         """Passes of a step that moves the alphas, at most."""
         separate = self._trajectory_optimizer is not None
-        return results.alphas_cost(estimator or self.estimator, self.inner_steps, self.flatness, separate=separate)
+        return results.alphas_cost(estimator or self.estimator, self.inner_steps, separate=separate)
 
     def finite_norms(self) -> dict[str, Tensor]:
         return {"norm of the weights": tree.norm(self.state.weights), "norm of the alphas": tree.norm(self.alphas)}

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from sgenas.bilevel import BilevelProblem, Shards, Share
+from sgenas.bilevel import BilevelProblem, Estimator, FirstOrder, Shards, Share
 from sgenas.bilevel.cuda_graphs import Replays
 from sgenas.bilevel.findings import Findings
 from sgenas.bilevel.problem import Penalty
-from sgenas.device import rounded
+from sgenas.device import PRECISIONS, rounded
+from sgenas.errors import require, require_choice
 from sgenas.losses import Loss
 from sgenas.optim import InnerOptimizer
 from sgenas.random import Seed
@@ -21,6 +22,14 @@ from sgenas.searching.alpha_noise import Shift
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.modules import ModuleSpace
 from sgenas.tree import Tree
+
+
+def require_precision(precision: str, estimator: Estimator) -> None:
+    """Raises InvalidValueError for a precision in which the estimator's differences drown."""
+    require_choice("precision", precision, PRECISIONS)
+    exact = precision == "ieee" or isinstance(estimator, FirstOrder)
+    limit = f"ieee with {type(estimator).__name__}, whose differences rounding would drown"
+    require(exact, "precision", limit, precision)
 
 
 class Seeded(NamedTuple):

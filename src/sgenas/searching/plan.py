@@ -203,8 +203,7 @@ def forecast(run: Search, constants: Constants, config: SearchConfig) -> Forecas
     if run._trajectory_optimizer is not None:
         training += moves * inner_steps
     evaluations = run.epochs + (run.epochs // config.derived_every if config.derived_every else 0)
-    calls = moves if isinstance(run.estimator, FirstOrder) else moves * run.flatness.evaluations
-    seconds = training * constants.weights_pass + calls * _call_seconds(run, constants)
+    seconds = training * constants.weights_pass + moves * _call_seconds(run, constants)
     evaluating = evaluations * (run._val.length or 0) + chosen.forward - chosen.backward
     seconds += evaluating * constants.evaluation_pass + chosen.backward * constants.weights_pass
     if config.eigenvalue_every:
@@ -223,7 +222,7 @@ def _call_seconds(run: Search, constants: Constants) -> float:
     """One call of an estimator: N steps, the outer gradients, and the passes of its indirect gradient."""
     estimator, count, weights = run.estimator, run.inner_steps, constants.weights_pass
     if isinstance(estimator, FirstOrder):
-        return count * weights + run.flatness.evaluations * constants.alphas_pass
+        return count * weights + constants.alphas_pass
     return (count + 1) * weights + _indirect_passes(estimator, count) * constants.indirect_pass[_name(estimator)]
 
 

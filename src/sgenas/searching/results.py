@@ -15,7 +15,6 @@ from sgenas.bilevel import Cost, Estimator
 from sgenas.errors import InvalidValueError, require, require_choice
 from sgenas.losses import Loss
 from sgenas.run.batches import Stream
-from sgenas.searching.flatness import Flatness
 from sgenas.spaces.base import SearchSpace
 from sgenas.spaces.genotype import Genotype
 from sgenas.spaces.modules import ModuleSpace, calibrate_batch_norm
@@ -190,9 +189,9 @@ def entropy(mixing: Tensor) -> Tensor:
     return found / max(math.log(mixing.shape[-1]), 1e-30)
 
 
-def alphas_cost(estimator: Estimator, inner_steps: int, flatness: Flatness, *, separate: bool) -> Cost:
+def alphas_cost(estimator: Estimator, inner_steps: int, *, separate: bool) -> Cost:
     """Passes of a step that moves the alphas, at most; ``separate``: the estimator's own steps train no weights."""
-    found = flatness.cost(estimator, inner_steps)
+    found = estimator.cost(inner_steps)
     return found + Cost(inner_steps, inner_steps, inner_steps) if separate else found
 
 

@@ -23,7 +23,6 @@ UNUSED: dict[str, tuple[Any, ...]] = {
     "trajectory_optimizer": (None,),
     "trajectory_lr": (None,),
     "alpha_noise": (0.0,),
-    "flatness": (0.0,),
     "warmup_epochs": (None, 0),
     "inner_steps": (1,),
     "alpha_every": (1,),

@@ -254,7 +254,7 @@ def test_search_is_as_before_after_the_fine_tuning() -> None:
     [
         {},
         {"inner_steps": 2, "alpha_every": 2},
-        pytest.param({"estimator": SGE(num_directions=2), "flatness": 0.1}, marks=pytest.mark.slow),
+        pytest.param({"estimator": SGE(num_directions=2)}, marks=pytest.mark.slow),
     ],
     ids=["first order", "every second step", "sge"],
 )
