@@ -38,13 +38,13 @@ from sgenas.tree import Tree
 Matvec = Callable[[Tensor], Tensor]
 """v -> H v, both (p,)."""
 ROUTES = ("auto", "reverse", "forward", "finite-difference")
+BOTH = (0, 1)
+"""Numbers of the products: 0 for H v, 1 for M v."""
 
 SMALL_GRAPH = 8 * 2**20
 """Bytes that a pass may save for its backward pass if ``auto`` is to take ``reverse``. On a CPU, the graph and one
 product took 0.4 to 0.65 of the time of ``forward`` up to 1.3 MB, as long at 8 and 14 MB and 1.5 times as long at
 97 MB; the graph and five products 0.25 to 0.56, then 0.7, 1.1 and 0.7."""
-BOTH = (0, 1)
-
 KEPT_GRAPHS = 64 * 2**20
 """Bytes that the passes of all backpropagated steps may save if ``Unrolled`` is to keep their graphs."""
 TRUSTED = 0.05
