@@ -1,13 +1,14 @@
-"""Searches of NAS-Bench-201 in the protocol of `--preset nasbench201`, and the tabulated accuracies that they find.
+"""Searches of a tabulated benchmark in the protocol of `--preset nasbench201`, and the accuracies that they find.
 
-    python benchmarks/nasbench201_study.py [--arms preset] [--methods beta-darts] [--seeds 30 31] [--jobs 2]
-    python benchmarks/nasbench201_study.py --arms first-order sge [--methods darts ...] [--seeds 10 11] [--jobs 2]
-    python benchmarks/nasbench201_study.py --arms table
+    python benchmarks/tabulated_study.py [--arms preset] [--methods beta-darts] [--seeds 30 31] [--jobs 2]
+    python benchmarks/tabulated_study.py --arms first-order sge [--methods darts ...] [--seeds 10 11] [--jobs 2]
+    python benchmarks/tabulated_study.py --arms table
+    python benchmarks/tabulated_study.py --space nasbench-macro --methods darts beta-darts --arms first-order sge
 
 Each run is a process with one thread, ``--jobs`` at a time. Runs below ``--out`` are kept: a study that was stopped
 goes on, also in the middle of a run, and can be extended. What is chosen is chosen on seeds 0 to 3; other seeds judge.
 
-Prints per method and arm the tabulated test accuracies of the final cells on the three datasets: mean and standard
+Prints per method and arm the tabulated test accuracies of the final cells on the table's datasets: mean and standard
 deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
 ``first-order`` takes in all (equal passes), and each arm's paired difference from first order with as many inner
 steps with its 95 % confidence interval; then per arm the differences of a seed averaged over the methods. The arm
@@ -47,7 +48,7 @@ from sgenas.report import read_run
 from sgenas.report.run_record import RunRecord
 from sgenas.run.config import first_difference
 from sgenas.searching.selection import SELECTIONS, TrainingSelection
-from sgenas.spaces import AccuracyTable, Genotype
+from sgenas.spaces import AccuracyTable, Genotype, load_table
 
 SGE: dict[str, Any] = {"estimator.name": "sge", "estimator.num_directions": 10}
 ESTIMATORS: dict[str, dict[str, Any]] = {
@@ -58,6 +59,10 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     "sge": SGE,
     "first-order-5": {"inner_steps": 5},
     "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
+    # about as many passes as SGE
+    "neumann": {"estimator.name": "neumann", "estimator.max_hvps": 3},
+    "conjugate-gradient": {"estimator.name": "conjugate-gradient", "estimator.max_hvps": 3},
+    "evolution-strategies": {"estimator.name": "evolution-strategies"},
 }
 REFERENCES = {"unrolled-5": "first-order-5"}
 """Arm -> first order with as many inner steps; ``first-order`` for others."""
@@ -67,15 +72,21 @@ ARMS: dict[str, dict[str, Any]] = {"preset": {}} | {
 """Settings of each arm, in place of the preset's."""
 STRATEGIES = ("random", "evolution")
 """Arms without a method: the supernet is trained on random architectures, candidates are measured with its weights."""
+TABLES = {"nasbench201": "nasbench201-200epochs.csv", "nasbench-macro": "nasbench-macro.json"}
+SPACES: dict[str, dict[str, Any]] = {
+    "nasbench201": {},
+    "nasbench-macro": {"space.name": "nasbench-macro", "space.channels": 8},
+}
+"""Settings of each space, in place of the preset's."""
 
 
 def main() -> None:
-    methods = [name for name in METHODS if "nasbench201" in METHODS.get(name).spaces]
     given = flags(
         __doc__,
+        space={"default": "nasbench201", "choices": list(SPACES)},
         data=CIFAR10,
-        table=str(SHARED_DATA / "nasbench201-200epochs.csv"),
-        methods={"nargs": "+", "default": methods, "choices": methods},
+        table={"help": "file of the benchmark [that of the space in the shared data]"},
+        methods={"nargs": "+", "choices": METHODS.names(), "help": "[all of the space]"},
         arms={"nargs": "+", "default": ["preset"], "choices": [*ARMS, *STRATEGIES, "table"]},
         seeds=[10, 11, 12, 13, 14],
         changes={
@@ -84,14 +95,16 @@ def main() -> None:
         },
         name={"default": "preset", "help": "folder of the runs with these changes [%(default)s]"},
         jobs=os.cpu_count() or 1,
-        out=Path("runs/nasbench201"),
+        out=Path("runs"),
         one={"nargs": 3, "help": argparse.SUPPRESS},
     )
+    given.table = given.table or str(SHARED_DATA / TABLES[given.space])
+    given.methods = given.methods or [name for name in METHODS if given.space in METHODS.get(name).spaces]
     if given.one:
         method, arm, seed = given.one
         configuration(given, method, arm, int(seed)).run(directory(given, method, arm, int(seed)), progress=False)
         return
-    table = AccuracyTable.load(given.table)
+    table = load_table(given.table)
     # seed by seed, so that a study cut short has pairs
     pairs = [(method, arm) for arm in given.arms for method in methods_of(arm, given.methods)]
     run_unfinished(
@@ -106,7 +119,7 @@ def main() -> None:
         show_average(arm, [each["differences"] for each in rows if each["arm"] == arm and each["differences"]])
     if "table" in given.arms:
         rows += [from_table(given, table, kind) for kind in STRATEGIES]
-    add_result("nasbench201_study", {**vars(given), "rows": rows})
+    add_result("tabulated_study", {**vars(given), "rows": rows})
 
 
 def methods_of(arm: str, methods: list[str]) -> list[str]:
@@ -114,13 +127,13 @@ def methods_of(arm: str, methods: list[str]) -> list[str]:
 
 
 def directory(given: argparse.Namespace, method: str, arm: str, seed: int) -> Path:
-    return Path(given.out) / given.name / f"{method}_{arm}_{seed}"
+    return Path(given.out) / given.space / given.name / f"{method}_{arm}_{seed}"
 
 
 def configuration(given: argparse.Namespace, method: str, arm: str, seed: int) -> sgenas.SearchConfig:
     """The preset with the settings of the arm."""
     same = {"seed": seed, "threads": 1, "log_every": 50, "table": given.table, "data.data": given.data}
-    same |= json.loads(given.changes)
+    same |= SPACES[given.space] | json.loads(given.changes)
     if arm in STRATEGIES:
         return sgenas.SearchConfig.of_method("darts", same | {"strategy": arm}, preset="nasbench201")
     return sgenas.SearchConfig.of_method(method, same | ARMS[arm], preset="nasbench201")
@@ -128,7 +141,7 @@ def configuration(given: argparse.Namespace, method: str, arm: str, seed: int) -
 
 def start(given: argparse.Namespace, method: str, arm: str, seed: int) -> "CompletedProcess[str]":
     """One run in a process of its own."""
-    names = ("data", "table", "changes", "name", "out")
+    names = ("space", "data", "table", "changes", "name", "out")
     same = [text for name in names for text in (f"--{name}", getattr(given, name))]
     return python(__file__, *same, "--one", method, arm, seed, check=False)
 
@@ -214,7 +227,7 @@ class TablePool:
     """The candidates of a selection, measured by the table in place of a supernet."""
 
     def __init__(self, table: AccuracyTable) -> None:
-        space = sgenas.spaces.nasbench201()
+        space = sgenas.spaces.SPACES.get(table.space)().build()
         self.search = SimpleNamespace(space=space, costs=None, derive=space.derive)
         self.known: dict[Genotype, float] = {}
         self._table = table

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import cures
-import nasbench201_study as study
 import pytest
+import tabulated_study as study
 
 import sgenas
 from sgenas.report.run_record import RunRecord
@@ -55,7 +55,8 @@ def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
 
 
 def test_run_of_other_settings_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Namespace(data="digits", table=None, changes='{"data.image_size": null}', out="runs", name="preset")
+    given = Namespace(space="nasbench201", data="digits", table=None, changes='{"data.image_size": null}')
+    given.out, given.name = "runs", "preset"
     plain = study.configuration(given, "darts", "first-order", 3).to_dict()
     own = dataclasses.replace(record(NAMES[0], [5]), config=plain | {"data": plain["data"] | {"data": "/absolute"}})
     monkeypatch.setattr(study, "finished", lambda path: own)
@@ -65,17 +66,28 @@ def test_run_of_other_settings_ends_the_study(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_arms_are_what_they_are_called() -> None:
-    given = Namespace(data="digits", table=None, changes='{"data.image_size": null}')
+    given = Namespace(space="nasbench201", data="digits", table=None, changes='{"data.image_size": null}')
     configs = {arm: study.configuration(given, "darts", arm, 5) for arm in (*study.ARMS, *study.STRATEGIES)}
     assert {arm for arm, config in configs.items() if config.selection is not None} == {"preset"}
     assert [configs[arm].strategy for arm in study.STRATEGIES] == list(study.STRATEGIES)
     # the preset's selection apart, first order is the preset
     assert dataclasses.replace(configs["preset"], selection=None) == configs["first-order"]
     names = {arm: type(config.estimator).__name__ for arm, config in configs.items() if arm in study.ESTIMATORS}
-    assert list(names.values()) == ["FirstOrder", "FiniteDifference", "SGE", "SGE", "FirstOrder", "Unrolled"]
+    inverses = ["Neumann", "ConjugateGradient", "EvolutionStrategies"]
+    assert list(names.values()) == ["FirstOrder", "FiniteDifference", "SGE", "SGE", "FirstOrder", "Unrolled", *inverses]
     plain, recommended = configs["sge-plain"], configs["sge"]
     assert (plain.space.activation, plain.estimator.smoothing) == ("relu", 0.01)  # type: ignore[attr-defined]
     assert (recommended.space.activation, recommended.estimator.smoothing) == ("silu", 0.01)  # type: ignore[attr-defined]
+
+
+def test_spaces_differ_in_the_space_alone() -> None:
+    same = {"data": "digits", "table": None, "changes": '{"data.image_size": null}', "name": "small", "out": "runs"}
+    givens = {space: Namespace(space=space, **same) for space in study.SPACES}
+    assert {study.directory(given, "darts", "sge", 3).parent.parent.name for given in givens.values()} == set(givens)
+    for method, arm in itertools.product(("darts", "beta-darts"), study.ARMS):
+        cells, macro = (study.configuration(given, method, arm, 3) for given in givens.values())
+        assert (macro.space.name, macro.space.channels) == ("nasbench-macro", cells.space.channels)
+        assert dataclasses.replace(macro, space=cells.space) == cells
 
 
 def test_table_arms_take_as_many_candidates_as_the_strategies(table: AccuracyTable) -> None:
