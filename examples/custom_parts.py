@@ -24,7 +24,7 @@ from sgenas import tree
 from sgenas.bilevel import Context, Cost, Estimator
 from sgenas.data import DatasetSource, ImageData, ImageSet, LoadRequest
 from sgenas.errors import require
-from sgenas.optim import InnerState, grad_cotangent
+from sgenas.optim import InnerState, step_vjp
 from sgenas.spaces import Regularizer
 from sgenas.tree import TensorDict, Tree
 
@@ -52,7 +52,7 @@ class OneSided(Estimator):
         problem, alphas, batch = context.problem, context.alphas, context.inner_batches[-1]
         step = context.trajectory.steps[-1]
         # the optimizer says how its step depends on the gradient, so this holds for any optimizer
-        direction = grad_cotangent(problem.inner_optimizer, step.before, step.grad, context.v)
+        _, _, direction = step_vjp(problem.inner_optimizer, step.before, step.grad, context.v)
         scale = self.radius / tree.norm(direction)
         moved = tree.add(step.before.weights, direction, scale)
         _, here = problem.inner_alpha_gradient(step.before.weights, alphas, batch)

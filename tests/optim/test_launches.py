@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel.gradients import gradient, laid_out_as
-from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer, grad_cotangent, projection, step_vjp
+from sgenas.optim import SGD, Adam, AdamW, InnerOptimizer, projection, step_vjp
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPES = [(4, 4, 1, 1), (4, 1, 3, 3), (4, 3, 3, 3), (4,)]
@@ -54,7 +54,7 @@ def results(optimizer: InnerOptimizer, weights: tree.TensorDict, grad: tree.Tens
     again = optimizer.step(state, other)
     moved = projection(optimizer, state, grad, again, v)(state, other)
     back = step_vjp(optimizer, state, other, v, dict.fromkeys(state.slots, v))
-    through = grad_cotangent(optimizer, state, other, v)
+    _, _, through = step_vjp(optimizer, state, other, v)
     return again.weights, again.slots, moved, back, through, tree.add(v, grad, moved), tree.norm(v), tree.dot(v, grad)
 
 

@@ -107,7 +107,8 @@ def step_vjp(
         slots: Adjoint of the slots after the step; None for zero.
 
     Returns:
-        Adjoints of the weights and slots before the step, and of ``grad``.
+        Adjoints of the weights and slots before the step, and of ``grad``: without ``slots``
+        (d w' / d grad)^T ``weights``.
 
     Raises:
         InvalidValueError: If torch.autograd finds no dependence of the step on ``grad``.
@@ -134,13 +135,6 @@ def step_vjp(
         raise InvalidValueError(f"step of the inner optimizer must be {limit}", field="inner_optimizer")
     w, s, g = tree.rebuild(before, [torch.zeros_like(leaves[i]) if f is None else f for i, f in enumerate(found)])
     return w, s, g
-
-
-def grad_cotangent(
-    optimizer: InnerOptimizer, state: InnerState, grad: Tree, weights: Tree, slots: dict[str, Tree] | None = None
-) -> Tree:
-    """The last result of ``step_vjp`` alone; (d w' / d grad)^T ``weights`` without ``slots``."""
-    return step_vjp(optimizer, state, grad, weights, slots)[2]
 
 
 def projection(

@@ -10,7 +10,7 @@ from sgenas import tree
 from sgenas.bilevel.estimators.base import Context, Estimator
 from sgenas.bilevel.problem import Cost
 from sgenas.errors import require
-from sgenas.optim import grad_cotangent
+from sgenas.optim import step_vjp
 from sgenas.tree import Tree
 
 
@@ -46,7 +46,7 @@ class FiniteDifference(Estimator):
 
     def indirect_gradient(self, context: Context) -> Tree:
         problem, last, batch = context.problem, context.trajectory.steps[-1], context.inner_batches[-1]
-        p = grad_cotangent(problem.inner_optimizer, last.before, last.grad, context.v)
+        _, _, p = step_vjp(problem.inner_optimizer, last.before, last.grad, context.v)
         norm = tree.norm(p)
         # p = 0 has no indirect gradient: both sides of the difference are then equal instead of 0 / 0
         tiny = torch.finfo(norm.dtype).tiny

@@ -11,7 +11,7 @@ from sgenas.bilevel.hvp import HVP, KEPT_GRAPHS, ROUTES, keeps_graph, measured_b
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
 from sgenas.errors import require, require_choice
 from sgenas.fields import option
-from sgenas.optim import InnerState, grad_cotangent, step_vjp
+from sgenas.optim import InnerState, step_vjp
 from sgenas.tree import Tree
 
 
@@ -85,6 +85,6 @@ class Unrolled(Estimator):
             weights, slots, grad = step_vjp(optimizer, step.before, step.grad, weights, slots)
             curved, mixed = HVP(problem, step.before.weights, alphas, batch, self.hvp, step.graph).both(grad)
             indirect, weights = tree.add(indirect, mixed), tree.add(weights, curved)
-        grad = grad_cotangent(optimizer, first.before, first.grad, weights, slots)
+        _, _, grad = step_vjp(optimizer, first.before, first.grad, weights, slots)
         product = HVP(problem, first.before.weights, alphas, first_batch, self.hvp, first.graph)
         return tree.add(indirect, product.alphas(grad))
