@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from bilevel_cases import draw
 from torch import Tensor, nn
 
@@ -15,10 +16,12 @@ from sgenas.bilevel import (
     SGE,
     BilevelProblem,
     BlackBoxProblem,
+    ConjugateGradient,
     Estimator,
     EvolutionStrategies,
     FiniteDifference,
     FirstOrder,
+    Neumann,
     Unrolled,
 )
 from sgenas.bilevel.sharding import Shards
@@ -232,3 +235,42 @@ def test_black_boxes_may_return_batch_normalization(training: bool) -> None:
     ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
     assert found[0].norm() > 1e-3
+
+
+INDICES = torch.tensor([0, 0, 1, 2, 2, 2, 3])
+DIFFERENTIATING = [FiniteDifference(), Unrolled(), Unrolled(hvp="forward"), Neumann(), ConjugateGradient()]
+
+
+def embedded(kept: Tensor, **options: Any) -> BilevelProblem:
+    def inner(weights: Tree, alphas: Tree, indices: Tensor) -> Tensor:
+        rows = F.embedding(indices, weights, **options)
+        return ((rows.tanh() * alphas)[kept[indices]] ** 2).sum()
+
+    return BilevelProblem(inner, lambda w, a, _: (w * w.cos()).sum() + a.sum(), SGD(lr=0.1))
+
+
+@pytest.mark.parametrize("estimator", DIFFERENTIATING, ids=str)
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"padding_idx": -5}, {"scale_grad_by_freq": True}], ids=str)
+def test_gradients_of_embeddings_that_are_those_of_no_function_are_refused(
+    estimator: Estimator, options: dict[str, Any]
+) -> None:
+    w, a, everything = draw(5, 3), draw(3), torch.ones(5, dtype=torch.bool)
+    with pytest.raises(InvalidValueError, match="padding_idx|scale_grad_by_freq"):
+        indirect(estimator, embedded(everything, **options), w, a, INDICES)
+    # the training follows them, which differences of trainings see
+    truth = indirect(SGE(**WHOLE), embedded(everything, **options), w, a, INDICES)
+    assert (truth - indirect(SGE(**WHOLE), embedded(everything), w, a, INDICES)).norm() > 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize("estimator", DIFFERENTIATING, ids=str)
+def test_padding_that_is_masked_is_padding(estimator: Estimator) -> None:
+    w, a, kept = draw(5, 3), draw(3), torch.arange(5) > 0
+    found = indirect(estimator, embedded(kept, padding_idx=0), w, a, INDICES)
+    torch.testing.assert_close(found, indirect(estimator, embedded(kept), w, a, INDICES))
+
+
+def test_padding_is_judged_by_the_first_batch_that_has_some() -> None:
+    problem, w, a = embedded(torch.ones(5, dtype=torch.bool), padding_idx=0), draw(5, 3), draw(3)
+    indirect(Unrolled(), problem, w, a, INDICES[2:])
+    with pytest.raises(InvalidValueError, match="padding_idx"):
+        indirect(Unrolled(), problem, w, a, INDICES)

@@ -13,6 +13,7 @@ class Findings:
         routes: HVP setting -> [route, whether with plain kernels] after others turned out to have no rule.
         trusted: Whether kernels were plain when double backward was found to be right.
         batches: Whether torch.func.vmap can run the loss.
+        true_gradients: Whether embeddings turned out to have the gradients of the loss.
         scripted: Whether it has TorchScript functions, whose derivatives forward mode drops; None if unknown.
     """
 
@@ -20,6 +21,7 @@ class Findings:
     routes: dict[str, list[Any]] = field(default_factory=dict)
     trusted: set[bool] = field(default_factory=set)
     batches: bool = True
+    true_gradients: bool = False
     scripted: bool | None = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sgenas import tree
 from sgenas.bilevel import complex_weights
+from sgenas.bilevel.embeddings import require_true_gradients
 from sgenas.bilevel.problem import BilevelProblem, Cost, Trajectory
 from sgenas.errors import DivergenceError, InvalidValueError, require
 from sgenas.functional import generator_states
@@ -221,6 +222,8 @@ class Estimator(ABC):
             limit = f"float32 or float64 for {type(self).__name__}, whose small differences shorter types round away"
             require(False, "alphas", limit, short[0])
         given, alphas, problem = alphas, tree.detach(alphas), problem.counted()
+        if self.differentiates_gradients:
+            require_true_gradients(problem, state.weights, alphas, inner_batches[0])
         version, drawn = _version(state), generator_states()
         trajectory = self.run(problem, state, alphas, inner_batches)
         weights, v = trajectory.end.weights, None
