@@ -57,6 +57,8 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     # the paper's network and the smoothing of its reference; and what this library recommends
     "sge-plain": SGE | {"space.activation": "relu", "estimator.smoothing": 0.01},
     "sge": SGE,
+    # the activation of `sge`, so that its share in a difference is known
+    "first-order-silu": {"space.activation": "silu"},
     "first-order-5": {"inner_steps": 5},
     "unrolled-5": {"estimator.name": "unrolled", "inner_steps": 5},
     # about as many passes as SGE

@@ -73,8 +73,10 @@ def test_arms_are_what_they_are_called() -> None:
     # the preset's selection apart, first order is the preset
     assert dataclasses.replace(configs["preset"], selection=None) == configs["first-order"]
     names = {arm: type(config.estimator).__name__ for arm, config in configs.items() if arm in study.ESTIMATORS}
-    inverses = ["Neumann", "ConjugateGradient", "EvolutionStrategies"]
-    assert list(names.values()) == ["FirstOrder", "FiniteDifference", "SGE", "SGE", "FirstOrder", "Unrolled", *inverses]
+    expected = ["FirstOrder", "FiniteDifference", "SGE", "SGE", "FirstOrder", "FirstOrder", "Unrolled"]
+    assert list(names.values()) == [*expected, "Neumann", "ConjugateGradient", "EvolutionStrategies"]
+    silu = configs["first-order-silu"]
+    assert silu == dataclasses.replace(configs["first-order"], space=configs["sge"].space)
     plain, recommended = configs["sge-plain"], configs["sge"]
     assert (plain.space.activation, plain.estimator.smoothing) == ("relu", 0.01)  # type: ignore[attr-defined]
     assert (recommended.space.activation, recommended.estimator.smoothing) == ("silu", 0.01)  # type: ignore[attr-defined]
