@@ -194,7 +194,7 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
         same = run_of(given, method, REFERENCES.get(arm, "first-order"), seed) if method != "-" else None
         if same:
             found["differences"].append(accuracies(record, table)["cifar10"] - accuracies(same, table)["cifar10"])
-    text = f"{method:12}{arm:15}{spreads(found)}  at equal passes "
+    text = f"{method:12}{arm:21}{spreads(found)}  at equal passes "
     # an epoch may take more passes than all of first order
     known = [value for value in found["at_equal_passes"] if value is not None]
     text += mean_text(known) if len(known) == len(found["at_equal_passes"]) else "less than an epoch"
@@ -213,7 +213,7 @@ def show_average(arm: str, differences: list[list[float]]) -> None:
     """Prints what an arm gains in the mean over methods: the methods of a seed share its images."""
     if arm not in ("first-order", "preset") and len(differences) > 1 and len({len(each) for each in differences}) == 1:
         by_seed = [mean(each) for each in zip(*differences, strict=True)]
-        print(f"{arm:15}minus first order, mean of {len(differences)} methods: {difference_text(by_seed)}", flush=True)
+        print(f"{arm:21}minus first order, mean of {len(differences)} methods: {difference_text(by_seed)}", flush=True)
 
 
 def spreads(found: dict[str, Any]) -> str:
@@ -250,7 +250,7 @@ def from_table(given: argparse.Namespace, table: AccuracyTable, kind: str) -> di
         selection: Any = SELECTIONS.get(kind)()
         selection.fill(pool, generator(seed, "selection"))
         found["final"].append(table.query(max(pool.known, key=pool.known.__getitem__)))
-    print(f"{'table':12}{kind:15}{spreads(found)}", flush=True)
+    print(f"{'table':12}{kind:21}{spreads(found)}", flush=True)
     return found
 
 
