@@ -11,10 +11,10 @@ goes on, also in the middle of a run, and can be extended. What is chosen is cho
 Prints per method and arm the tabulated test accuracies of the final cells on the table's datasets: mean and standard
 deviation over the seeds, on CIFAR-10 also of the cell that the run had when it had taken as many passes as
 ``first-order`` takes in all (equal passes), and each arm's paired difference from first order with as many inner
-steps with its 95 % confidence interval; then per arm the differences of a seed averaged over the methods. The arm
-``preset`` is that command, of which the cells of the alphas are shown too. Others are an estimator, whose alphas
-choose the cell, or a strategy that has no method. ``table`` is random search and evolution of as many candidates by
-tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
+steps, or from ``--reference``, with its 95 % confidence interval; then per arm the differences of a seed averaged
+over the methods. The arm ``preset`` is that command, of which the cells of the alphas are shown too. Others are an
+estimator, whose alphas choose the cell, or a strategy that has no method. ``table`` is random search and evolution of
+as many candidates by tabulated accuracy: what the strategies would find with a supernet that ranks perfectly.
 """
 
 import argparse
@@ -90,6 +90,7 @@ def main() -> None:
         table={"help": "file of the benchmark [that of the space in the shared data]"},
         methods={"nargs": "+", "choices": METHODS.names(), "help": "[all of the space]"},
         arms={"nargs": "+", "default": ["preset"], "choices": [*ARMS, *STRATEGIES, "table"]},
+        reference={"choices": list(ESTIMATORS), "help": "arm to compare with [first order with as many steps]"},
         seeds=[10, 11, 12, 13, 14],
         changes={
             "default": "{}",
@@ -118,10 +119,16 @@ def main() -> None:
     )
     rows = [row(given, table, method, arm) for method, arm in pairs if arm != "table"]
     for arm in given.arms:
-        show_average(arm, [each["differences"] for each in rows if each["arm"] == arm and each["differences"]])
+        differences = [each["differences"] for each in rows if each["arm"] == arm and each["differences"]]
+        show_average(arm, reference_of(given, arm), differences)
     if "table" in given.arms:
         rows += [from_table(given, table, kind) for kind in STRATEGIES]
     add_result("tabulated_study", {**vars(given), "rows": rows})
+
+
+def reference_of(given: argparse.Namespace, arm: str) -> str:
+    """The arm with which an arm is compared."""
+    return given.reference or REFERENCES.get(arm, "first-order")
 
 
 def methods_of(arm: str, methods: list[str]) -> list[str]:
@@ -174,6 +181,7 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
     """Figures of a method and arm over the finished seeds, printed as a line."""
     found: dict[str, Any] = {"method": method, "arm": arm, "seeds": [], "final": [], "at_equal_passes": []}
     found |= {"differences": [], "passes": [], "seconds": [], "by_alphas": []}
+    reference = reference_of(given, arm)
     for seed in given.seeds:
         record = run_of(given, method, arm, seed)
         if record is None:
@@ -191,16 +199,16 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
             limit = first.epochs[-1]["forward"]
             within = [each["tabulated_cifar10"] for each in record.epochs if each["forward"] <= limit]
             found["at_equal_passes"].append(within[-1] if within else None)
-        same = run_of(given, method, REFERENCES.get(arm, "first-order"), seed) if method != "-" else None
+        same = run_of(given, method, reference, seed) if method != "-" else None
         if same:
             found["differences"].append(accuracies(record, table)["cifar10"] - accuracies(same, table)["cifar10"])
     text = f"{method:12}{arm:21}{spreads(found)}  at equal passes "
     # an epoch may take more passes than all of first order
     known = [value for value in found["at_equal_passes"] if value is not None]
     text += mean_text(known) if len(known) == len(found["at_equal_passes"]) else "less than an epoch"
-    if arm != "first-order" and len(found["differences"]) > 1:
+    if arm != reference and len(found["differences"]) > 1:
         found["interval"] = interval(found["differences"])
-        text += f"  minus first order {difference_text(found['differences'])}"
+        text += f"  minus {reference} {difference_text(found['differences'])}"
     if found["by_alphas"]:
         text += f"  by the alphas alone {mean_text(found['by_alphas'])}"
     if found["passes"]:
@@ -209,11 +217,11 @@ def row(given: argparse.Namespace, table: AccuracyTable, method: str, arm: str) 
     return found
 
 
-def show_average(arm: str, differences: list[list[float]]) -> None:
+def show_average(arm: str, reference: str, differences: list[list[float]]) -> None:
     """Prints what an arm gains in the mean over methods: the methods of a seed share its images."""
-    if arm not in ("first-order", "preset") and len(differences) > 1 and len({len(each) for each in differences}) == 1:
+    if arm not in (reference, "preset") and len(differences) > 1 and len({len(each) for each in differences}) == 1:
         by_seed = [mean(each) for each in zip(*differences, strict=True)]
-        print(f"{arm:21}minus first order, mean of {len(differences)} methods: {difference_text(by_seed)}", flush=True)
+        print(f"{arm:21}minus {reference}, mean of {len(differences)} methods: {difference_text(by_seed)}", flush=True)
 
 
 def spreads(found: dict[str, Any]) -> str:

@@ -45,13 +45,16 @@ def test_pairs_are_of_one_seed_and_of_the_epoch_with_equal_passes(
         ("sge", 2): record(NAMES[50], [9, 18]),
     }
     monkeypatch.setattr(study, "run_of", lambda given, method, arm, seed: runs.get((arm, seed)))
-    found = study.row(Namespace(seeds=[0, 1, 2, 3]), table, "darts", "sge")
+    given = Namespace(seeds=[0, 1, 2, 3], reference=None)
+    found = study.row(given, table, "darts", "sge")
     own = {name: ACCURACIES[NAMES[name]][0] for name in (10, 20, 30, 40)}
     assert found["seeds"] == [0, 1, 2]
     assert found["differences"] == [own[30] - own[10], own[40] - own[20]]
     # the second one has no epoch with as few passes
     assert found["at_equal_passes"] == [own[30], None]
     assert found["passes"] == [27, 22, 18]
+    given.reference = "sge"
+    assert study.row(given, table, "darts", "first-order")["differences"] == [own[10] - own[30], own[20] - own[40]]
 
 
 def test_run_of_other_settings_ends_the_study(monkeypatch: pytest.MonkeyPatch) -> None:
